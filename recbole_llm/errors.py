@@ -1,0 +1,39 @@
+"""Errors that a user can mend: one clear sentence each, shown without a traceback by the command line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RecBoleLLMError(Exception):
+    """Base of all errors whose message alone tells what is wrong, where, and what to do."""
+
+
+class SettingError(RecBoleLLMError):
+    """An unknown setting, model, data set or backbone name, or a value that is out of range."""
+
+
+class DataError(RecBoleLLMError):
+    """A data file that is missing, empty, or lacks what the settings ask for."""
+
+
+class BackboneError(RecBoleLLMError):
+    """A language model that cannot be had, or cannot be used for what is asked."""
+
+
+class CheckpointError(RecBoleLLMError):
+    """A saved run that is broken, incomplete, or belongs to another catalogue or model."""
+
+
+class StorageError(RecBoleLLMError):
+    """A file that could not be written: a full disk, a folder without permission."""
+
+
+class TrainingError(RecBoleLLMError):
+    """Training or evaluation that produced values which are not numbers."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name nearest to `name`, or an empty string."""
+    by_lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(str(name).lower(), list(by_lower), n=1, cutoff=0.5)
+    return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
