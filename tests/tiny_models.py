@@ -1,0 +1,140 @@
+"""Tiny random language models of the true types, each saved with a real fast tokenizer as a transformers folder."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+TITLES = [
+    "The Legend of Zelda: Ocarina of Time",
+    "Super Mario Galaxy 2 brand: Nintendo",
+    "Digital Multimeter with Back-Lit Display",
+    "Acoustic Guitar Strings, Light Gauge",
+    "3D Printer Filament 1.75 mm PLA, black",
+    "Toy Story (1995) Animation Children's Comedy",
+    "Please give the index of the following item: a microscope.",
+]
+MAX_POSITIONS = 128
+
+
+def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Path:
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _byte_tokenizer(special: list[str], **names: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE as in OPT and SmolLM2: any text has tokens, and "." is a token of its own."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TITLES, trainer)
+    if special[0] == "<s>":  # OPT's tokenizer puts its first token before every text
+        tokenizer.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=MAX_POSITIONS, **names)
+
+
+def _word_tokenizer() -> PreTrainedTokenizerFast:
+    """WordPiece with [CLS] and [SEP] as in BERT."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(TITLES, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=MAX_POSITIONS,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def tiny_llama(folder: Path, *, seed: int = 0) -> Path:
+    """Llama as SmolLM2 is built: grouped key heads, tied head; hidden 32, 2 layers, 128 positions."""
+    torch.manual_seed(seed)
+    tokenizer = _byte_tokenizer(["<|im_start|>", "<|im_end|>"], bos_token="<|im_start|>", eos_token="<|im_end|>")
+    tokenizer.pad_token = tokenizer.eos_token
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    return _save(folder, LlamaForCausalLM(config), tokenizer)
+
+
+def _tiny_opt(folder: Path, seed: int, word_width: int, norm_first: bool) -> Path:
+    torch.manual_seed(seed)
+    tokenizer = _byte_tokenizer(["<s>", "<pad>", "</s>"], bos_token="</s>", eos_token="</s>", pad_token="<pad>")
+    config = OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_POSITIONS,
+        word_embed_proj_dim=word_width,
+        do_layer_norm_before=norm_first,
+        dropout=0.1,
+        bos_token_id=2,
+        eos_token_id=2,
+        pad_token_id=1,
+    )
+    return _save(folder, OPTForCausalLM(config), tokenizer)
+
+
+def tiny_opt(folder: Path, *, seed: int = 0) -> Path:
+    """OPT as opt-125m is built: hidden 32, 2 layers, 128 positions."""
+    return _tiny_opt(folder, seed, word_width=32, norm_first=True)
+
+
+def tiny_opt_projected(folder: Path, *, seed: int = 0) -> Path:
+    """OPT as opt-350m is built: hidden 32, but hidden states leave the model through `project_out` 16 wide."""
+    return _tiny_opt(folder, seed, word_width=16, norm_first=False)
+
+
+def tiny_bert(folder: Path, *, seed: int = 0) -> Path:
+    """BERT as MiniLM and BGE are built: hidden 32, 2 layers, 128 positions."""
+    torch.manual_seed(seed)
+    tokenizer = _word_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_POSITIONS,
+        pad_token_id=0,
+    )
+    return _save(folder, BertModel(config), tokenizer)
