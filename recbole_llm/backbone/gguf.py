@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
 from recbole_llm.errors import BackboneError, StorageError
-from recbole_llm.files import replacing_folder, write_json
+from recbole_llm.files import replacing_folder, write_text
 from recbole_llm.paths import cache_folder
 
 # Part of every converted folder's name: raise it when `_write_converted` writes something else than before.
@@ -34,19 +33,18 @@ def content_hash(path: Path) -> str:
     """
     path = path.resolve()
     status = path.stat()
-    stamp = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    stamp = f"{path} {status.st_size} {status.st_mtime_ns}"
     note: Path | None = None
-    with contextlib.suppress(OSError, ValueError):  # a note that is missing or broken is written anew
-        note = cache_folder("hashes") / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
-        known = json.loads(note.read_text(encoding="utf-8"))
-        digest = known.pop("sha256")
+    with contextlib.suppress(OSError, UnicodeDecodeError):  # a note that is missing or broken is written anew
+        note = cache_folder("hashes") / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.txt"
+        known, _, digest = note.read_text(encoding="utf-8").rpartition(" ")
         if known == stamp:
-            return str(digest)
+            return digest
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     with contextlib.suppress(StorageError):  # without a place for the note the hash is only slower
         if note is not None:
-            write_json(note, {**stamp, "sha256": digest})
+            write_text(note, f"{stamp} {digest}")
     return digest
 
 

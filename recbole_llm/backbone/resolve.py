@@ -108,7 +108,7 @@ def resolve(name: str) -> Resolved:
         BackboneError: if it is not on this machine and cannot be fetched, or is broken or of an unsupported type.
     """
     given = Path(name).expanduser()
-    if (given / "config.json").is_file():
+    if name and (given / "config.json").is_file():  # no name is not the folder that we are in
         require_whole(given)
         return Resolved(derive_preset(name, given), given.resolve(), "folder")
     preset = find_preset(name)
@@ -140,7 +140,7 @@ def available_backbones() -> list[BackboneStatus]:
 
 def _require_hub_id(name: str, given: Path) -> None:
     """Raise unless `name` could be a hub id, naming the nearest preset."""
-    if given.is_dir():
+    if name and given.is_dir():
         require_whole(given)
     try:
         huggingface_hub.utils.validate_repo_id(name)
