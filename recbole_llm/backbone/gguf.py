@@ -62,21 +62,30 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def _conversions() -> Path:
+    try:
+        return cache_folder("backbones")
+    except OSError as error:
+        raise StorageError(f"the cache cannot be made ({error}): set RECBOLE_LLM_CACHE to a folder of yours") from error
+
+
 def converted_folder(name: str, gguf_file: Path) -> Path:
     """Return where the conversion of this file's content is kept, whether it is there yet or not.
 
     Raises:
         BackboneError: if the file cannot be read.
+        StorageError: if there can be no cache.
     """
     try:
-        return cache_folder("backbones") / f"{name}-v{CONVERSION_VERSION}-{content_hash(gguf_file)[:16]}"
+        digest = content_hash(gguf_file)
     except OSError as error:
         raise BackboneError(f"{gguf_file} cannot be read ({error.strerror}): install its package again") from error
+    return _conversions() / f"{name}-v{CONVERSION_VERSION}-{digest[:16]}"
 
 
 def earlier_conversion(name: str) -> Path | None:
     """Return the newest conversion of backbone `name`, for when its GGUF file is not there to compare with."""
-    found = cache_folder("backbones").glob(f"{name}-v{CONVERSION_VERSION}-*")
+    found = _conversions().glob(f"{name}-v{CONVERSION_VERSION}-*")
     return max(
         (folder for folder in found if folder.is_dir()), key=lambda folder: folder.stat().st_mtime_ns, default=None
     )
@@ -96,7 +105,11 @@ def convert_gguf(name: str, gguf_file: Path) -> Path:
     target = converted_folder(name, gguf_file)
     if target.is_dir():
         return target
-    with FileLock(target.with_name(f".{target.name}.lock")):
+    try:
+        held = FileLock(target.with_name(f".{target.name}.lock")).acquire()
+    except OSError as error:
+        raise StorageError(f"{target.parent} may not be written ({error.strerror}): set RECBOLE_LLM_CACHE") from error
+    with held:
         if not target.is_dir():
             for left_over in target.parent.glob(f".{target.name}.*.tmp"):  # of a process that was killed
                 shutil.rmtree(left_over, ignore_errors=True)

@@ -126,3 +126,10 @@ def test_a_full_disk_is_told_as_such(fake, cache, monkeypatch):
     monkeypatch.setattr(gguf.AutoModelForCausalLM, "from_pretrained", full)
     with pytest.raises(StorageError, match="no space is left on the disk"):
         gguf.convert_gguf("fake", fake)
+
+
+def test_a_cache_that_cannot_be_made(fake, cache, monkeypatch):
+    monkeypatch.setenv("RECBOLE_LLM_CACHE", str(fake / "below a file"))
+    assert gguf.content_hash(fake) == gguf.content_hash(fake), "only slower"
+    with pytest.raises(StorageError, match="set RECBOLE_LLM_CACHE to a folder of yours"):
+        gguf.convert_gguf("fake", fake)
