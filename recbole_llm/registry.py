@@ -71,5 +71,5 @@ def trainer_class(config: Any) -> type:
     from recbole_llm.trainer.trainer import with_run_folder
 
     own = getattr(config.model_class, "trainer_class", None)
-    base = own() if own is not None else recbole_trainer(config["MODEL_TYPE"], config["model"])
+    base = own if own is not None else recbole_trainer(config["MODEL_TYPE"], config["model"])
     return with_run_folder(base)

@@ -81,11 +81,11 @@ class Windows:
         return ranges(self.starts, lengths), lengths
 
 
-def full_windows(histories: Histories, last_target: np.ndarray) -> Windows:
-    """Cover every user's whole training history by consecutive windows, counted back from the most recent.
+def recent_windows(histories: Histories, last_target: np.ndarray) -> Windows:
+    """Return every user's most recent training window.
 
-    The last window starts where the window of the *next* prediction starts, the first that is held out. So one
-    causal pass over that window serves both, and training sees there what evaluation sees.
+    It starts where the window of the *next* prediction starts, the first that is held out. So one causal pass over that
+    window serves both, and training sees there what evaluation sees.
 
     Args:
         histories: the histories.
@@ -93,17 +93,29 @@ def full_windows(histories: Histories, last_target: np.ndarray) -> Windows:
             items before it.
     """
     first = histories.user_start[last_target]
-    starts, ends = [], []
+    starts = histories.window_starts(first, last_target + 1)
+    return _not_empty(starts, last_target)
+
+
+def full_windows(histories: Histories, last_target: np.ndarray) -> Windows:
+    """Cover every user's whole training history by consecutive windows, counted back from `recent_windows`.
+
+    Every training position is read exactly once.
+    """
+    first = histories.user_start[last_target]
     start = histories.window_starts(first, last_target + 1)
-    end = last_target
-    while len(end):
-        kept = start < end
-        starts.append(start[kept])
-        ends.append(end[kept])
-        more = start > first
+    parts = [_not_empty(start, last_target)]
+    while (more := start > first).any():
         first, end = first[more], start[more]
         start = histories.window_starts(first, end)
-    return Windows(np.concatenate(starts or [last_target]), np.concatenate(ends or [last_target]))
+        parts.append(Windows(start, end))
+    return Windows(np.concatenate([p.starts for p in parts]), np.concatenate([p.ends for p in parts]))
+
+
+def _not_empty(starts: np.ndarray, ends: np.ndarray) -> Windows:
+    # A window may be empty where its last item alone fills the limit of tokens.
+    kept = starts < ends
+    return Windows(starts[kept], ends[kept])
 
 
 def random_windows(histories: Histories, last_target: np.ndarray, rng: np.random.Generator) -> Windows:

@@ -54,7 +54,7 @@ class PackedTrainer(Trainer):
             evaluated: loaders of the parts that will be evaluated; None is skipped.
             show_progress: whether to show a bar.
         """
-        if not (self.model.frozen and self.model.settings.train_window == "full"):
+        if not self.model.frozen or self.model.settings.train_window == "random":
             return
         parts = [loader.dataset for loader in evaluated if loader is not None]
 

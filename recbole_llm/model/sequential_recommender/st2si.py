@@ -27,7 +27,7 @@ from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
 from recbole_llm.data.item_text import tokenize_items
 from recbole_llm.data.packing import Sequences, concatenate, pack, within_budget
 from recbole_llm.data.ragged import RaggedTable
-from recbole_llm.data.windows import Histories, WindowLimits, Windows, full_windows, random_windows
+from recbole_llm.data.windows import Histories, WindowLimits, Windows, full_windows, random_windows, recent_windows
 from recbole_llm.errors import BackboneError, DataError, SettingError, nearest
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.trainer.packed_trainer import PackedTrainer
@@ -48,7 +48,7 @@ class ST2SISettings:
         max_items: the most items of a window (`MAX_ITEM_LIST_LENGTH`).
         max_sequence_tokens: the most tokens of a window.
         query_token: the token after every item text.
-        train_window: random or full.
+        train_window: random, full or recent.
         alignment: whether alignment inputs are trained too.
         alignment_instruction: the text before the item in an alignment input.
         train_batch_tokens: the most tokens of a packed pass with gradients.
@@ -72,7 +72,7 @@ class ST2SISettings:
     eval_batch_tokens: int
 
     def __post_init__(self) -> None:
-        for name, allowed in (("tuning", tuple(_LEARNING_RATES)), ("train_window", ("random", "full"))):
+        for name, allowed in (("tuning", tuple(_LEARNING_RATES)), ("train_window", ("random", "full", "recent"))):
             value = getattr(self, name)
             if value not in allowed:
                 raise SettingError(f"{name}={value} is not one of {', '.join(allowed)}{nearest(str(value), allowed)}")
@@ -186,10 +186,11 @@ class ST2SI(SequentialRecommender):
     # -- training samples ------------------------------------------------------------------------------------------
 
     def training_windows(self, rng: np.random.Generator) -> Windows:
-        """Return the windows of one epoch: `train_window` full or random."""
-        if self.settings.train_window == "full":
-            return full_windows(self.histories, self.last_targets)
-        return random_windows(self.histories, self.last_targets, rng)
+        """Return the windows of one epoch, as `train_window` says."""
+        if self.settings.train_window == "random":
+            return random_windows(self.histories, self.last_targets, rng)
+        windows = full_windows if self.settings.train_window == "full" else recent_windows
+        return windows(self.histories, self.last_targets)
 
     def training_sequences(self, rng: np.random.Generator) -> Sequences:
         """Return the samples of one epoch: multi-query inputs (eq. 2), then alignment inputs (eq. 6)."""
