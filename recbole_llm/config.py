@@ -138,16 +138,13 @@ class Config(RecBoleConfig):
         super()._load_internal_config_dict(model, model_class, dataset)
         properties, datasets = shipped("properties"), shipped("dataset_configs")
         ours = [properties / "overall.yaml", datasets / f"{dataset}.yaml", properties / "model" / f"{model}.yaml"]
-        of_dataset = {}
         for path in ours:
             if path.is_file():
                 settings = {k: v for k, v in read_yaml(path).items() if k not in _NOT_SETTINGS}
                 self.internal_config_dict.update(settings)
-                if path.parent == datasets:
-                    of_dataset = settings
-        # Which columns hold the text is a matter of the data set, whatever the model's default.
-        if "item_text_fields" in of_dataset:
-            self.internal_config_dict["item_text_fields"] = of_dataset["item_text_fields"]
+        self._is_new_dataset = not any(
+            (folder / f"{dataset}.yaml").is_file() for folder in (_RECBOLE / "properties/dataset", datasets)
+        )
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         self._check_names()
@@ -157,6 +154,12 @@ class Config(RecBoleConfig):
             # A full softmax takes no negative samples; RecBole's own default asks for some and then refuses the run.
             if self.external_config_dict.get("train_neg_sample_args") is None:
                 settings["train_neg_sample_args"] = None
+        if self._is_new_dataset and "load_col" not in self.external_config_dict:
+            # RecBole's default loads users and items alone, without the time that its own protocol sorts by.
+            settings["load_col"] = {"inter": [settings[f"{name}_FIELD"] for name in ("USER_ID", "ITEM_ID", "TIME")]}
+        fields = settings.get("item_text_fields")
+        if isinstance(fields, str):
+            settings["item_text_fields"] = [field.strip() for field in fields.split(",")]
         if settings.get("use_gpu") is False:
             settings["gpu_id"] = ""
         self.given = copy.deepcopy(self.external_config_dict)
@@ -194,7 +197,7 @@ def _general_names() -> frozenset[str]:
     files += sorted((_RECBOLE / "properties/quick_start_config").glob("*.yaml"))
     names = {name for file in [*files, shipped("properties") / "overall.yaml"] for name in read_yaml(file)}
     lists: Iterable[str] = (*general_arguments, *training_arguments, *evaluation_arguments, *dataset_arguments)
-    return frozenset(names | set(lists) | _WITHOUT_DEFAULT | {"item_text_fields"})
+    return frozenset(names | set(lists) | _WITHOUT_DEFAULT)
 
 
 @functools.cache

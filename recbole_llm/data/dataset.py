@@ -68,6 +68,10 @@ class Protocol(Dataset):
         rule = self.config["items_without_text"]
         if rule == "keep" or not fields or not path.exists():
             return
+        if not self._has_item_column(path, fields[0]):
+            # A model that reads no text does without; one that does tells which column is nearest.
+            self.logger.warning("%s has no column '%s': no item is dropped for want of text", path, fields[0])
+            return
         texts = self.item_texts(fields[:1])
         with_text = set(texts.index[texts.iloc[:, 0] != ""])
         if not with_text:
@@ -84,10 +88,17 @@ class Protocol(Dataset):
         if self.item_feat is not None:
             self.item_feat = self.item_feat[self.item_feat[self.iid_field].isin(with_text)].copy()
 
+    def _has_item_column(self, path: Path, field: str) -> bool:
+        with path.open(encoding=self.config["encoding"] or "utf-8", errors="replace") as file:
+            header = file.readline().rstrip("\r\n")
+        return field in [column.split(":")[0] for column in header.split(self.config["field_separator"])]
+
     def item_texts(self, fields: list[str]) -> pd.DataFrame:
         """Return the cleaned texts of the whole `.item` file, indexed by item token. See `read_item_fields`."""
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
-        return read_item_fields(path, self.iid_field, fields, self.config["field_separator"])
+        return read_item_fields(
+            path, self.iid_field, fields, self.config["field_separator"], self.config["encoding"] or "utf-8"
+        )
 
     def item_texts_by_id(self, fields: list[str]) -> pd.DataFrame:
         """Return the cleaned texts in the order of RecBole's item ids, row 0 (padding) empty: [items] rows."""

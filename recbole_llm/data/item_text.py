@@ -14,7 +14,9 @@ import hashlib
 import html
 import json
 import logging
+import zipfile
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,9 @@ from recbole_llm.paths import cache_folder
 _FORMAT = 1  # part of every cache key: raise it when the rules above change
 
 
-def read_item_fields(path: str | Path, item_field: str, fields: Sequence[str], separator: str = "\t") -> pd.DataFrame:
+def read_item_fields(
+    path: str | Path, item_field: str, fields: Sequence[str], separator: str = "\t", encoding: str = "utf-8"
+) -> pd.DataFrame:
     """Return the cleaned text `fields` of a RecBole `.item` file, indexed by item token.
 
     Quotation marks are text, not syntax: RecBole's atomic files are separated by tabs and never quoted.
@@ -38,17 +42,21 @@ def read_item_fields(path: str | Path, item_field: str, fields: Sequence[str], s
         One row an item (the first of duplicates), columns `fields`, str, empty where the file has nothing.
 
     Raises:
-        DataError: if the file is missing or empty, or lacks the item column or one of `fields`.
+        DataError: if the file is missing or empty, lacks the item column or one of `fields`, or cannot be read.
     """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding=encoding) as file:
             header = file.readline().rstrip("\r\n")
     except FileNotFoundError:
         raise DataError(
             f"item text is needed, but {path} does not exist: add it with the columns "
             f"'{item_field}:token' and '{fields[0]}:token_seq'"
         ) from None
+    except UnicodeDecodeError as error:
+        raise _not_text(path, encoding) from error
+    if not header:
+        raise DataError(f"{path} is empty: it needs a header line with '{item_field}:token' and the text columns")
     columns = [column.split(":")[0] for column in header.split(separator)]
     for field in [item_field, *fields]:
         if field not in columns:
@@ -56,12 +64,21 @@ def read_item_fields(path: str | Path, item_field: str, fields: Sequence[str], s
                 f"{path} has no column '{field}'{nearest(field, columns)} Its columns are {', '.join(columns)}; "
                 f"set item_text_fields to those that hold text"
             )
-    frame = pd.read_csv(
-        path, sep=separator, quoting=csv.QUOTE_NONE, dtype=str, keep_default_na=False, names=columns, header=0,
-        usecols=[item_field, *fields], encoding="utf-8",
-    ).set_index(item_field)  # fmt: skip
+    try:
+        frame = pd.read_csv(
+            path, sep=separator, quoting=csv.QUOTE_NONE, dtype=str, keep_default_na=False, names=columns, header=0,
+            usecols=[item_field, *fields], encoding=encoding,
+        ).fillna("").set_index(item_field)  # fmt: skip
+    except UnicodeDecodeError as error:
+        raise _not_text(path, encoding) from error
+    except pd.errors.ParserError as error:
+        raise DataError(f"{path} is not a table: {' '.join(str(error).split())}") from error
     frame = frame[~frame.index.duplicated(keep="first")]
     return frame.map(clean)[list(fields)]
+
+
+def _not_text(path: Path, encoding: str) -> DataError:
+    return DataError(f"{path} is not {encoding.upper()} text: convert it, or set encoding to what it is")
 
 
 def clean(text: str) -> str:
@@ -83,7 +100,7 @@ def tokenize_items(texts: pd.DataFrame, tokenizer: Any, max_attribute_tokens: in
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return RaggedTable(stored["values"], stored["offsets"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             logging.getLogger().warning("the item text cache %s is broken and is made anew", path)
     table = _tokenize(texts, tokenizer, max_attribute_tokens)
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -102,11 +119,15 @@ def _tokenize(texts: pd.DataFrame, tokenizer: Any, max_attribute_tokens: int) ->
             return_attention_mask=False, return_token_type_ids=False,
         )["input_ids"]  # fmt: skip
         pieces.append(encoded)
-    rows = [sum(parts, []) if kept else [] for kept, parts in zip(has_title, zip(*pieces, strict=True), strict=True)]
+    parts_of_items = zip(*pieces, strict=True)
+    rows = [list(chain(*parts)) if kept else [] for kept, parts in zip(has_title, parts_of_items, strict=True)]
     return RaggedTable.from_rows(rows)
 
 
 def _content_hash(texts: pd.DataFrame, tokenizer: Any, max_attribute_tokens: int) -> str:
+    # A tokenizer remembers how it last cut and padded; that is no part of the content.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     digest = hashlib.sha256()
     digest.update(json.dumps([_FORMAT, max_attribute_tokens, list(texts.columns)]).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())

@@ -1,4 +1,4 @@
-"""Fixtures for the backbone tests: tiny folders, and the packaged SmolLM2 converted once a session."""
+"""Fixtures for the backbone tests: the packaged SmolLM2 converted once a session, and caches of their own."""
 
 import importlib.util
 import os
@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/, for tiny_models
-from tiny_models import tiny_bert, tiny_llama, tiny_opt, tiny_opt_projected
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -70,11 +67,3 @@ def cache(tmp_path, monkeypatch) -> Path:
 def child_environment(cache) -> dict[str, str]:
     """The environment of a process that shares the test's cache."""
     return _environment(cache)
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> dict[str, Path]:
-    """Folders of tiny models by type; tests that change one copy it first."""
-    root = tmp_path_factory.mktemp("tiny")
-    makers = {"llama": tiny_llama, "opt": tiny_opt, "opt_projected": tiny_opt_projected, "bert": tiny_bert}
-    return {name: make(root / name) for name, make in makers.items()}

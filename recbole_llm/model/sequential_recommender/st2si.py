@@ -87,14 +87,11 @@ class ST2SISettings:
 
     @classmethod
     def from_config(cls, config: Any) -> "ST2SISettings":
-        """Read the settings of a run. A comma-separated string is a list of fields."""
-        fields = config["item_text_fields"]
-        if isinstance(fields, str):
-            fields = [field.strip() for field in fields.split(",")]
+        """Read the settings of a run."""
         return cls(
             backbone=str(config["backbone"]),
             tuning=config["tuning"],
-            item_text_fields=list(fields or []),
+            item_text_fields=config["item_text_fields"],
             max_attribute_tokens=config["max_attribute_tokens"],
             max_items=config["MAX_ITEM_LIST_LENGTH"],
             max_sequence_tokens=config["max_sequence_tokens"],
@@ -162,6 +159,12 @@ class ST2SI(SequentialRecommender):
         table = tokenize_items(texts, tokenizer, self.settings.max_attribute_tokens)
         if not table.lengths[1:].any():
             raise DataError(f"no item of {dataset.dataset_name} has a text in '{fields[0]}'")
+        without = len(np.unique(dataset.history_items[table.lengths[dataset.history_items] == 0]))
+        if without:
+            raise DataError(
+                f"{without} items of {dataset.dataset_name} have no text in '{fields[0]}', and ST2SI reads nothing but "
+                f"text: set items_without_text=drop"
+            )
         instruction = tokenizer(self.settings.alignment_instruction, add_special_tokens=False)["input_ids"]
         # The query token is looked up last: a token added to the tokenizer must not change how texts are cut.
         query = query_token_id(tokenizer, self.backbone, self.settings.query_token)
