@@ -6,7 +6,7 @@ transformers' own layers are used as they are; only the attention function is re
 
 import functools
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,13 @@ class SequenceBounds:
         lengths: tokens of each sequence; their sum is the length of the row.
         offsets: int32 [sequences + 1] on the device of the batch, the running sum of `lengths` from 0.
         causal: whether a token sees only itself and what came before it (decoders).
+        longest: at least the longest of `lengths`, a power of two, so that a compiled model meets few values.
     """
 
     lengths: tuple[int, ...]
     offsets: Tensor
     causal: bool
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class PackedBatch:
         return PackedBatch(
             move(self.token_ids),
             move(self.positions),
-            SequenceBounds(self.bounds.lengths, move(self.bounds.offsets), self.bounds.causal),
+            replace(self.bounds, offsets=move(self.bounds.offsets)),
             move(self.query_index),
             None if self.labels is None else move(self.labels),
         )
@@ -75,7 +77,8 @@ def sequence_bounds(lengths: np.ndarray, causal: bool) -> SequenceBounds:
     """Return the bounds of sequences of the given `lengths` (tokens, each at least 1) on the CPU."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
-    return SequenceBounds(tuple(int(n) for n in lengths), torch.from_numpy(offsets), causal)
+    longest = 1 << (int(lengths.max(initial=1)) - 1).bit_length()
+    return SequenceBounds(tuple(lengths.tolist()), torch.from_numpy(offsets), causal, longest)
 
 
 def use_packed_attention(model: nn.Module) -> None:
@@ -144,8 +147,7 @@ def _variable_length(
         options["is_causal"] = bounds.causal
     elif bounds.causal:
         options["window_size"] = (-1, 0)
-    longest = max(bounds.lengths)
-    output = varlen_attn(query, key, value, bounds.offsets, bounds.offsets, longest, longest, **options)
+    output = varlen_attn(query, key, value, bounds.offsets, bounds.offsets, bounds.longest, bounds.longest, **options)
     return output[None]
 
 
