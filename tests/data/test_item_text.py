@@ -210,7 +210,7 @@ def test_items_without_title_are_dropped_with_a_count_for_every_model(workplace,
 
 def test_items_without_title_are_an_error_by_setting(workplace, tiny):
     path = without_titles(workplace, "b", "h")
-    with pytest.raises(DataError, match="2 items of small have no text in 'title'.*items_without_text=drop"):
+    with pytest.raises(DataError, match=r"2 items of small have no text in 'title'.*items_without_text=drop"):
         build_parts(path, backbone=str(tiny["llama"]), items_without_text="error")
 
 
@@ -221,13 +221,13 @@ def test_items_without_title_are_kept_by_setting_where_the_model_reads_none(work
 
 def test_items_without_title_cannot_be_kept_by_a_model_that_reads_them(workplace, tiny):
     path = without_titles(workplace, "b", "h")
-    with pytest.raises(DataError, match="2 items of small have no text.*items_without_text"):
+    with pytest.raises(DataError, match=r"2 items of small have no text.*items_without_text"):
         build_parts(path, backbone=str(tiny["llama"]), items_without_text="keep")
 
 
 def test_no_title_at_all_is_an_error(workplace, tiny):
     path = write_dataset(workplace, titles=dict.fromkeys(TITLES, ""))
-    with pytest.raises(DataError, match="no item of .*small.item has a text in its column 'title'"):
+    with pytest.raises(DataError, match=r"no item of .*small\.item has a text in its column 'title'"):
         build_parts(path, backbone=str(tiny["llama"]))
 
 
