@@ -72,7 +72,7 @@ SEQUENCES = Sequences(
 
 def test_packed_row_by_hand():
     batch = pack(SEQUENCES, TABLE)
-    assert batch.token_ids.tolist() == [11, 12, 9, 21, 9, 31, 32, 33, 34, 9] + [21, 9] + [5, 6, 7, 11, 12, 9]
+    assert batch.token_ids.tolist() == [11, 12, 9, 21, 9, 31, 32, 33, 34, 9, 21, 9, 5, 6, 7, 11, 12, 9]
     assert batch.positions.tolist() == [*range(10), *range(2), *range(6)]
     assert batch.bounds.lengths == (10, 2, 6)
     assert batch.bounds.offsets.tolist() == [0, 10, 12, 18]
