@@ -127,10 +127,10 @@ def test_row_is_recboles_internal_id(small, tiny):
     dataset, model = parts.dataset, parts.model
     tokenizer = AutoTokenizer.from_pretrained(tiny["llama"])
     full_stop = tokenizer.get_vocab()["."]
-    assert model.table.row(0).tolist() == []
+    assert model.inputs.table.row(0).tolist() == []
     for item, title in TITLES.items():
         row = dataset.token2id("item_id", item)
-        assert model.table.row(row).tolist() == [*ids(tokenizer, title), full_stop]
+        assert model.inputs.table.row(row).tolist() == [*ids(tokenizer, title), full_stop]
     assert len({dataset.token2id("item_id", item) for item in TITLES}) == dataset.item_num - 1
 
 
@@ -236,4 +236,4 @@ def test_title_that_opens_a_quotation_swallows_no_other_item(workplace, tiny):
     parts = build_parts(write_dataset(workplace, titles=titles), backbone=str(tiny["llama"]))
     tokenizer = AutoTokenizer.from_pretrained(tiny["llama"])
     for item, title in titles.items():
-        assert tokenizer.decode(parts.model.table.row(parts.dataset.token2id("item_id", item))) == title + "."
+        assert tokenizer.decode(parts.model.inputs.table.row(parts.dataset.token2id("item_id", item))) == title + "."
