@@ -13,6 +13,8 @@ The ids are SmolLM2's. Four items, two users:
     u2: t c g        test g, too short for validation; training predicts c from t
 """
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -47,7 +49,7 @@ def training_inputs(parts):
     items = parts.dataset.field2id_token["item_id"]
     bounds = batch.bounds.offsets.tolist()
     samples = []
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         inside = (batch.query_index >= start) & (batch.query_index < end)
         labels = [str(items[label]) for label in batch.labels[inside]]
         queries = (batch.query_index[inside] - start).tolist()

@@ -89,7 +89,19 @@ class ST2SI(SequentialRecommender):
         text = tokenize_items(texts, loaded.tokenizer, settings.max_attribute_tokens)
         if not text.lengths[1:].any():
             raise DataError(f"no item of {dataset.dataset_name} has a text in '{settings.item_text_fields[0]}'")
+        without = np.unique(dataset.history_items[text.lengths[dataset.history_items] == 0])
+        if len(without):
+            raise DataError(
+                f"{len(without)} items of {dataset.dataset_name} have no text in '{settings.item_text_fields[0]}', and "
+                f"ST2SI reads nothing but text: set items_without_text=drop"
+            )
         instruction = loaded.tokenizer(settings.alignment_instruction, add_special_tokens=False)["input_ids"]
+        longest = len(instruction) + int(text.lengths.max()) + 1
+        if settings.alignment and loaded.max_positions is not None and longest > loaded.max_positions:
+            raise SettingError(
+                f"alignment_instruction and the longest item take {longest} tokens, more than the {loaded.max_positions} "
+                f"positions of {settings.backbone}: shorten the instruction, or lower max_attribute_tokens"
+            )
         # The query token is looked up last: a token added to the tokenizer must not change how texts are cut.
         query = query_token_id(loaded.tokenizer, loaded.model, settings.query_token)
         limits = WindowLimits(settings.max_items, settings.max_sequence_tokens)
