@@ -65,7 +65,7 @@ def run(
     """
     started = time.monotonic()
     if resume is not None:
-        folder, stored = run_folder.open_existing(resume)
+        folder, stored = run_folder.open_unfinished(resume)
         settings = {**stored, **(settings or {})}
     config = Config(model, dataset, config_files, settings, command_line)
     if resume is None:

@@ -14,7 +14,7 @@ import yaml
 
 import recbole_llm
 from recbole_llm.errors import CheckpointError, StorageError
-from recbole_llm.files import read_yaml, write_text
+from recbole_llm.files import read_yaml, remove_unfinished, write_text
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -57,6 +57,19 @@ def open_existing(run: str | Path) -> tuple[Path, dict[str, Any]]:
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{run} is not a run: a run is a folder with {CONFIG} in it, such as saved/<run>")
     return folder, read_yaml(folder / CONFIG)
+
+
+def open_unfinished(run: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Return what `open_existing` does for a run to go on with, cleared of files that were cut short.
+
+    Raises:
+        CheckpointError: if it is not the folder of a run, or the run is finished.
+    """
+    folder, settings = open_existing(run)
+    if (folder / RESULT).exists():
+        raise CheckpointError(f"the run {folder} is finished, its results are in {folder / RESULT}: start a new run")
+    remove_unfinished(folder)
+    return folder, settings
 
 
 def plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def read_ranks(path: Path) -> pd.DataFrame:
     """
     try:
         frame = pd.read_csv(path, sep="\t", dtype={"user": str, "item": str, "rank": np.int64}, keep_default_na=False)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path} is not a whole file of ranks: {error}") from error
     if list(frame.columns) != ["user", "item", "rank"]:
         raise DataError(f"{path} must have the columns user, item and rank, but has {', '.join(frame.columns)}")

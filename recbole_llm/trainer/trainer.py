@@ -58,6 +58,7 @@ class RunFolderMixin(Trainer):
         self._started = time.monotonic()
         self._loader_generator = getattr(train_data, "generator", None)
         if self.finished:
+            self.eval_collector.data_collect(train_data)  # what some metrics read, such as ItemCoverage
             return self.best_valid_score, self.best_valid_result
         if self._pending is not None:
             self._restore_random_states(self._pending)
@@ -136,11 +137,15 @@ class RunFolderMixin(Trainer):
         }
 
     def more_resume_state(self) -> dict[str, Any]:
-        """Return what a subclass must keep to go on, as plain values and tensors."""
-        return {}
+        """Return what the trainer behind this class must keep to go on, as plain values and tensors."""
+        behind = getattr(super(), "more_resume_state", None)
+        return {} if behind is None else behind()
 
     def load_more_resume_state(self, state: dict[str, Any]) -> None:
-        """Take back what `more_resume_state` returned."""
+        """Hand what `more_resume_state` returned to the trainer behind this class."""
+        behind = getattr(super(), "load_more_resume_state", None)
+        if behind is not None:
+            behind(state)
 
     _pending: dict[str, Any] | None = None
 

@@ -1,0 +1,118 @@
+"""Runs in processes of their own, some of which end themselves by SIGKILL at a chosen moment.
+
+The processes are forked from one that has imported everything, so each costs a fraction of a second.
+"""
+
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(
+    ["child_runs", "recbole_llm.model.sequential_recommender.st2si", "torch.utils.tensorboard"]
+)
+
+
+def command_line(folder: Path, arguments: Sequence[str], kill: tuple[str, int] | None = None) -> tuple[int, str, str]:
+    """Run the command line in `folder` and return its exit code (-9 if it was killed), stdout and stderr.
+
+    Args:
+        folder: the working folder, with the cache in it.
+        arguments: of the command line.
+        kill: (moment, n): end the process when the moment comes for the n-th time:
+
+            * step: after an optimiser step
+            * weights: in the middle of writing the weights
+            * between: after the weights are written, before the state to resume from
+            * state: in the middle of writing the state to resume from
+            * result: after all is done, before result.json
+    """
+    out, error = folder / "child.out", folder / "child.err"
+    child = _SERVER.Process(target=_child, args=(str(folder), list(arguments), kill, str(out), str(error)))
+    child.start()
+    child.join(timeout=240)
+    assert child.exitcode is not None, "the run hangs"
+    return child.exitcode, out.read_text(), error.read_text()
+
+
+def _child(folder: str, arguments: list[str], kill: tuple[str, int] | None, out: str, error: str) -> None:
+    os.chdir(folder)
+    os.environ["RECBOLE_LLM_CACHE"] = str(Path(folder) / "cache")
+    for path, stream in ((out, sys.stdout), (error, sys.stderr)):
+        with Path(path).open("wb") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    from recbole_llm import cli
+
+    if kill is not None:
+        _kill_at(*kill)
+    try:
+        code = cli.main(arguments)
+    except BaseException:
+        traceback.print_exc()
+        code = 70
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _kill_at(moment: str, count: int) -> None:
+    import torch
+
+    from recbole_llm import quick_start
+    from recbole_llm.trainer import checkpoint
+
+    left = [count]
+
+    def now() -> bool:
+        left[0] -= 1
+        return left[0] == 0
+
+    def end() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def write_half(path: Any, content: bytes) -> None:
+        Path(path).write_bytes(content[: len(content) // 2])
+        end()
+
+    real_save_file, real_save, real_resume = checkpoint.save_file, torch.save, checkpoint.save_resume
+
+    def save_file(tensors: Any, path: Any, metadata: Any) -> None:
+        real_save_file(tensors, path, metadata)
+        if now():
+            write_half(path, Path(path).read_bytes())
+
+    def save(state: Any, file: Any) -> None:
+        if not now():
+            return real_save(state, file)
+        whole = io.BytesIO()
+        real_save(state, whole)
+        file.write(whole.getvalue()[: whole.tell() // 2])
+        file.flush()
+        end()
+
+    def save_resume(*arguments: Any) -> None:
+        if now():
+            end()
+        real_resume(*arguments)
+
+    match moment:
+        case "step":
+            from torch.optim.optimizer import register_optimizer_step_post_hook
+
+            register_optimizer_step_post_hook(lambda *_: end() if now() else None)
+        case "weights":
+            checkpoint.save_file = save_file
+        case "state":
+            torch.save = save
+        case "between":
+            checkpoint.save_resume = save_resume
+        case "result":
+            quick_start.write_json = lambda *_: end()
+        case _:
+            raise ValueError(moment)
