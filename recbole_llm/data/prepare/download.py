@@ -148,14 +148,14 @@ class _Transfer:
     def _until_whole(self) -> None:
         failures = 0
         wait = FIRST_WAIT
+        furthest = self._have()
         while True:
-            before = self._have()
             try:
                 self._attempt()
                 return
             except _PassingError as error:
-                if self._have() > before:  # something came: the publisher is there, so start counting again
-                    failures, wait = 0, FIRST_WAIT
+                if self._have() > furthest:  # further than ever: the publisher is there, so start counting again
+                    failures, wait, furthest = 0, FIRST_WAIT, self._have()
                 failures += 1
                 if failures >= ATTEMPTS:
                     raise DataError(f"{self.url} failed {failures} times, at last with: {error}") from None
@@ -171,7 +171,8 @@ class _Transfer:
 
     def _attempt(self) -> None:
         have = self._have()
-        validator = self._validator()
+        note = self._noted()
+        validator = note.get("validator")
         if have and not validator:
             self._forget()
             have = 0
@@ -181,9 +182,8 @@ class _Transfer:
             headers |= {"Range": f"bytes={have}-", "If-Range": validator}
         try:
             with requests.get(self.url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-                total = self._judge(answer, have)
-                if answer.status_code == 206 or not have:
-                    self._remember(answer)
+                total = self._judge(answer, have, note)
+                self._remember(answer, total)
                 if answer.status_code != 416:
                     self._save(answer, have if answer.status_code == 206 else 0, total)
         except _PASSING as error:
@@ -195,14 +195,14 @@ class _Transfer:
                 self._forget()
             raise _PassingError(f"{self._have():,} bytes came where {total:,} were announced")
 
-    def _judge(self, answer: requests.Response, have: int) -> int | None:
+    def _judge(self, answer: requests.Response, have: int, note: dict[str, Any]) -> int | None:
         """Return the length of the whole file, if the answer tells it."""
         status = answer.status_code
         if status in _LATER:
             raise _PassingError(f"answer {status} {answer.reason}", _seconds(answer.headers.get("Retry-After")))
         if status == 416:
             total = _total(answer.headers.get("Content-Range"))
-            if total != have:
+            if total != have or note.get("total") not in (None, have):
                 self._forget()
                 raise _PassingError("the part that is here does not fit the file there")
             return total
@@ -228,18 +228,20 @@ class _Transfer:
             file.flush()
             os.fsync(file.fileno())
 
-    def _validator(self) -> str:
+    def _noted(self) -> dict[str, Any]:
         try:
             note = json.loads(self.note.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return ""
-        return str(note["validator"]) if isinstance(note, dict) and note.get("url") == self.url else ""
+            return {}
+        return note if isinstance(note, dict) and note.get("url") == self.url else {}
 
-    def _remember(self, answer: requests.Response) -> None:
+    def _remember(self, answer: requests.Response, total: int | None) -> None:
+        if answer.status_code == 416:
+            return
         etag = answer.headers.get("ETag", "")
         # Only a strong ETag or a date may follow If-Range.
         validator = etag if etag.startswith('"') else answer.headers.get("Last-Modified", "")
-        write_text(self.note, json.dumps({"url": self.url, "validator": validator}))
+        write_text(self.note, json.dumps({"url": self.url, "validator": validator, "total": total}))
 
 
 def _pieces(answer: requests.Response) -> Iterator[bytes]:

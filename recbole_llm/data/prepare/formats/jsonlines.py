@@ -44,12 +44,17 @@ def _careful(lines: list[bytes], fields: Sequence[str]) -> tuple[pl.DataFrame, i
     """Parse a block in which at least one line is not JSON: runs of good lines fast, the others one by one."""
     parts: list[pl.DataFrame] = []
     broken = 0
-    for literal, run in itertools.groupby(lines, key=_is_literal):
-        parse = _singly if literal else _halves
+    for plain, run in itertools.groupby(lines, key=_looks_like_json):
+        parse = _halves if plain else _singly
         frame, bad = parse(list(run), fields)
         parts.append(frame)
         broken += bad
     return pl.concat(parts), broken
+
+
+def _looks_like_json(line: bytes) -> bool:
+    # Python literals start otherwise, and most broken lines were cut off.
+    return line.startswith(b'{"') and line.endswith(b"}")
 
 
 def _is_literal(line: bytes) -> bool:
@@ -57,7 +62,7 @@ def _is_literal(line: bytes) -> bool:
 
 
 def _halves(lines: list[bytes], fields: Sequence[str]) -> tuple[pl.DataFrame, int]:
-    # Broken lines are few: halving finds each in log2(lines) fast passes instead of reading all lines in Python.
+    # Lines that are broken inside are few: halving finds each in log2(lines) fast passes.
     try:
         return _fast(b"\n".join(lines), fields), 0
     except pl.exceptions.PolarsError:
