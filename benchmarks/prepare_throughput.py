@@ -2,11 +2,11 @@
 
     python benchmarks/prepare_throughput.py [--gigabytes=2.2] [--words=55] [--loop=yes] [--folder=FOLDER]
 
-The pair looks like Amazon Reviews 2018: reviews of about 500 bytes (`--words` sets the mean length) with a long tail of users and items, metadata with
-HTML, lists, an item listed twice now and then, a Python literal in a thousand lines and a broken line in five thousand.
-It is written gzipped into a temporary folder, which is removed at the end. Each reader runs in a process of its own;
-MB/s are unpacked megabytes (10^6 bytes) over the whole run, from opening the files to closing the results. The machine
-may be shared, so CPU seconds are given beside wall seconds. Prints one JSON line.
+The pair looks like Amazon Reviews 2018: reviews of about 500 bytes (`--words` sets the mean length) with a long tail
+of users and items, metadata with HTML, lists, an item listed twice now and then, a Python literal in a thousand lines
+and a broken line in five thousand. It is written gzipped into a temporary folder, which is removed at the end. Each
+reader runs in a process of its own; MB/s are unpacked megabytes (10^6 bytes) over the whole run, from opening the files
+to closing the results. The machine may be shared, so CPU seconds are given beside wall seconds. Prints one JSON line.
 """
 
 import argparse
@@ -29,39 +29,18 @@ SETTINGS = {
     "filters": [{"titles": {"empty": "drop"}}, {"repeats": {"keep": "all"}}, {"minimum_length": {"interactions": 4}}],
 }
 WORDS = [
-    "great",
     "the",
+    "great",
     "and",
     "works",
     "perfectly",
-    "very",
     "sturdy",
     "color",
     "size",
-    "small",
-    "large",
     "fits",
-    "described",
-    "bought",
-    "for",
     "kitchen",
     "daughter",
-    "loves",
     "quality",
-    "price",
-    "returned",
-    "battery",
-    "easy",
-    "install",
-    "would",
-    "recommend",
-    "again",
-    "product",
-    "excellent",
-    "steel",
-    "cable",
-    "cover",
-    "garden",
 ]
 REVIEW_SHARE = 0.7
 

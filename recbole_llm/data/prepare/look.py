@@ -1,9 +1,10 @@
 """A look at a prepared data set: the numbers behind the table and the HTML page."""
 
 import datetime
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -58,7 +59,9 @@ def look(folder: Path, dataset: str, tokenize: Tokenize | None = None, tokenizer
     Raises:
         DataError: if a file cannot be read.
     """
-    table = _load(folder / f"{dataset}.inter").select("user_id", "item_id", pl.col("timestamp").cast(pl.Float64))
+    # Categorical: codes of four bytes, since tens of millions of ids as text would not fit where the preparation does.
+    types = {"user_id:token": pl.Categorical, "item_id:token": pl.Categorical, "timestamp:float": pl.Float64}
+    table = _load(folder / f"{dataset}.inter", types)
     per_item = table.group_by("item_id").len()
     titles = _titles(folder / f"{dataset}.item")
     lengths = _lengths(titles, tokenize or (lambda texts: [text.words(each) for each in texts]))
@@ -80,9 +83,11 @@ def look(folder: Path, dataset: str, tokenize: Tokenize | None = None, tokenizer
     )
 
 
-def _load(path: Path) -> pl.DataFrame:
+def _load(path: Path, types: Mapping[str, Any] | None = None) -> pl.DataFrame:
+    """Return the columns in `types`, or all of them as text."""
     try:
-        table = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
+        lines = pl.scan_csv(path, separator="\t", quote_char=None, infer_schema=False, schema_overrides=types)
+        table = (lines.select(types) if types else lines).collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path} could not be read: {' '.join(str(error).split())[:200]}") from None
     return table.rename({name: name.partition(":")[0] for name in table.columns})

@@ -23,7 +23,8 @@ REVIEWS = [
 ]
 METADATA = [
     json.dumps({"asin": "A", "title": "", "brand": "first entry", "category": ["x"]}),  # A again, first without a title
-    "{'asin': 'A', 'title': u'\"Quoted\" &amp;quot;box&amp;quot; <b>bold</b>\\ttab', 'brand': 'None', 'category': ['Top', 'Sub']}",
+    "{'asin': 'A', 'title': u'\"Quoted\" &amp;quot;box&amp;quot; <b>bold</b>\\ttab', 'brand': 'None', "
+    "'category': ['Top', 'Sub']}",
     json.dumps({"asin": "A", "title": "a later entry loses", "brand": "x", "category": []}),
     '{"asin": "B", "title": "broken',
     json.dumps({"asin": "B", "title": "5 < 6 and I <3 this\nline", "brand": "", "category": [["Deep", "Er"], "er"]}),

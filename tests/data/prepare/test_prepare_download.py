@@ -3,13 +3,13 @@
 import gzip
 import hashlib
 import json
-import multiprocessing
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from processes import CONTEXT
 from raw_files import INTER, METADATA, REVIEWS
 
 from recbole_llm.data.prepare import download as module
@@ -167,7 +167,7 @@ def test_an_interrupted_download_goes_on_where_it_ended(publisher, tmp_path):
 def test_a_killed_download_goes_on_in_the_next_process(publisher, tmp_path):
     publisher.manners = [slow]
     publisher.files["/file"] = BODY * 8
-    process = multiprocessing.get_context("fork").Process(target=download, args=(publisher.url(), tmp_path / "file"))
+    process = CONTEXT.Process(target=download, args=(publisher.url(), tmp_path / "file"))
     process.start()
     part = tmp_path / "file.part"
     deadline = time.time() + 10
@@ -209,7 +209,7 @@ def test_a_whole_part_is_only_renamed(publisher, tmp_path):
     [
         (status(404), None, "answers 404 Not Found"),
         (status(503), None, "failed 6 times, at last with: answer 503 Service Unavailable"),
-        (wrong_length, None, r"failed 6 times, at last with: (the connection failed|1,048,576 bytes came where 1,049,576)"),
+        (wrong_length, None, "failed 6 times, at last with: the part that is here does not fit"),
         (well, "0" * 64, f"gave a file whose sha256 is {DIGEST} where 000"),
     ],
     ids=["404", "503", "wrong length", "wrong checksum"],
@@ -242,9 +242,8 @@ def _fetch(url, target, queue):
 
 def test_two_processes_fetch_once(publisher, tmp_path):
     publisher.manners = [slow]
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [context.Process(target=_fetch, args=(publisher.url(), tmp_path / "file", queue)) for _ in range(3)]
+    queue = CONTEXT.Queue()
+    processes = [CONTEXT.Process(target=_fetch, args=(publisher.url(), tmp_path / "file", queue)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
@@ -288,7 +287,10 @@ def test_without_a_network_the_error_says_which_two_files_to_put_where(publisher
     with pytest.raises(DataError) as error:
         prepare(settings_file(sources=sources), raw=tmp_path / "raw", out=tmp_path / "out")
     message = str(error.value)
-    assert f"put reviews_5.json.gz ({sources['interactions']['url']}) and meta.json.gz ({sources['items']['url']})" in message
+    assert (
+        f"put reviews_5.json.gz ({sources['interactions']['url']}) and meta.json.gz ({sources['items']['url']})"
+        in message
+    )
     assert f"into {tmp_path / 'raw'}" in message
     assert "\n" not in message
     assert not (tmp_path / "out" / "toy").exists()

@@ -20,7 +20,9 @@ def data(rows: Rows, titles: dict[str, str] | None = None, seed: int = 0) -> Dat
     users, items = pl.Categorical(pl.Categories.random()), pl.Categorical(pl.Categories.random())
     table = pl.DataFrame(rows, schema={"user": pl.String, "item": pl.String, "time": pl.Int64}, orient="row")
     table = table.cast({"user": users, "item": items}).with_row_index(ROW)
-    texts = pl.DataFrame({"item": list(titles or {}), "title": list((titles or {}).values())}, schema_overrides={"item": items})
+    texts = pl.DataFrame(
+        {"item": list(titles or {}), "title": list((titles or {}).values())}, schema_overrides={"item": items}
+    )
     return Data(table, texts, seed)
 
 

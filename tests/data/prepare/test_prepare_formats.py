@@ -112,7 +112,11 @@ def test_amazon_2023(settings_file, tmp_path):
 @pytest.mark.parametrize("packed", [True, False])
 def test_movielens_1m(settings_file, tmp_path, packed):
     ratings = "2::7::5::978300760\n1::1193::5::978300760\n1::661::3::978302109\n1::7::4::978300760\n"
-    movies = '7::C\xe9l\xe8bre: the::double (1997)::Drama\n661::"Great" One, The (1996)::Animation|Children\'s\n1193::X (1975)::Drama\n'
+    movies = (
+        "7::C\xe9l\xe8bre: the::double (1997)::Drama\n"
+        '661::"Great" One, The (1996)::Animation|Children\'s\n'
+        "1193::X (1975)::Drama\n"
+    )
     files = {"ml-1m/ratings.dat": ratings.encode("latin-1"), "ml-1m/movies.dat": movies.encode("latin-1")}
     raw = tmp_path / "raw"
     raw.mkdir()
@@ -177,7 +181,8 @@ def test_movielens_100k_and_20m(settings_file, tmp_path):
 def test_steam_reviews(settings_file, tmp_path):
     raw = tmp_path / "raw"
     reviews = [
-        "{u'username': u'Chaos Syren', u'hours': 0.1, u'product_id': u'725280', u'date': u'2018-01-02', u'text': u'it\\'s'}",
+        "{u'username': u'Chaos Syren', u'hours': 0.1, u'product_id': u'725280', u'date': u'2018-01-02', "
+        "u'text': u'it\\'s'}",
         "{u'username': u'\u2661 x', u'product_id': u'328100', u'date': u'2018-01-01'}",
         "{u'username': u'Chaos Syren', u'product_id': u'328100', u'date': u'1970-01-02'}",
     ]

@@ -27,7 +27,9 @@ def recbole(path: Path) -> pd.DataFrame:
 
 def ours(path: Path) -> list[list[str]]:
     with path.open(encoding="utf-8", newline="") as file:
-        return [[cell.strip(" ") for cell in row] for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)][1:]
+        return [[cell.strip(" ") for cell in row] for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)][
+            1:
+        ]
 
 
 def written(folder: Path, titles: list[str]) -> Path:
@@ -37,7 +39,23 @@ def written(folder: Path, titles: list[str]) -> Path:
     return path
 
 
-NASTY = ['"', '""', '"open quote', '12" ruler', 'a "b" c', '"whole"', "NA", "None", "nan", "null", "", "-", "'", "#N/A", "\\N"]
+NASTY = [
+    '"',
+    '""',
+    '"open quote',
+    '12" ruler',
+    'a "b" c',
+    '"whole"',
+    "NA",
+    "None",
+    "nan",
+    "null",
+    "",
+    "-",
+    "'",
+    "#N/A",
+    "\\N",
+]
 
 
 def check(path: Path, titles: list[str]) -> None:

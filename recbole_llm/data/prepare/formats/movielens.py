@@ -19,7 +19,8 @@ _GENRES = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 )  # fmt: skip
-_YEAR = r"\((\d{4})[^()]*\)\s*$"
+# Also "(1989-1990)", and "(1995) (V)" of films that went straight to video.
+_YEAR = r"\((\d{4})[^()]*\)(?:\s*\([A-Z]+\))?\s*$"
 
 
 @dataclass(frozen=True)
