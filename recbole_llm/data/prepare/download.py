@@ -172,7 +172,7 @@ class _Transfer:
     def _attempt(self) -> None:
         have = self._have()
         note = self._noted()
-        validator = note.get("validator")
+        validator = str(note.get("validator") or "")
         if have and not validator:
             self._forget()
             have = 0

@@ -87,7 +87,7 @@ def _load(path: Path, types: Mapping[str, Any] | None = None) -> pl.DataFrame:
     """Return the columns in `types`, or all of them as text."""
     try:
         lines = pl.scan_csv(path, separator="\t", quote_char=None, infer_schema=False, schema_overrides=types)
-        table = (lines.select(types) if types else lines).collect(engine="streaming")
+        table = (lines.select(list(types)) if types else lines).collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path} could not be read: {' '.join(str(error).split())[:200]}") from None
     return table.rename({name: name.partition(":")[0] for name in table.columns})

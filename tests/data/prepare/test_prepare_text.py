@@ -122,3 +122,27 @@ def test_from_list(raw, expected):
 
 def test_one_line_takes_every_kind_of_white_space():
     assert clean(" a\t\r\n\x00b\u2028c\u00a0d\x85e\ufeff ") == "a b c d e"
+
+
+def test_recbole_itself_loads_every_row_and_word(tmp_path, monkeypatch):
+    numpy = pytest.importorskip("numpy")
+    for old, new in (("float_", numpy.float64), ("complex_", numpy.complex128), ("unicode_", numpy.str_)):
+        monkeypatch.setattr(numpy, old, new, raising=False)  # removed in numpy 2, and read by RecBole 1.2.1
+    from recbole.config import Config
+    from recbole.data import create_dataset
+
+    titles = [*NASTY, "last"]
+    (tmp_path / "x").mkdir()
+    written(tmp_path / "x", titles)
+    rows = "".join(f"u{n % 3}\ti{n}\t{n}\n" for n in range(len(titles)))
+    (tmp_path / "x" / "x.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + rows)
+    monkeypatch.setattr("sys.argv", ["pytest"])
+    load = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title", "brand"]}
+    settings_of_run = {"data_path": str(tmp_path), "load_col": load, "train_neg_sample_args": None, "state": "ERROR"}
+    dataset = create_dataset(Config(model="GRU4Rec", dataset="x", config_dict=settings_of_run))
+    assert dataset.inter_num == len(titles)
+    assert dataset.item_num == len(titles) + 1
+    for number, title in enumerate(titles):
+        item = dataset.token2id("item_id", f"i{number}")
+        words = dataset.item_feat["title"][item].tolist()
+        assert [dataset.id2token("title", word) for word in words if word] == title.split()
