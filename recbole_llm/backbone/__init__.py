@@ -1,0 +1,1 @@
+"""Language models that read item text: presets, where they come from, and loading them."""

@@ -1,0 +1,129 @@
+"""Hidden states of a frozen backbone, each computed once.
+
+A frozen backbone without dropout gives a query the same state in every epoch. Training on stored states is then the
+training of a linear model, with the same loss and the same gradients.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_llm.data.packing import Sequences
+from recbole_llm.data.ragged import RaggedTable, ranges
+from recbole_llm.errors import StorageError
+
+_IN_MEMORY = 2 * 1024**3  # bytes; a larger table is memory-mapped
+
+
+class FeatureStore:
+    """A float32 table [rows, width] that is filled once, in order, and then read by row.
+
+    It lies on `device` when it takes at most `in_memory` bytes, and in a memory-mapped temporary file otherwise.
+
+    Args:
+        rows: number of rows.
+        width: size of a row.
+        device: where rows are wanted.
+        folder: where a temporary file may be made.
+        in_memory: bytes.
+
+    Raises:
+        StorageError: if the temporary file does not fit on the disk.
+    """
+
+    def __init__(self, rows: int, width: int, device: torch.device, folder: Path, in_memory: int = _IN_MEMORY) -> None:
+        self.device = device
+        self._filled = 0
+        self._file = None
+        if rows * width * 4 <= in_memory:
+            self._table = torch.empty(rows, width, device=device)
+            return
+        try:
+            # The file has no name any more once it is closed, so an ended process leaves nothing behind.
+            self._file = tempfile.TemporaryFile(dir=folder)
+            mapped = np.memmap(self._file, dtype=np.float32, mode="w+", shape=(rows, width))
+        except OSError as error:
+            raise StorageError(
+                f"the {rows * width * 4 / 1e9:.1f} GB of hidden states do not fit in {folder}: {error.strerror}"
+            ) from error
+        self._table = torch.from_numpy(mapped)
+
+    def append(self, states: Tensor) -> None:
+        """Store the next rows [n, width]."""
+        self._table[self._filled : self._filled + len(states)] = states
+        self._filled += len(states)
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """Return rows on the device: [len(rows), width]."""
+        index = torch.from_numpy(rows).to(self._table.device)
+        return self._table.index_select(0, index).to(self.device)
+
+
+class QueryStateCache:
+    """The states of every query that training and evaluation read.
+
+    Args:
+        store: the states.
+        samples: row s holds the state indices of training sample s.
+        labels: int64, the item to predict at each of ``samples.values``.
+        eval_index: from the bytes of a window's item ids to the state index of its last query.
+    """
+
+    def __init__(
+        self, store: FeatureStore, samples: RaggedTable, labels: np.ndarray, eval_index: dict[bytes, int]
+    ) -> None:
+        self.store = store
+        self.samples = samples
+        self.labels = labels
+        self.eval_index = eval_index
+
+    def training_states(self, sample_indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return the states [queries, width] and labels [queries] of training samples."""
+        begins = self.samples.offsets[sample_indices]
+        picked = ranges(begins, self.samples.lengths[sample_indices])
+        labels = torch.from_numpy(self.labels[picked]).to(self.store.device)
+        return self.store.take(self.samples.values[picked]), labels
+
+    def lookup(self, sequences: Sequences, compute: Callable[[Sequences], Tensor]) -> Tensor:
+        """Return the state of the last query of each window [windows, width], computing those never stored."""
+        ends = np.cumsum(sequences.counts)
+        keys = [
+            sequences.rows[end - count : end].tobytes() for end, count in zip(ends, sequences.counts, strict=True)
+        ]
+        found = np.array([self.eval_index.get(key, -1) for key in keys])
+        missing = np.flatnonzero(found < 0)
+        states = self.store.take(np.maximum(found, 0))
+        if len(missing):
+            states[torch.from_numpy(missing).to(states.device)] = compute(sequences.select(missing)).to(states.device)
+        return states
+
+
+def shared_passes(items: np.ndarray, starts: np.ndarray, positions: np.ndarray) -> tuple[Sequences, np.ndarray]:
+    """Merge queries into the fewest causal passes.
+
+    A causal pass from `start` gives the state at every position after it exactly, whatever follows. So all queries
+    whose windows start at the same place share one pass: training positions, validation and test of a user whose
+    history fits the window.
+
+    Args:
+        items: int64 [interactions], the flat histories.
+        starts: int64 [queries], where the window of each query starts.
+        positions: int64 [queries], the item after which each query stands.
+
+    Returns:
+        The passes, read at every distinct query, and for each given query the index of its state in reading order.
+    """
+    keys, inverse = np.unique(starts * (len(items) + 1) + positions, return_inverse=True)
+    begins, wanted = keys // (len(items) + 1), keys % (len(items) + 1)
+    pass_starts, first = np.unique(begins, return_index=True)
+    last = np.append(first[1:], len(keys)) - 1
+    counts = wanted[last] - pass_starts + 1
+    rows = items[ranges(pass_starts, counts)]
+    read = np.zeros(len(rows), dtype=bool)
+    pass_of = np.searchsorted(pass_starts, begins)
+    read[(np.cumsum(counts) - counts)[pass_of] + wanted - begins] = True
+    return Sequences(rows, counts, read, np.zeros_like(rows)), inverse

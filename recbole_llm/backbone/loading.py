@@ -1,0 +1,176 @@
+"""Loading a backbone: its base model without a head, its tokenizer, and what a user of both must know."""
+
+import hashlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    MODEL_MAPPING,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from recbole_llm.backbone.gguf import content_hash, quiet_transformers
+from recbole_llm.backbone.preset import BackbonePreset, read_config
+from recbole_llm.backbone.resolve import Resolved, require_whole, resolve, weight_files
+from recbole_llm.errors import BackboneError
+
+
+@dataclass
+class Backbone:
+    """A loaded language model.
+
+    Attributes:
+        model: transformers' base model (AutoModel, without a head), in eval mode, on the CPU.
+        tokenizer: its fast tokenizer; it pads on the preset's side, and cuts only when asked to.
+        preset: how the model is used.
+        folder: where it was loaded from.
+        width: width of `last_hidden_state`, which may differ from that of the layers (opt-350m: 512, its layers 1024).
+        layers: the attention layers, first to last.
+        max_positions: how many tokens the model has positions for, None if there is no bound.
+        fingerprint: 16 hexadecimal digits that identify the weights.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    preset: BackbonePreset
+    folder: Path
+    width: int
+    layers: torch.nn.ModuleList
+    max_positions: int | None
+    fingerprint: str
+
+
+def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Backbone:
+    """Load the backbone `name`: a preset, a folder, or a hub id.
+
+    Args:
+        name: what the setting `backbone` holds.
+        dtype: type of the weights in memory.
+        seed: draws what the weights file does not hold (an encoder's pooler, if its class insists on one); the caller's
+            random state is left as it was, so that other random numbers do not depend on the backbone.
+
+    Raises:
+        SettingError: if no such backbone is known.
+        BackboneError: if it cannot be had, is broken or cut short, or its files belong to different models.
+    """
+    found = resolve(name)
+    require_whole(found.folder)
+    model = _load_model(found, dtype, seed)
+    tokenizer = _load_tokenizer(found)
+    known, rows = len(tokenizer), model.get_input_embeddings().num_embeddings
+    if known > rows:
+        raise BackboneError(
+            f"the tokenizer in {found.folder} has {known} tokens but the model embeds {rows}: they belong to two models"
+        )
+    return Backbone(
+        model=model,
+        tokenizer=tokenizer,
+        preset=found.preset,
+        folder=found.folder,
+        width=getattr(model.config, "word_embed_proj_dim", model.config.hidden_size),
+        layers=_layers(model, found),
+        max_positions=_max_positions(model),
+        fingerprint=fingerprint(found.folder),
+    )
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """Load only the tokenizer of the backbone `name`, as `load_backbone` does. Raises the same errors."""
+    found = resolve(name)
+    require_whole(found.folder)
+    return _load_tokenizer(found)
+
+
+def fingerprint(folder: Path) -> str:
+    """Return 16 hexadecimal digits of the sha256 over the weight files in `folder`. Raises BackboneError."""
+    digest = hashlib.sha256()
+    for file in weight_files(folder):
+        digest.update(content_hash(file).encode())
+    return digest.hexdigest()[:16]
+
+
+def _load_model(found: Resolved, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    config = read_config(found.folder)
+    has_safetensors = weight_files(found.folder)[0].suffix == ".safetensors"
+    try:
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, report = AutoModel.from_pretrained(
+                found.folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=has_safetensors,
+                weights_only=True,  # a .bin file is read as tensors, never as a pickle that may run code
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **({"add_pooling_layer": False} if _has_optional_pooler(config) else {}),
+            )
+    except Exception as error:  # safetensors, torch and transformers each have their own types for a broken file
+        reason = " ".join(str(error).split())[:200]
+        raise BackboneError(
+            f"the weights in {found.folder} are broken or belong to another model; fetch them again ({reason})"
+        ) from error
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise BackboneError(
+            f"the weights in {found.folder} lack {len(missing)} of the model's parameters ({missing[0]}): "
+            "they belong to another model than config.json"
+        )
+    return model.eval()
+
+
+def _has_optional_pooler(config: PretrainedConfig) -> bool:
+    """Return whether the model's class can leave out its pooler, which nothing here reads."""
+    model_class = MODEL_MAPPING[type(config)]
+    if isinstance(model_class, tuple):
+        model_class = model_class[0]
+    return "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+
+
+def _load_tokenizer(found: Resolved) -> PreTrainedTokenizerFast:
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # as for the weights
+        reason = " ".join(str(error).split())[:200]
+        raise BackboneError(f"the tokenizer in {found.folder} cannot be loaded; fetch it again ({reason})") from error
+    if not tokenizer.is_fast:
+        raise BackboneError(
+            f"the tokenizer in {found.folder} has no fast version (tokenizer.json): choose another backbone"
+        )
+    # MiniLM's file says: cut to 128 tokens and pad to 128, always. How long a text may be is a setting of ours.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.padding_side = found.preset.padding_side
+    if tokenizer.pad_token is None:  # Llama has none; padding is masked, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _layers(model: PreTrainedModel, found: Resolved) -> torch.nn.ModuleList:
+    preset = found.preset
+    try:
+        layers = model.get_submodule(preset.layers)
+    except AttributeError:
+        layers = None
+    if not isinstance(layers, torch.nn.ModuleList) or len(layers) != preset.num_layers:
+        raise BackboneError(
+            f"the model in {found.folder} ({type(model).__name__}) has no {preset.num_layers} layers at "
+            f"'{preset.layers}': it is not the model that '{preset.name}' names"
+        )
+    return layers
+
+
+def _max_positions(model: PreTrainedModel) -> int | None:
+    """Return how many tokens have a position; RoBERTa's table also holds rows that no token ever gets."""
+    bound = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return bound if bound is None or padding is None else bound - padding - 1

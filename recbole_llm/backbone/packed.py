@@ -1,0 +1,164 @@
+"""Packed batches: sequences laid end to end in one row, without padding, each attending to itself alone.
+
+transformers' own layers are used as they are; only the attention function is replaced, through its public
+``AttentionInterface``. It receives the sequence bounds as a keyword that every model passes down to its layers.
+"""
+
+import functools
+import inspect
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+
+try:  # torch >= 2.10
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
+ATTENTION_NAME = "recbole_llm_packed"
+
+
+@dataclass(frozen=True)
+class SequenceBounds:
+    """Where each sequence of a packed row begins and ends.
+
+    Attributes:
+        lengths: tokens of each sequence; their sum is the length of the row.
+        offsets: int32 [sequences + 1] on the device of the batch, the running sum of `lengths` from 0.
+        causal: whether a token sees only itself and what came before it (decoders).
+        longest: at least the longest of `lengths`, a power of two, so that a compiled model meets few values.
+    """
+
+    lengths: tuple[int, ...]
+    offsets: Tensor
+    causal: bool
+    longest: int
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One packed row and the places in it that are read.
+
+    Attributes:
+        token_ids: int64 [tokens].
+        positions: int64 [tokens], counted from 0 in every sequence.
+        bounds: the sequences.
+        query_index: int64 [queries], the row index of every query token whose hidden state is read.
+        labels: int64 [queries], the item id to predict at each query, or None where there is none.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    bounds: SequenceBounds
+    query_index: Tensor
+    labels: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "PackedBatch":
+        """Return the batch on `device`."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return PackedBatch(
+            move(self.token_ids),
+            move(self.positions),
+            replace(self.bounds, offsets=move(self.bounds.offsets)),
+            move(self.query_index),
+            None if self.labels is None else move(self.labels),
+        )
+
+
+def sequence_bounds(lengths: np.ndarray, causal: bool) -> SequenceBounds:
+    """Return the bounds of sequences of the given `lengths` (tokens, each at least 1) on the CPU."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    longest = 1 << (int(lengths.max(initial=1)) - 1).bit_length()
+    return SequenceBounds(tuple(lengths.tolist()), torch.from_numpy(offsets), causal, longest)
+
+
+def use_packed_attention(model: nn.Module) -> None:
+    """Make a transformers `model` attend within the bounds that `packed_hidden_states` passes."""
+    model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
+
+
+def packed_hidden_states(model: nn.Module, batch: PackedBatch) -> Tensor:
+    """Return the last-layer hidden states [tokens, width] of a packed batch.
+
+    `model` is a transformers base model that went through `use_packed_attention`.
+    """
+    output = model(
+        input_ids=batch.token_ids[None],
+        position_ids=batch.positions[None],
+        attention_mask=None,
+        use_cache=False,
+        sequence_bounds=batch.bounds,
+    )
+    return output.last_hidden_state[0]
+
+
+def _packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    sequence_bounds: SequenceBounds,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend within each sequence; query [1, heads, tokens, size], key and value [1, key heads, tokens, size].
+
+    Returns [1, tokens, heads, size], as transformers' attention functions do. Grouped key heads are repeated.
+    """
+    groups = query.shape[1] // key.shape[1]
+    fast = varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout
+    if fast:
+        return _variable_length(query, key, value, sequence_bounds, scaling, groups), None
+    outputs = []
+    pieces = [tensor.split(sequence_bounds.lengths, dim=2) for tensor in (query, key, value)]
+    for q, k, v in zip(*pieces, strict=True):
+        outputs.append(
+            F.scaled_dot_product_attention(
+                q, k, v, dropout_p=dropout, is_causal=sequence_bounds.causal, scale=scaling, enable_gqa=groups > 1
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _variable_length(
+    query: Tensor, key: Tensor, value: Tensor, bounds: SequenceBounds, scaling: float | None, groups: int
+) -> Tensor:
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [tokens, heads, size]
+    if groups > 1:
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    if scaling is not None and "scale" not in _varlen_parameters():
+        query = query * (scaling * query.shape[-1] ** 0.5)
+    options: dict[str, Any] = {}
+    if "scale" in _varlen_parameters():
+        options["scale"] = scaling
+    if "is_causal" in _varlen_parameters():
+        options["is_causal"] = bounds.causal
+    elif bounds.causal:
+        options["window_size"] = (-1, 0)
+    output = varlen_attn(query, key, value, bounds.offsets, bounds.offsets, bounds.longest, bounds.longest, **options)
+    return output[None]
+
+
+@functools.cache
+def _varlen_parameters() -> frozenset[str]:
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """The bounds say all; without this registration transformers would build a mask and drop it silently."""
+
+
+AttentionInterface.register(ATTENTION_NAME, _packed_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)

@@ -1,0 +1,128 @@
+"""How much of a backbone is trained, and in what form it is kept."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from recbole_llm.backbone.loading import Backbone
+from recbole_llm.errors import SettingError, nearest
+
+TUNING = ("full", "lora", "ilp")
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """The settings of a backbone's training.
+
+    Attributes:
+        tuning: full, lora (low-rank adapters, the rest frozen) or ilp (all frozen).
+        lora_rank: rank of the adapters.
+        lora_alpha: their scale is alpha / rank.
+        lora_dropout: dropout before an adapter.
+        lora_targets: names of the linear layers that get one; ``all-linear`` for all of them.
+        backbone_dropout: replaces every dropout rate of the backbone; None keeps its own.
+        weights: fp32, or bf16 (half the memory; the optimiser keeps float32 masters of what is trained).
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        compile: compile each layer with torch.compile.
+
+    Raises:
+        SettingError: for a value that is not allowed.
+    """
+
+    tuning: str
+    lora_rank: int
+    lora_alpha: float
+    lora_dropout: float
+    lora_targets: str | list[str]
+    backbone_dropout: float | None
+    weights: str
+    gradient_checkpointing: bool
+    compile: bool
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("tuning", TUNING), ("weights", ("fp32", "bf16"))):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise SettingError(f"{name}={value} is not one of {', '.join(allowed)}{nearest(str(value), allowed)}")
+        if not isinstance(self.lora_rank, int) or self.lora_rank < 1:
+            raise SettingError(f"lora_rank={self.lora_rank} must be a whole number from 1")
+        for name in ("lora_dropout", "backbone_dropout"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1):
+                raise SettingError(f"{name}={value} must be a rate from 0 to below 1")
+
+    @classmethod
+    def from_config(cls, config: Any) -> "TuningSettings":
+        """Read the settings of a run."""
+        return cls(
+            tuning=config["tuning"],
+            lora_rank=config["lora_rank"],
+            lora_alpha=config["lora_alpha"],
+            lora_dropout=config["lora_dropout"],
+            lora_targets=config["lora_targets"],
+            backbone_dropout=config["backbone_dropout"],
+            weights=config["weights"],
+            gradient_checkpointing=config["gradient_checkpointing"],
+            compile=config["compile"],
+        )
+
+    def load_dtype(self, precision: torch.dtype) -> torch.dtype:
+        """Return the type that the weights are loaded in: frozen ones in that of the arithmetic."""
+        if self.weights == "bf16" or self.tuning == "ilp":
+            return precision
+        return torch.float32
+
+
+def prepare_for_tuning(backbone: Backbone, settings: TuningSettings) -> None:
+    """Freeze, adapt, checkpoint or compile a loaded backbone as `settings` say, in place.
+
+    Raises:
+        SettingError: if `lora_targets` names no layer of the backbone.
+    """
+    model = backbone.model
+    if settings.backbone_dropout is not None:
+        _set_dropout(model, settings.backbone_dropout)
+    if settings.tuning == "lora":
+        _add_adapters(backbone, settings)
+    elif settings.tuning == "ilp":
+        model.requires_grad_(False)
+    if settings.gradient_checkpointing and settings.tuning != "ilp":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # With all of the first layer's inputs frozen nothing would be computed again, nor differentiated.
+        model.enable_input_require_grads()
+    if settings.compile:
+        for layer in backbone.layers:
+            layer.compile(dynamic=True)
+
+
+def _set_dropout(model: nn.Module, rate: float) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, rate)
+
+
+def _add_adapters(backbone: Backbone, settings: TuningSettings) -> None:
+    targets = settings.lora_targets
+    if targets == "all-linear":
+        targets = sorted(
+            {name.rsplit(".", 1)[-1] for name, module in backbone.layers.named_modules() if isinstance(module, nn.Linear)}
+        )
+    adapters = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets,
+    )
+    try:
+        inject_adapter_in_model(adapters, backbone.model)
+    except ValueError as error:
+        names = sorted({name.rsplit(".", 1)[-1] for name, m in backbone.model.named_modules() if isinstance(m, nn.Linear)})
+        raise SettingError(f"lora_targets={targets} names no layer of the backbone, whose linear layers are {names}") from error
+    for name, parameter in backbone.model.named_parameters():
+        parameter.requires_grad_("lora_" in name)

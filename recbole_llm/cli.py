@@ -1,0 +1,75 @@
+"""The command line: ``recbole-llm [verb] --name=value ...``; without a verb it is ``run``, as RecBole's own script."""
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from recbole_llm.errors import RecBoleLLMError, SettingError, nearest
+
+USAGE = """\
+recbole-llm: language-model recommenders inside RecBole
+
+  recbole-llm [run] --model=M --dataset=D [--config_files="a.yaml b.yaml"] [--name=value ...]
+      Train a model, evaluate its best epoch, and store the run in saved/<run>/. The last line is the path of
+      result.json. M is ST2SI or any sequential or general model of RecBole.
+  recbole-llm run --resume=saved/<run>
+      Go on with an interrupted run.
+  recbole-llm doctor [--data_path=FOLDER]
+      Show versions, device, language models and data sets, and what to do about what is missing.
+
+  --debug shows the traceback of an error.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 1 after an error, 2 after a mistake in the settings."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in argv
+    argv = [argument for argument in argv if argument != "--debug"]
+    if argv and argv[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    try:
+        verb, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("run", argv)
+        if verb not in _VERBS:
+            raise SettingError(f"there is no verb '{verb}'{nearest(verb, _VERBS)} The verbs are {', '.join(_VERBS)}")
+        return _VERBS[verb](rest)
+    except RecBoleLLMError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, SettingError) else 1
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume=<run>", file=sys.stderr)
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    from recbole_llm.evaluation.tables import result_table
+    from recbole_llm.quick_start import run
+
+    files, resume, rest = [], None, []
+    for argument in argv:
+        name, _, value = argument.partition("=")
+        if name == "--config_files":
+            files += value.split()
+        elif name == "--resume":
+            resume = value
+        else:
+            rest.append(argument)
+    result = run(config_files=files, command_line=rest, resume=resume)
+    print(result_table(result))
+    print(result["path"])
+    return 0
+
+
+def _doctor(argv: list[str]) -> int:
+    from recbole_llm.doctor import report
+
+    settings: dict[str, Any] = dict(argument.removeprefix("--").split("=", 1) for argument in argv if "=" in argument)
+    print(report(settings.get("data_path", "dataset/")))
+    return 0
+
+
+_VERBS: dict[str, Callable[[list[str]], int]] = {"run": _run, "doctor": _doctor}

@@ -1,0 +1,1 @@
+"""Data sets, item text and packed batches."""

@@ -1,0 +1,169 @@
+"""RecBole data sets with one protocol for all models, and prefix rows that cost no memory.
+
+`Protocol` is mixed into whichever RecBole data set class a model needs. `HistoryDataset` is RecBole's
+`SequentialDataset` without the copies: RecBole stores a padded history with every prefix; here a row stores where its
+history ends, and the history is cut when a batch is asked for. The rows, their order and the split are RecBole's own.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.dataset import Dataset, SequentialDataset
+from recbole.data.interaction import Interaction
+
+from recbole_llm.data.item_text import read_item_fields
+from recbole_llm.errors import DataError, nearest
+
+HISTORY_END = "history_end"
+
+
+class Protocol(Dataset):
+    """What every data set does here, whichever model reads it.
+
+    * Files are checked before RecBole reads them: one clear sentence instead of a KeyError.
+    * Items without text are dropped for every model (setting `items_without_text`), so that all models of a table rank
+      the same candidates.
+    * A general model (Pop, BPR) is evaluated on the same users as a sequential one: the first interaction of a user is
+      history, never a target.
+    """
+
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        if self.config["benchmark_filename"] is None:
+            self._check_interaction_file(Path(dataset_path) / f"{token}.inter")
+        super()._load_data(token, dataset_path)
+
+    def _check_interaction_file(self, path: Path) -> None:
+        try:
+            with path.open(encoding=self.config["encoding"] or "utf-8") as file:
+                header, first = file.readline().rstrip("\r\n"), file.readline()
+        except FileNotFoundError:
+            raise DataError(f"the interactions {path} do not exist") from None
+        if not header or not first:
+            raise DataError(f"{path} is empty: it needs a header line and one line an interaction")
+        pairs = [column.split(":") for column in header.split(self.config["field_separator"])]
+        if any(len(pair) != 2 for pair in pairs):
+            raise DataError(f"the header of {path} must be 'name:type' columns separated by tabs, but is '{header}'")
+        columns = [name for name, _ in pairs]
+        needed = [self.uid_field, self.iid_field]
+        if self.config["eval_args"]["order"] == "TO":
+            needed.append(self.time_field)
+        for field in needed:
+            if field not in columns:
+                raise DataError(
+                    f"{path} lacks the column '{field}'{nearest(field, columns)} It has {', '.join(columns)}; name its "
+                    f"columns with USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD"
+                )
+
+    def _data_filtering(self) -> None:
+        self._filter_items_without_text()
+        super()._data_filtering()
+
+    def _filter_items_without_text(self) -> None:
+        fields = self.config["item_text_fields"]
+        path = Path(self.dataset_path) / f"{self.dataset_name}.item"
+        rule = self.config["items_without_text"]
+        if rule == "keep" or not fields or not path.exists():
+            return
+        if not self._has_item_column(path, fields[0]):
+            # A model that reads no text does without; one that does tells which column is nearest.
+            self.logger.warning("%s has no column '%s': no item is dropped for want of text", path, fields[0])
+            return
+        texts = self.item_texts(fields[:1])
+        with_text = set(texts.index[texts.iloc[:, 0] != ""])
+        if not with_text:
+            raise DataError(f"no item of {path} has a text in its column '{fields[0]}'")
+        missing = ~self.inter_feat[self.iid_field].isin(with_text)
+        if not missing.any():
+            return
+        items = self.inter_feat.loc[missing, self.iid_field].nunique()
+        count = f"{items} items of {self.dataset_name} have no text in '{fields[0]}'"
+        if rule == "error":
+            raise DataError(f"{count}: add their text to {path}, or set items_without_text=drop")
+        self.logger.warning("%s: they and their %d interactions are dropped", count, int(missing.sum()))
+        self.inter_feat = self.inter_feat[~missing].copy()
+        if self.item_feat is not None:
+            self.item_feat = self.item_feat[self.item_feat[self.iid_field].isin(with_text)].copy()
+
+    def _has_item_column(self, path: Path, field: str) -> bool:
+        with path.open(encoding=self.config["encoding"] or "utf-8", errors="replace") as file:
+            header = file.readline().rstrip("\r\n")
+        return field in [column.split(":")[0] for column in header.split(self.config["field_separator"])]
+
+    def item_texts(self, fields: list[str]) -> pd.DataFrame:
+        """Return the cleaned texts of the whole `.item` file, indexed by item token. See `read_item_fields`."""
+        path = Path(self.dataset_path) / f"{self.dataset_name}.item"
+        return read_item_fields(
+            path, self.iid_field, fields, self.config["field_separator"], self.config["encoding"] or "utf-8"
+        )
+
+    def item_texts_by_id(self, fields: list[str]) -> pd.DataFrame:
+        """Return the cleaned texts in the order of RecBole's item ids, row 0 (padding) empty: [items] rows."""
+        tokens = self.field2id_token[self.iid_field]
+        texts = self.item_texts(fields).reindex([str(token) for token in tokens], fill_value="")
+        texts.iloc[0] = ""
+        return texts
+
+    def _split_index_by_leave_one_out(self, grouped_index: Any, leave_one_num: int) -> list[list[int]]:
+        if isinstance(self, SequentialDataset):
+            return super()._split_index_by_leave_one_out(grouped_index, leave_one_num)
+        groups = [list(index) for index in grouped_index]
+        later = super()._split_index_by_leave_one_out([g[1:] for g in groups if len(g) > 1], leave_one_num)
+        return [[g[0] for g in groups] + later[0], *later[1:]]
+
+
+class HistoryDataset(SequentialDataset):
+    """RecBole's sequential data set for models that cut their own histories from one flat array.
+
+    Attributes:
+        history_items: int64 [interactions], all users' items in time order.
+        history_start: int64 [interactions], where the history of the interaction's user begins.
+
+    A row of ``inter_feat`` is one prediction, as in RecBole: its target is ``history_items[row["history_end"]]``, its
+    history the `item_length` items before that.
+    """
+
+    history_items: torch.Tensor
+    history_start: torch.Tensor
+
+    def data_augmentation(self) -> None:
+        """Make RecBole's prefix rows (see `SequentialDataset.data_augmentation`) without the padded histories."""
+        self._aug_presets()
+        self._check_field("uid_field", "time_field")
+        self.sort(by=[self.uid_field, self.time_field], ascending=True)
+        users = self.inter_feat[self.uid_field].numpy()
+        if len(users) == 0:
+            raise DataError(f"no interaction of {self.dataset_name} is left after filtering: loosen the filters")
+        index = np.arange(len(users))
+        begins = np.concatenate([[True], users[1:] != users[:-1]])
+        start = np.maximum.accumulate(np.where(begins, index, 0))
+        targets = torch.from_numpy(index[~begins])
+        if len(targets) == 0:
+            raise DataError(
+                f"every user of {self.dataset_name} has one interaction only: there is nothing to predict from"
+            )
+        self.history_items = self.inter_feat[self.iid_field].clone()
+        self.history_start = torch.from_numpy(start)
+        rows = self.inter_feat[targets]
+        lengths = torch.clamp(targets - self.history_start[targets], max=self.max_item_list_len)
+        rows.update(Interaction({self.item_list_length_field: lengths, HISTORY_END: targets}))
+        self.inter_feat = rows
+
+    def __getitem__(self, index: Any, join: bool = True) -> Interaction:
+        rows = super().__getitem__(index, join)
+        ends, lengths = rows[HISTORY_END], rows[self.item_list_length_field]
+        column = torch.arange(self.max_item_list_len)
+        source = (ends - lengths)[:, None] + column
+        inside = column < lengths[:, None]
+        histories = self.history_items[torch.where(inside, source, 0)] * inside
+        rows.update(Interaction({self.item_id_list_field: histories}))
+        return rows
+
+
+@functools.cache
+def with_protocol(dataset_class: type[Dataset]) -> type[Dataset]:
+    """Return `dataset_class` with `Protocol` in front of it."""
+    return type(dataset_class.__name__, (Protocol, dataset_class), {})

@@ -1,0 +1,56 @@
+"""From a Config to a data set and its loaders, with RecBole's own samplers and loaders.
+
+RecBole's `create_dataset` and `data_preparation` unpickle whatever lies under a fixed name in `checkpoint_dir`; these
+two do the same work without that.
+"""
+
+from logging import getLogger
+from typing import Any
+
+from recbole.data import create_samplers
+from recbole.data.utils import get_dataloader
+from recbole.sampler import KGSampler
+from recbole.utils import ModelType
+
+from recbole_llm import registry
+from recbole_llm.data.dataset import with_protocol
+from recbole_llm.errors import DataError, SettingError
+
+
+def create_dataset(config: Any) -> Any:
+    """Return the data set of a run: RecBole's class for the model, or the model's own `dataset_class`.
+
+    Raises:
+        DataError: if a file is missing, empty or lacks a column, or nothing is left after filtering.
+        SettingError: for `save_dataset` and `save_dataloaders`, which RecBole stores as pickles.
+    """
+    for name in ("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path"):
+        if config[name]:
+            raise SettingError(f"{name} is not supported: RecBole stores it as a pickle, which is not safe to load")
+    dataset_class = with_protocol(registry.dataset_class(config))
+    try:
+        dataset = dataset_class(config)
+    except ValueError as error:
+        raise DataError(f"the data set {config['dataset']} cannot be read: {error}") from error
+    return dataset
+
+
+def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
+    """Split `dataset` by `eval_args` and return RecBole's training, validation and test loaders."""
+    built = dataset.build()
+    if len(built[0]) == 0:
+        raise DataError(f"no training interaction of {config['dataset']} is left after the split")
+    train_sampler, valid_sampler, test_sampler = create_samplers(config, dataset, built)
+    train_class = get_dataloader(config, "train")
+    if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
+        args = config["train_neg_sample_args"]
+        kg_sampler = KGSampler(dataset, args["distribution"], args["alpha"])
+        train = train_class(config, built[0], train_sampler, kg_sampler, shuffle=True)
+    else:
+        train = train_class(config, built[0], train_sampler, shuffle=config["shuffle"])
+    evaluation = []
+    for phase, part, sampler in zip(("valid", "test"), built[1:], (valid_sampler, test_sampler), strict=True):
+        if len(part) == 0:
+            getLogger().warning("the %s part of %s is empty", phase, config["dataset"])
+        evaluation.append(get_dataloader(config, phase)(config, part, sampler, shuffle=False) if len(part) else None)
+    return train, evaluation[0], evaluation[1]

@@ -1,0 +1,120 @@
+"""The rank of every target, from which each metric can be computed again."""
+
+import gzip
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.evaluator import Collector
+from torch import Tensor
+
+from recbole_llm.errors import DataError, TrainingError
+from recbole_llm.files import replacing
+
+
+def target_ranks(scores: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+    """Return the rank of each target among all candidates, 1 the best; a tie counts against the target.
+
+    Args:
+        scores: [users, items]; items that are no candidates have -inf.
+        rows: int64 [targets], the row of each target.
+        targets: int64 [targets], item ids.
+
+    Returns:
+        int64 [targets].
+
+    Raises:
+        TrainingError: if a score is not a number.
+    """
+    if torch.isnan(scores).any():
+        raise TrainingError("the model's scores are not numbers: training diverged; lower the learning rate")
+    own = scores[rows, targets][:, None]
+    return (scores[rows] >= own).sum(dim=1)
+
+
+def mean_reciprocal_rank(users: np.ndarray, ranks: np.ndarray) -> float:
+    """Return the mean over users of 1 / rank of their best-ranked target, over the whole ranking.
+
+    The ST2SI paper's MRR; RecBole's MRR@k counts ranks beyond k as 0.
+    """
+    best = pd.Series(ranks).groupby(users).min()
+    return float((1.0 / best).mean())
+
+
+class RankCollector(Collector):
+    """RecBole's collector, which also keeps the rank of every target.
+
+    Args:
+        config: the settings of the run.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._user_field = config["USER_ID_FIELD"]
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the ranks of the last evaluation."""
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def eval_batch_collect(self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor, positive_i: Tensor) -> None:
+        """Collect one batch: RecBole's resources and the ranks of its targets."""
+        if positive_u is not None:  # None where RecBole scores labelled rows and ranks nothing
+            rows, targets = positive_u.to(scores_tensor.device), positive_i.to(scores_tensor.device)
+            ranks = target_ranks(scores_tensor, rows, targets).cpu().numpy()
+            users = interaction[self._user_field].cpu().numpy()
+            if len(users) != len(scores_tensor):
+                # With sampled candidates the interaction has one line a candidate, those of a user together.
+                users = users[np.concatenate([[True], users[1:] != users[:-1]])]
+            self._parts.append((users[positive_u.numpy()], positive_i.cpu().numpy(), ranks))
+        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+
+    def has_ranks(self) -> bool:
+        """Tell whether anything was ranked since `clear`."""
+        return bool(self._parts)
+
+    def collected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return user ids, target item ids and ranks, int64 [targets] each, in the order of evaluation."""
+        users, targets, ranks = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        return users, targets, ranks
+
+
+def write_ranks(path: Path, dataset: Any, users: np.ndarray, targets: np.ndarray, ranks: np.ndarray) -> None:
+    """Write one line a target, ``user item rank`` separated by tabs, gzipped: the same ranks give the same bytes.
+
+    Args:
+        path: ending in ``.tsv.gz``.
+        dataset: a RecBole data set, whose tokens name users and items.
+        users: int64 [targets], internal ids.
+        targets: int64 [targets], internal ids.
+        ranks: int64 [targets].
+    """
+    frame = pd.DataFrame(
+        {
+            "user": dataset.id2token(dataset.uid_field, users),
+            "item": dataset.id2token(dataset.iid_field, targets),
+            "rank": ranks,
+        }
+    )
+    text = io.StringIO()
+    frame.to_csv(text, sep="\t", index=False)
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def read_ranks(path: Path) -> pd.DataFrame:
+    """Return the columns user, item (str) and rank (int) of a file that `write_ranks` made.
+
+    Raises:
+        DataError: if the file is missing, cut short or of another form.
+    """
+    try:
+        frame = pd.read_csv(path, sep="\t", dtype={"user": str, "item": str, "rank": np.int64}, keep_default_na=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path} is not a whole file of ranks: {error}") from error
+    if list(frame.columns) != ["user", "item", "rank"]:
+        raise DataError(f"{path} must have the columns user, item and rank, but has {', '.join(frame.columns)}")
+    return frame

@@ -1,0 +1,1 @@
+"""Sequential recommenders that read text: one file a model."""

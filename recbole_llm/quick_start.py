@@ -1,0 +1,180 @@
+"""Runs as functions: what the command line does, from Python."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.utils import init_logger, init_seed
+
+from recbole_llm import registry, run_folder
+from recbole_llm.config import Config
+from recbole_llm.data.preparation import create_dataset, data_preparation
+from recbole_llm.errors import DataError, SettingError
+from recbole_llm.evaluation.ranks import write_ranks
+from recbole_llm.files import write_json
+from recbole_llm.trainer import checkpoint
+from recbole_llm.trainer.trainer import best_epoch
+
+
+@dataclass
+class Parts:
+    """A run's settings, data and model.
+
+    Attributes:
+        config: the settings.
+        dataset: RecBole's data set, all interactions.
+        train, valid, test: RecBole's loaders; valid and test are None where the split leaves nothing.
+        model: the model, on its device.
+    """
+
+    config: Config
+    dataset: Any
+    train: Any
+    valid: Any
+    test: Any
+    model: Any
+
+
+def run(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_files: Sequence[str | Path] = (),
+    settings: dict[str, Any] | None = None,
+    command_line: Sequence[str] = (),
+    resume: str | Path | None = None,
+) -> dict[str, Any]:
+    """Train a model, evaluate its best epoch and store the run.
+
+    Args:
+        model: a model of this package or of RecBole, by name, or a model class.
+        dataset: a data set name.
+        config_files: YAML files with settings.
+        settings: settings by name; they override the files.
+        command_line: ``--name=value`` settings; they override all others.
+        resume: the folder of an interrupted run, to go on with; its own settings are then the default.
+
+    Returns:
+        What `result.json` holds, and under "path" where that file is.
+
+    Raises:
+        RecBoleLLMError: one of its kinds, whose message says what to do.
+    """
+    started = time.monotonic()
+    if resume is not None:
+        folder, stored = run_folder.open_existing(resume)
+        settings = {**stored, **(settings or {})}
+    config = Config(model, dataset, config_files, settings, command_line)
+    if resume is None:
+        folder = run_folder.create(Path(config["checkpoint_dir"]), config.merged)
+    config["run_folder"] = str(folder)
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    logging.getLogger().info(config)
+
+    parts = build(config)
+    trainer = registry.trainer_class(config)(config, parts.model)
+    if resume is not None and (folder / checkpoint.RESUME).exists():
+        trainer.resume_checkpoint(folder / checkpoint.RESUME)
+    if hasattr(trainer, "precompute"):
+        trainer.precompute(parts.valid, parts.test, show_progress=config["show_progress"])
+    prepared = time.monotonic()
+
+    trainer.fit(parts.train, parts.valid, show_progress=config["show_progress"])
+    fitted = time.monotonic()
+
+    test = trainer.evaluate(parts.test, load_best_model=True, show_progress=config["show_progress"])
+    if test is not None and trainer.eval_collector.has_ranks():
+        write_ranks(folder / "ranks-test.tsv.gz", parts.dataset, *trainer.eval_collector.collected())
+    if parts.valid is not None and trainer.best_valid_result is not None:
+        trainer.evaluate(parts.valid, load_best_model=False)
+        if trainer.eval_collector.has_ranks():
+            write_ranks(folder / "ranks-valid.tsv.gz", parts.dataset, *trainer.eval_collector.collected())
+    evaluated = time.monotonic()
+
+    seconds = {"prepare": prepared - started, "fit": trainer.fit_seconds(), "evaluate": evaluated - fitted}
+    result = _result(parts, trainer, test, seconds)
+    write_json(folder / run_folder.RESULT, result)
+    (folder / checkpoint.RESUME).unlink(missing_ok=True)  # the run is finished: nothing is left to go on with
+    return {**result, "path": str(folder / run_folder.RESULT)}
+
+
+def build(config: Config) -> Parts:
+    """Make data set, loaders and model of a run, with RecBole's own order of seeds."""
+    dataset = create_dataset(config)
+    logging.getLogger().info(dataset)
+    if max(config["topk"]) >= dataset.item_num:
+        raise SettingError(f"topk={config['topk']} is more than the {dataset.item_num - 1} items of {config['dataset']}")
+    train, valid, test = data_preparation(config, dataset)
+    if test is None:
+        raise DataError(
+            f"no user of {config['dataset']} has a test target: leave-one-out needs histories of at least 3 interactions"
+        )
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    model = config.model_class(config, train._dataset).to(config["device"])
+    logging.getLogger().info(model)
+    config["description"] = checkpoint.describe(config, dataset)
+    return Parts(config, dataset, train, valid, test, model)
+
+
+def load(run: str | Path, settings: dict[str, Any] | None = None) -> Parts:
+    """Load a finished run: its data, and its model with the best weights, in eval mode.
+
+    Args:
+        run: the folder of the run, or its `result.json`.
+        settings: settings that differ here, such as `data_path`.
+
+    Raises:
+        CheckpointError: if the run is broken, or its weights belong to another catalogue.
+    """
+    folder, stored = run_folder.open_existing(run)
+    config = Config(config_dict={**stored, **(settings or {})})
+    config["run_folder"] = str(folder)
+    init_seed(config["seed"], config["reproducibility"])
+    parts = build(config)
+    checkpoint.load_weights(folder / checkpoint.WEIGHTS, parts.model, config["description"])
+    parts.model.eval()
+    return parts
+
+
+def _result(parts: Parts, trainer: Any, test: Any, seconds: dict[str, float]) -> dict[str, Any]:
+    config = parts.config
+    metric = config["valid_metric"].lower()
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "backbone": config["backbone"],
+        "tuning": config["tuning"],
+        "seed": config["seed"],
+        "valid": _numbers(trainer.best_valid_result),
+        "test": _numbers(test),
+        "epochs": trainer.epochs_done,
+        "best_epoch": best_epoch(trainer.history, metric, config["valid_metric_bigger"]),
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "parameters": run_folder.parameter_counts(parts.model),
+        **run_folder.peak_memory_bytes(),
+        "device": _device_name(config["device"]),
+        "counts": {
+            "users": parts.dataset.user_num - 1,
+            "items": parts.dataset.item_num - 1,
+            "train": len(parts.train._dataset),
+            "valid": 0 if parts.valid is None else len(parts.valid._dataset),
+            "test": len(parts.test._dataset),
+        },
+        "history": trainer.history,
+        "settings": run_folder.plain(config.merged),
+        "commit": run_folder.git_commit(),
+    }
+
+
+def _numbers(result: Any) -> dict[str, float] | None:
+    return None if result is None else {name: float(value) for name, value in result.items()}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+

@@ -1,0 +1,75 @@
+"""From a name to the class of a model, a data set or a trainer: this package first, then RecBole."""
+
+import functools
+import importlib
+import inspect
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import recbole.data.dataset as recbole_datasets
+import recbole.model as recbole_models
+from recbole.utils import ModelType
+from recbole.utils import get_model as recbole_model
+from recbole.utils import get_trainer as recbole_trainer
+
+from recbole_llm.errors import SettingError, nearest
+from recbole_llm.paths import shipped
+
+_OUR_MODELS = "recbole_llm.model.sequential_recommender"
+_DATASETS = {
+    ModelType.SEQUENTIAL: "SequentialDataset",
+    ModelType.KNOWLEDGE: "KnowledgeBasedDataset",
+}
+
+
+@functools.cache
+def known_models() -> tuple[str, ...]:
+    """Return the names of all models, ours first."""
+    ours = [path.stem for path in sorted((shipped("properties") / "model").glob("*.yaml")) if _is_ours(path.stem)]
+    folder = Path(inspect.getfile(recbole_models)).parents[1] / "properties" / "model"
+    return (*ours, *(path.stem for path in sorted(folder.glob("*.yaml"))))
+
+
+def _is_ours(name: str) -> bool:
+    return find_spec(f"{_OUR_MODELS}.{name.lower()}") is not None
+
+
+def model_class(model: str | type) -> type:
+    """Return the class of a model name; a class object as it is.
+
+    Raises:
+        SettingError: for an unknown name (the nearest is named) and for a model whose own package is not installed.
+    """
+    if not isinstance(model, str):
+        return model
+    if model not in known_models():
+        raise SettingError(f"there is no model '{model}'{nearest(model, known_models())}")
+    if _is_ours(model):
+        return getattr(importlib.import_module(f"{_OUR_MODELS}.{model.lower()}"), model)
+    try:
+        return recbole_model(model)
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f"the model {model} needs the package '{error.name}', which is not installed: pip install {error.name}"
+        ) from error
+
+
+def dataset_class(config: Any) -> type:
+    """Return the data set class of a run: the model's `dataset_class`, else the one RecBole would take."""
+    own = getattr(config.model_class, "dataset_class", None)
+    if own is not None:
+        return own
+    name = config["model"] + "Dataset"
+    if not hasattr(recbole_datasets, name):
+        name = _DATASETS.get(config["MODEL_TYPE"], "Dataset")
+    return getattr(recbole_datasets, name)
+
+
+def trainer_class(config: Any) -> type:
+    """Return the trainer class of a run: the model's `trainer_class`, else RecBole's with our checkpoints in front."""
+    from recbole_llm.trainer.trainer import with_run_folder
+
+    own = getattr(config.model_class, "trainer_class", None)
+    base = own if own is not None else recbole_trainer(config["MODEL_TYPE"], config["model"])
+    return with_run_folder(base)

@@ -1,0 +1,103 @@
+"""The folder of one run: `config.yaml`, weights, ranks and `result.json`."""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import recbole_llm
+from recbole_llm.errors import CheckpointError, StorageError
+from recbole_llm.files import read_yaml, write_text
+
+CONFIG = "config.yaml"
+RESULT = "result.json"
+
+
+def create(root: Path, settings: dict[str, Any]) -> Path:
+    """Make the folder ``<root>/<model>-<dataset>-<time>-<hash of the settings>`` and write `config.yaml` into it.
+
+    Raises:
+        StorageError: if the folder cannot be made or written.
+    """
+    digest = hashlib.sha256(json.dumps(plain(settings), sort_keys=True, default=str).encode()).hexdigest()[:6]
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{settings['model']}-{settings['dataset']}-{now}-{digest}"
+    for number in range(1000):
+        folder = root / (f"{name}-{number}" if number else name)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if folder.is_dir():
+                continue  # another process started the same run in the same second
+            raise StorageError(f"{root} is not a folder: set checkpoint_dir to one") from None
+        except OSError as error:
+            raise StorageError(f"the run's folder {folder} cannot be made: {error.strerror}") from error
+        header = f"# recbole_llm {recbole_llm.__version__}; all settings of the run\n"
+        write_text(folder / CONFIG, header + yaml.safe_dump(plain(settings), allow_unicode=True, sort_keys=True))
+        return folder
+    raise StorageError(f"{root} holds a thousand runs of this second: remove some")
+
+
+def open_existing(run: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a run, given by itself or by a file in it, and its settings.
+
+    Raises:
+        CheckpointError: if it is not the folder of a run.
+    """
+    folder = Path(run)
+    if folder.is_file():
+        folder = folder.parent
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{run} is not a run: a run is a folder with {CONFIG} in it, such as saved/<run>")
+    return folder, read_yaml(folder / CONFIG)
+
+
+def plain(value: Any) -> Any:
+    """Return `value` with nothing in it but what YAML and JSON know; anything else becomes its text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout that the package runs from, with ``-dirty`` if files differ; else None."""
+    root = Path(recbole_llm.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit + ("-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
+
+
+def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
+    """Return how many numbers of the model are trained and how many are frozen."""
+    counts = {"trained": 0, "frozen": 0}
+    for parameter in model.parameters():
+        counts["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+    return counts
+
+
+def peak_memory_bytes() -> dict[str, int]:
+    """Return the most memory that this process held, and the most that its tensors took on a CUDA device."""
+    import resource
+
+    peak = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return peak

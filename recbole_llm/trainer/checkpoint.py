@@ -1,0 +1,201 @@
+"""What a run stores: weights in safetensors, and the state that training goes on from. Nothing here is unpickled.
+
+* ``model.safetensors``: the weights of the best epoch. Its header names the model, the data set and a hash of the item
+  vocabulary, so that it is never loaded for another catalogue.
+* ``resume.pt``: weights, optimiser, schedule and random states after the last epoch, read with ``weights_only=True``.
+"""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recbole_llm.errors import CheckpointError
+from recbole_llm.files import replacing
+
+WEIGHTS = "model.safetensors"
+RESUME = "resume.pt"
+_OTHER = "other:"  # prefix of what a model keeps beside its parameters (RecBole's `other_parameter`)
+
+
+def catalogue_hash(dataset: Any) -> str:
+    """Return 16 hexadecimal digits that identify the item vocabulary: every item token in the order of the ids."""
+    tokens = "\n".join(str(token) for token in dataset.field2id_token[dataset.iid_field])
+    return hashlib.sha256(tokens.encode()).hexdigest()[:16]
+
+
+def describe(config: Any, dataset: Any) -> dict[str, str]:
+    """Return what identifies the model and catalogue that weights belong to."""
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "items": str(dataset.item_num),
+        "catalogue": catalogue_hash(dataset),
+    }
+
+
+def stored_state(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the weights that a checkpoint of `model` holds: its own `stored_state`, or all of them."""
+    own = getattr(model, "stored_state", None)
+    return own() if own is not None else model.state_dict()
+
+
+def save_weights(path: Path, model: Any, description: dict[str, str]) -> None:
+    """Write the weights of `model`, and what RecBole calls its other parameters, to a safetensors file.
+
+    Raises:
+        StorageError: if the disk is full; an older file then stays as it was.
+    """
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in stored_state(model).items()}
+    others: dict[str, Any] = {}
+    for name, value in (model.other_parameter() or {}).items():
+        others[name] = _flatten(f"{_OTHER}{name}", value, tensors)
+    metadata = {**description, "other_parameters": json.dumps(others)}
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            # safetensors reports a failed write as text only; opening the file again tells the reason.
+            raise OSError(_errno(str(error)), str(error)) from error
+
+
+def load_weights(path: Path, model: Any, description: dict[str, str]) -> None:
+    """Load weights that `save_weights` wrote.
+
+    Raises:
+        CheckpointError: if the file is missing or broken, or belongs to another model or another catalogue.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there are no weights in {path}: the run has not finished an epoch")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            found = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"the weights {path} are broken or cut short ({error}): run again") from error
+    for key, what in (("model", "the model"), ("catalogue", "the item catalogue")):
+        if found.get(key) != description[key]:
+            raise CheckpointError(
+                f"the weights {path} belong to {what} {_name(found, key)}, but this run has {_name(description, key)}"
+            )
+    others = {
+        name: _unflatten(f"{_OTHER}{name}", form, tensors)
+        for name, form in json.loads(found.get("other_parameters", "{}")).items()
+    }
+    load_state(path, model, {name: tensor for name, tensor in tensors.items() if not name.startswith(_OTHER)})
+    model.load_other_parameter(others or None)
+
+
+def load_state(path: Path, model: Any, state: dict[str, Tensor]) -> None:
+    """Put `state` into `model`; weights that a checkpoint of this model never holds (a frozen backbone) are left.
+
+    Raises:
+        CheckpointError: if names or shapes differ.
+    """
+    expected = stored_state(model)
+    wrong = sorted(set(expected) ^ set(state)) or sorted(n for n in state if state[n].shape != expected[n].shape)
+    if wrong:
+        raise CheckpointError(f"the weights {path} do not fit this model: '{wrong[0]}' is missing, extra or of another size")
+    model.load_state_dict(state, strict=False)
+
+
+def _name(description: dict[str, str], key: str) -> str:
+    if key == "catalogue":
+        return f"of {description.get('dataset', '?')} with {description.get('items', '?')} ids"
+    return str(description.get(key, "?"))
+
+
+def _errno(message: str) -> int:
+    found = [part for part in message.replace(")", " ").split() if part.isdigit()]
+    return int(found[-1]) if found else 0
+
+
+def _flatten(key: str, value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Put `value` into `tensors` under `key` and return how to get it back; None where it cannot be stored."""
+    if isinstance(value, Tensor):
+        tensors[key] = value.detach().cpu().clone().contiguous()
+        return {"form": "tensor", "device": value.device.type}
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        tensors[key] = torch.from_numpy(np.ascontiguousarray(value).copy())
+        return {"form": "array"}
+    if sp.issparse(value):
+        matrix = value.tocoo()
+        for part in ("row", "col", "data"):
+            tensors[f"{key}:{part}"] = torch.from_numpy(getattr(matrix, part).copy())
+        return {"form": "sparse", "layout": value.format, "shape": list(matrix.shape)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"form": "value", "value": value}
+    return {"form": "kept"}  # rebuilt from the data by the model's constructor
+
+
+def _unflatten(key: str, form: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    match form["form"]:
+        case "tensor":
+            return tensors[key].to("cuda" if form["device"] == "cuda" and torch.cuda.is_available() else "cpu")
+        case "array":
+            return tensors[key].numpy()
+        case "sparse":
+            row, col, data = (tensors[f"{key}:{part}"].numpy() for part in ("row", "col", "data"))
+            return sp.coo_matrix((data, (row, col)), shape=form["shape"]).asformat(form["layout"])
+        case "value":
+            return form["value"]
+    return None
+
+
+# -- resuming ----------------------------------------------------------------------------------------------------------
+
+
+def random_states() -> dict[str, Any]:
+    """Return the states of all generators that training draws from, as plain values and tensors."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (RecBole draws from it)
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put every generator back to where `random_states` found it."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def save_resume(path: Path, state: dict[str, Any]) -> None:
+    """Write the state of training under a temporary name and rename it. Raises StorageError if the disk is full."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
+
+
+def load_resume(path: Path, description: dict[str, str]) -> dict[str, Any]:
+    """Return what `save_resume` wrote.
+
+    Raises:
+        CheckpointError: if the file is broken, or belongs to another model or catalogue.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = state["description"]
+    except Exception as error:  # torch reports a broken archive in many ways
+        raise CheckpointError(f"{path} is broken and training cannot go on from it: remove it and run again") from error
+    if found != description:
+        differing = next(key for key in description if found.get(key) != description[key])
+        raise CheckpointError(
+            f"{path} belongs to another run: its {differing} is {found.get(differing)}, this run's is "
+            f"{description[differing]}"
+        )
+    return state

@@ -1,0 +1,212 @@
+"""RecBole's trainers with our run folder: safe checkpoints, resuming, whole-ranking metrics, one protocol."""
+
+import functools
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.trainer import Trainer
+
+from recbole_llm.errors import TrainingError
+from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank
+from recbole_llm.trainer import checkpoint
+
+
+class RunFolderMixin(Trainer):
+    """Stands in front of a RecBole trainer; needs ``config["run_folder"]``.
+
+    Repairs in RecBole 1.2.1:
+
+    * `recbole/trainer/trainer.py:583` and `:323`: ``torch.load`` of a checkpoint that pickles the Config, which torch
+      2.6 refuses. Weights are safetensors here, the state to resume from is read with ``weights_only=True``.
+    * `recbole/trainer/trainer.py:279` (`_save_checkpoint`) stores frozen weights and the Config. `stored_state` says
+      what is stored.
+    """
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        self.run_folder = Path(config["run_folder"])
+        self.saved_model_file = str(self.run_folder / checkpoint.WEIGHTS)
+        self.description: dict[str, str] = config["description"]
+        self.eval_collector = RankCollector(config)
+        self.epochs_done = 0
+        self.finished = False
+        self.seconds_before = 0.0
+        self.history: list[dict[str, Any]] = []
+        self._loader_generator: torch.Generator | None = None
+        self._started = time.monotonic()
+
+    # -- fitting -------------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Any = None,
+    ) -> tuple[float, Any]:
+        """Train as RecBole does; after every evaluated epoch the state to resume from is stored.
+
+        Raises:
+            TrainingError: if the loss is not a number.
+        """
+        self._started = time.monotonic()
+        self._loader_generator = getattr(train_data, "generator", None)
+        if self.finished:
+            return self.best_valid_score, self.best_valid_result
+        if self._pending is not None:
+            self._restore_random_states(self._pending)
+
+        def after_epoch(epoch: int, valid_score: float) -> None:
+            self._after_epoch(epoch, saved)
+            if callback_fn is not None:
+                callback_fn(epoch, valid_score)
+
+        try:
+            result = super().fit(train_data, valid_data, verbose, saved, show_progress, after_epoch)
+        except ValueError as error:
+            if "loss is nan" not in str(error):
+                raise
+            raise TrainingError(
+                f"the training loss of {self.config['model']} is not a number in epoch {self.epochs_done}: lower "
+                f"learning_rate, or set clip_grad_norm"
+            ) from error
+        self.epochs_done = max(self.epochs_done, len(self.train_loss_dict))
+        return result
+
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> Any:
+        score, result = super()._valid_epoch(valid_data, show_progress)
+        self._last_valid = {name: float(value) for name, value in result.items()}
+        return score, result
+
+    def _after_epoch(self, epoch: int, saved: bool) -> None:
+        self.epochs_done = epoch + 1
+        loss = self.train_loss_dict[epoch]
+        self.history.append({"epoch": epoch, "train_loss": float(loss), "valid": self._last_valid})
+        if saved:
+            stopped = self.cur_step > self.stopping_step or self.epochs_done >= self.epochs
+            checkpoint.save_resume(self.run_folder / checkpoint.RESUME, self._resume_state(stopped))
+
+    def fit_seconds(self) -> float:
+        """Return the seconds of training so far, those before an interruption included."""
+        return self.seconds_before + time.monotonic() - self._started
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
+        checkpoint.save_weights(path, self.model, self.description)
+        if verbose:
+            self.logger.info("Saving current: %s", path)
+
+    def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
+        """Store a pre-trained model (S3Rec) as safetensors; repairs `recbole/trainer/trainer.py:755`."""
+        self._save_checkpoint(epoch, verbose=False)
+
+    def _resume_state(self, finished: bool) -> dict[str, Any]:
+        return {
+            "description": self.description,
+            "epoch": self.epochs_done,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "best_valid_result": _plain(self.best_valid_result),
+            "history": self.history,
+            "finished": finished,
+            "seconds": self.fit_seconds(),
+            "model": {name: tensor.detach().cpu() for name, tensor in checkpoint.stored_state(self.model).items()},
+            "optimizer": self.optimizer.state_dict(),
+            "random": checkpoint.random_states(),
+            "loader": None if self._loader_generator is None else self._loader_generator.get_state(),
+            "more": self.more_resume_state(),
+        }
+
+    def more_resume_state(self) -> dict[str, Any]:
+        """Return what a subclass must keep to go on, as plain values and tensors."""
+        return {}
+
+    def load_more_resume_state(self, state: dict[str, Any]) -> None:
+        """Take back what `more_resume_state` returned."""
+
+    _pending: dict[str, Any] | None = None
+
+    def resume_checkpoint(self, resume_file: Any) -> None:
+        """Go on from the state in `resume_file` when `fit` is called.
+
+        Raises:
+            CheckpointError: if the file is broken or belongs to another model or catalogue.
+        """
+        path = Path(resume_file)
+        state = checkpoint.load_resume(path, self.description)
+        checkpoint.load_state(path, self.model, state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.start_epoch = self.epochs_done = state["epoch"]
+        self.cur_step = state["cur_step"]
+        self.best_valid_score = state["best_valid_score"]
+        best = state["best_valid_result"]
+        self.best_valid_result = None if best is None else OrderedDict(best)
+        self.history = list(state["history"])
+        self.train_loss_dict = {entry["epoch"]: entry["train_loss"] for entry in self.history}
+        self.finished = state["finished"]
+        self.seconds_before = state["seconds"]
+        self.load_more_resume_state(state["more"])
+        self._pending = state
+        self.logger.info("Going on after epoch %d", state["epoch"] - 1)
+
+    def _restore_random_states(self, state: dict[str, Any]) -> None:
+        checkpoint.set_random_states(state["random"])
+        if self._loader_generator is not None and state["loader"] is not None:
+            self._loader_generator.set_state(state["loader"])
+        self._pending = None
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        interaction, history_index, positive_u, positive_i = batched_data
+        if not self.config["mask_history"]:
+            history_index = None
+        return super()._full_sort_batch_eval((interaction, history_index, positive_u, positive_i))
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
+    ) -> Any:
+        """Evaluate as RecBole does, and add `mrr` over the whole ranking.
+
+        Raises:
+            CheckpointError: if the best weights cannot be loaded.
+            TrainingError: if the model's scores are not numbers.
+        """
+        if not eval_data:
+            return None
+        if load_best_model:
+            checkpoint.load_weights(Path(model_file or self.saved_model_file), self.model, self.description)
+        self.eval_collector.clear()
+        result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        if self.eval_collector.has_ranks():
+            users, _, ranks = self.eval_collector.collected()
+            result["mrr"] = round(mean_reciprocal_rank(users, ranks), self.config["metric_decimal_place"])
+        return result
+
+
+def _plain(result: Any) -> dict[str, float] | None:
+    return None if result is None else {name: float(value) for name, value in result.items()}
+
+
+@functools.cache
+def with_run_folder(trainer_class: type) -> type:
+    """Return `trainer_class` with `RunFolderMixin` in front of it."""
+    return type(trainer_class.__name__, (RunFolderMixin, trainer_class), {})
+
+
+def best_epoch(history: list[dict[str, Any]], metric: str, bigger: bool) -> int | None:
+    """Return the epoch with the best validation `metric` (the last of equals, as RecBole keeps it), or None."""
+    scores = [entry["valid"][metric] for entry in history]
+    if not scores:
+        return None
+    ordered = np.asarray(scores if bigger else [-s for s in scores])
+    return int(history[len(scores) - 1 - int(np.argmax(ordered[::-1]))]["epoch"])
