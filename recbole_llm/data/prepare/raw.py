@@ -47,8 +47,6 @@ class RawFile:
                 yield stream
         except FileNotFoundError:
             raise DataError(f"the raw file {self.path} does not exist") from None
-        except KeyError:
-            raise DataError(f"the archive {self.path} has no file '{self.member}': download it again") from None
         except EOFError:
             raise DataError(f"{self.name} ends in the middle: download it again") from None
         except (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as error:
@@ -61,8 +59,11 @@ class RawFile:
         if self.path.suffix == ".zip":
             if self.member is None:
                 raise DataError(f"the settings do not say which file of the archive {self.path} to read: add 'member'")
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
-                yield stream
+            with zipfile.ZipFile(self.path) as archive:
+                if self.member not in archive.namelist():
+                    raise DataError(f"the archive {self.path} has no file '{self.member}': download it again")
+                with archive.open(self.member) as stream:
+                    yield stream
         elif self.path.suffix == ".gz":
             with gzip.open(self.path, "rb") as stream:
                 yield io.BufferedReader(stream, buffer_size=1 << 20)

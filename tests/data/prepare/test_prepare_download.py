@@ -164,6 +164,26 @@ def test_an_interrupted_download_goes_on_where_it_ended(publisher, tmp_path):
     assert publisher.ranges == [None, f"bytes={len(BODY) // 2}-"]
 
 
+def test_progress_counts_what_was_there_before(publisher, tmp_path, monkeypatch):
+    """tqdm shows the time left, as it knows the total and where it starts."""
+    bars = []
+
+    class Bar(module.tqdm):
+        def __init__(self, *, initial, total, **named):
+            super().__init__(initial=initial, total=total, **named)
+            bars.append([initial, total, initial])
+
+        def update(self, n=1):
+            bars[-1][2] += n
+            return super().update(n)
+
+    monkeypatch.setattr(module, "tqdm", Bar)
+    publisher.manners = [cut, well]
+    download(publisher.url(), tmp_path / "file", DIGEST)
+    half, whole = len(BODY) // 2, len(BODY)
+    assert bars == [[0, whole, half], [half, whole, whole]]
+
+
 def test_a_killed_download_goes_on_in_the_next_process(publisher, tmp_path):
     publisher.manners = [slow]
     publisher.files["/file"] = BODY * 8

@@ -128,6 +128,9 @@ def test_recbole_itself_loads_every_row_and_word(tmp_path, monkeypatch):
     numpy = pytest.importorskip("numpy")
     for old, new in (("float_", numpy.float64), ("complex_", numpy.complex128), ("unicode_", numpy.str_)):
         monkeypatch.setattr(numpy, old, new, raising=False)  # removed in numpy 2, and read by RecBole 1.2.1
+    for name in ("bool", "int", "float", "complex", "object", "str", "long", "unicode"):
+        monkeypatch.setattr(numpy, name, getattr(numpy, name, None), raising=False)  # set by RecBole; undone at the end
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # likewise
     from recbole.config import Config
     from recbole.data import create_dataset
 
