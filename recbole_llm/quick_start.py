@@ -164,6 +164,7 @@ def _result(parts: Parts, trainer: Any, test: Any, seconds: dict[str, float]) ->
             "valid": 0 if parts.valid is None else len(parts.valid._dataset),
             "test": len(parts.test._dataset),
         },
+        **(parts.model.extra_results() if hasattr(parts.model, "extra_results") else {}),
         "history": trainer.history,
         "settings": run_folder.plain(config.merged),
         "commit": run_folder.git_commit(),

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,12 @@ def plain(value: Any) -> Any:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the checkout that the package runs from, with ``-dirty`` if files differ; else None."""
+    """Return the commit of the checkout that the package runs from, with ``-dirty`` if files differ.
+
+    Where only the files travelled, ``$RECBOLE_LLM_COMMIT`` names it; else None.
+    """
+    if os.environ.get("RECBOLE_LLM_COMMIT"):
+        return os.environ["RECBOLE_LLM_COMMIT"]
     root = Path(recbole_llm.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

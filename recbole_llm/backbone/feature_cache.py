@@ -4,6 +4,7 @@ A frozen backbone without dropout gives a query the same state in every epoch. T
 training of a linear model, with the same loss and the same gradients.
 """
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +21,14 @@ _IN_MEMORY = 2 * 1024**3  # bytes; a larger table is memory-mapped
 
 
 class FeatureStore:
-    """A float32 table [rows, width] that is filled once, in order, and then read by row.
+    """A table [rows, width] that is filled once, in order, and then read by row.
 
     It lies on `device` when it takes at most `in_memory` bytes, and in a memory-mapped temporary file otherwise.
 
     Args:
         rows: number of rows.
         width: size of a row.
+        dtype: float32 or bfloat16.
         device: where rows are wanted.
         folder: where a temporary file may be made.
         in_memory: bytes.
@@ -35,22 +37,31 @@ class FeatureStore:
         StorageError: if the temporary file does not fit on the disk.
     """
 
-    def __init__(self, rows: int, width: int, device: torch.device, folder: Path, in_memory: int = _IN_MEMORY) -> None:
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        folder: Path,
+        in_memory: int = _IN_MEMORY,
+    ) -> None:
         self.device = device
         self._filled = 0
-        self._file = None
-        if rows * width * 4 <= in_memory:
-            self._table = torch.empty(rows, width, device=device)
+        size = rows * width * dtype.itemsize
+        if size <= in_memory:
+            self._table = torch.empty(rows, width, dtype=dtype, device=device)
             return
         try:
-            # The file has no name any more once it is closed, so an ended process leaves nothing behind.
-            self._file = tempfile.TemporaryFile(dir=folder)
-            mapped = np.memmap(self._file, dtype=np.float32, mode="w+", shape=(rows, width))
+            # The file has no name any more once it is opened, so an ended process leaves nothing behind.
+            with tempfile.TemporaryFile(dir=folder) as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is found here, not by a signal while writing
+                mapped = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
         except OSError as error:
             raise StorageError(
-                f"the {rows * width * 4 / 1e9:.1f} GB of hidden states do not fit in {folder}: {error.strerror}"
+                f"the {size / 1e9:.1f} GB of hidden states do not fit in {folder}: {error.strerror}"
             ) from error
-        self._table = torch.from_numpy(mapped)
+        self._table = torch.from_numpy(mapped).view(dtype).view(rows, width)
 
     def append(self, states: Tensor) -> None:
         """Store the next rows [n, width]."""
@@ -71,15 +82,22 @@ class QueryStateCache:
         samples: row s holds the state indices of training sample s.
         labels: int64, the item to predict at each of ``samples.values``.
         eval_index: from the bytes of a window's item ids to the state index of its last query.
+        aligned: int64, the state index of each item's alignment input, in the order of the ids; empty without alignment.
     """
 
     def __init__(
-        self, store: FeatureStore, samples: RaggedTable, labels: np.ndarray, eval_index: dict[bytes, int]
+        self,
+        store: FeatureStore,
+        samples: RaggedTable,
+        labels: np.ndarray,
+        eval_index: dict[bytes, int],
+        aligned: np.ndarray,
     ) -> None:
         self.store = store
         self.samples = samples
         self.labels = labels
         self.eval_index = eval_index
+        self.aligned = aligned
 
     def training_states(self, sample_indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the states [queries, width] and labels [queries] of training samples."""

@@ -6,6 +6,7 @@ transformers' own layers are used as they are; only the attention function is re
 
 import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,11 +60,14 @@ class PackedBatch:
     labels: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        """Return the batch on `device`."""
+        """Return the batch on `device`, without waiting for the copies of pinned memory."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
+    def pin_memory(self) -> "PackedBatch":
+        """Return the batch in page-locked memory, from where it can be copied while the device computes."""
+        return self._map(Tensor.pin_memory)
 
+    def _map(self, move: Callable[[Tensor], Tensor]) -> "PackedBatch":
         return PackedBatch(
             move(self.token_ids),
             move(self.positions),

@@ -1,5 +1,6 @@
 """From item sequences to packed batches within a budget of tokens."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,20 +29,24 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.counts)
 
+    @functools.cached_property
+    def begins(self) -> np.ndarray:
+        """int64 [sequences], where the rows of each sequence begin."""
+        return np.cumsum(self.counts) - self.counts
+
     def select(self, indices: np.ndarray) -> "Sequences":
         """Return the sequences at `indices`, in that order."""
-        ends = np.cumsum(self.counts)
         counts = self.counts[indices]
-        picked = ranges((ends - self.counts)[indices], counts)
+        picked = ranges(self.begins[indices], counts)
         return Sequences(self.rows[picked], counts, self.read[picked], self.labels[picked])
 
     def tokens(self, table: RaggedTable) -> np.ndarray:
         """Return the number of tokens of each sequence: int64 [sequences]."""
-        return np.add.reduceat(table.lengths[self.rows], np.cumsum(self.counts) - self.counts)
+        return np.add.reduceat(table.lengths[self.rows], self.begins)
 
     def queries(self) -> np.ndarray:
         """Return the number of queries that are read in each sequence: int64 [sequences]."""
-        return np.add.reduceat(self.read.astype(np.int64), np.cumsum(self.counts) - self.counts)
+        return np.add.reduceat(self.read.astype(np.int64), self.begins)
 
 
 def concatenate(parts: list[Sequences]) -> Sequences:
@@ -61,7 +66,7 @@ def pack(sequences: Sequences, table: RaggedTable, causal: bool = True) -> Packe
     """
     token_ids, row_tokens = table.gather(sequences.rows)
     row_ends = np.cumsum(row_tokens)
-    lengths = np.add.reduceat(row_tokens, np.cumsum(sequences.counts) - sequences.counts)
+    lengths = np.add.reduceat(row_tokens, sequences.begins)
     return PackedBatch(
         token_ids=torch.from_numpy(token_ids),
         positions=torch.from_numpy(ranges(np.zeros_like(lengths), lengths)),
@@ -83,11 +88,10 @@ def within_budget(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
     Returns:
         The indices of each group.
     """
-    limit = max(budget, int(tokens.max(initial=0)))
-    groups = _greedy(tokens, limit)
+    groups = _greedy(tokens, budget)
     # An even filling wastes no small last batch: lower the limit while the number of groups stays the same.
     even = -(-int(tokens.sum()) // max(len(groups), 1))
-    even_groups = _greedy(tokens, max(min(limit, even + int(tokens.max(initial=0))), 1))
+    even_groups = _greedy(tokens, max(min(budget, even + int(tokens.max(initial=0))), 1))
     return even_groups if len(even_groups) == len(groups) else groups
 
 

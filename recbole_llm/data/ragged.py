@@ -1,5 +1,6 @@
 """A table of rows of unequal length, kept as one flat array."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ class RaggedTable:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         """int64 [rows]."""
         return np.diff(self.offsets)
@@ -61,3 +62,8 @@ class RaggedTable:
         """Return a table with one row more, the last."""
         values = np.concatenate([self.values, np.asarray(row, dtype=self.values.dtype)])
         return RaggedTable(values, np.append(self.offsets, len(values)))
+
+    def followed_by(self, other: "RaggedTable") -> "RaggedTable":
+        """Return a table with the rows of `other` after its own."""
+        values = np.concatenate([self.values, other.values])
+        return RaggedTable(values, np.concatenate([self.offsets, other.offsets[1:] + len(self.values)]))

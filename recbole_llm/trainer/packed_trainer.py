@@ -1,7 +1,6 @@
 """Training on packed batches: optimiser steps of a fixed number of samples, in passes within a budget of tokens."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from recbole_llm.data.packing import Sequences, within_budget
+from recbole_llm.data.packing import Sequences, pack
+from recbole_llm.data.prefetch import prefetch
 from recbole_llm.errors import SettingError, TrainingError, nearest
+from recbole_llm.trainer.master_weights import MasterWeights
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 _SECONDS_BETWEEN_LOSSES = 1.0  # reading a loss waits for the device, so it is not done after every step
@@ -37,12 +38,13 @@ class PackedTrainer(Trainer):
         )
 
     def _build_optimizer(self, **_: Any) -> torch.optim.Optimizer:
-        groups = self.model.parameter_groups(self.config)
-        return torch.optim.AdamW(groups, weight_decay=self.weight_decay)
+        groups = self.model.parameter_groups()
+        self.masters = MasterWeights(groups)
+        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=torch.device(self.device).type == "cuda")
 
     def _samples(self, epoch: int) -> Sequences:
         # The epoch's own generator: a resumed run draws what the uninterrupted one draws.
-        return self.model.training_sequences(np.random.default_rng([self.config["seed"], epoch]))
+        return self.model.inputs.training_sequences(np.random.default_rng([self.config["seed"], epoch]))
 
     def _total_steps(self) -> int:
         return -(-len(self._samples(0)) // self.batch_size) * self.epochs
@@ -54,7 +56,7 @@ class PackedTrainer(Trainer):
             evaluated: loaders of the parts that will be evaluated; None is skipped.
             show_progress: whether to show a bar.
         """
-        if not self.model.frozen or self.model.settings.train_window == "random":
+        if not self.model.settings.states_never_change:
             return
         parts = [loader.dataset for loader in evaluated if loader is not None]
 
@@ -73,38 +75,42 @@ class PackedTrainer(Trainer):
         steps = np.split(order, np.arange(self.batch_size, len(order), self.batch_size))
         losses: list[Tensor] = []
         shown = time.monotonic()
-        with tqdm(steps, desc=f"Train {epoch_idx:>5}", ncols=100, disable=not show_progress) as bar:
-            for step in bar:
-                losses.append(self._step(samples, step))
+        with tqdm(total=len(steps), desc=f"Train {epoch_idx:>5}", ncols=100, disable=not show_progress) as bar:
+            for queries, passes in prefetch(lambda indices: self._prepare(samples, indices), steps):
+                losses.append(self._step(queries, passes))
+                bar.update()
                 if time.monotonic() - shown > _SECONDS_BETWEEN_LOSSES:
                     bar.set_postfix_str(f"loss {self._mean(losses[-20:], epoch_idx, len(losses)):.4f}")
                     shown = time.monotonic()
         return self._mean(losses, epoch_idx, len(losses))
 
-    def _step(self, samples: Sequences, indices: np.ndarray) -> Tensor:
-        """Take one optimiser step and return its mean loss, a scalar on the device."""
-        self.optimizer.zero_grad(set_to_none=True)
+    def _prepare(self, samples: Sequences, indices: np.ndarray) -> tuple[int, list[Any]]:
+        """Return the number of queries of a step, and its passes: packed batches, or sample numbers to look up."""
+        step = samples.select(indices)
+        queries = max(int(step.read.sum()), 1)
+        if self.model.state_cache is not None:
+            return queries, [indices]
+        parts = self.model.passes(step, self.model.settings.train_batch_tokens)
+        batches = [pack(part, self.model.inputs.table) for part in parts]
+        return queries, [batch.pin_memory() for batch in batches] if self.gpu_available else batches
+
+    def _step(self, queries: int, passes: list[Any]) -> Tensor:
+        """Take one optimiser step and return its mean loss, a scalar on the device. Nothing waits for the device."""
+        loss_sum = self.model.batch_loss_sum if self.model.state_cache is None else self.model.cached_loss_sum
         total = torch.zeros((), device=self.device)
-        queries = max(int(samples.select(indices).queries().sum()), 1)
-        for part in self._passes(samples, indices):
-            loss = part / queries
+        for part in passes:
+            loss = loss_sum(part) / queries
             loss.backward()
             total += loss.detach()
+        self.masters.take_gradients()
         if self.clip_grad_norm:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, **self.clip_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.masters.give_weights()
         return total
-
-    def _passes(self, samples: Sequences, indices: np.ndarray) -> Iterator[Tensor]:
-        """Yield the loss sum of every pass of a step."""
-        if self.model.state_cache is not None:
-            yield self.model.cached_loss_sum(indices)
-            return
-        step = samples.select(indices)
-        for group in within_budget(step.tokens(self.model.table), self.model.settings.train_batch_tokens):
-            yield self.model.loss_sum(step.select(group))
 
     def _mean(self, losses: list[Tensor], epoch: int, done: int) -> float:
         values = torch.stack(losses).tolist()
@@ -118,9 +124,10 @@ class PackedTrainer(Trainer):
         return float(np.mean(values))
 
     def more_resume_state(self) -> dict[str, Any]:
-        """Return the state of the learning rate schedule."""
-        return {"scheduler": self.scheduler.state_dict()}
+        """Return the state of the learning rate schedule and the float32 masters."""
+        return {"scheduler": self.scheduler.state_dict(), "masters": self.masters.state()}
 
     def load_more_resume_state(self, state: dict[str, Any]) -> None:
-        """Take back the state of the learning rate schedule."""
+        """Take back what `more_resume_state` returned."""
         self.scheduler.load_state_dict(state["scheduler"])
+        self.masters.load_state(state["masters"])

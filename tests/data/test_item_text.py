@@ -127,10 +127,10 @@ def test_row_is_recboles_internal_id(small, tiny):
     dataset, model = parts.dataset, parts.model
     tokenizer = AutoTokenizer.from_pretrained(tiny["llama"])
     full_stop = tokenizer.get_vocab()["."]
-    assert model.table.row(0).tolist() == []
+    assert model.inputs.table.row(0).tolist() == []
     for item, title in TITLES.items():
         row = dataset.token2id("item_id", item)
-        assert model.table.row(row).tolist() == [*ids(tokenizer, title), full_stop]
+        assert model.inputs.table.row(row).tolist() == [*ids(tokenizer, title), full_stop]
     assert len({dataset.token2id("item_id", item) for item in TITLES}) == dataset.item_num - 1
 
 
@@ -210,7 +210,7 @@ def test_items_without_title_are_dropped_with_a_count_for_every_model(workplace,
 
 def test_items_without_title_are_an_error_by_setting(workplace, tiny):
     path = without_titles(workplace, "b", "h")
-    with pytest.raises(DataError, match="2 items of small have no text in 'title'.*items_without_text=drop"):
+    with pytest.raises(DataError, match=r"2 items of small have no text in 'title'.*items_without_text=drop"):
         build_parts(path, backbone=str(tiny["llama"]), items_without_text="error")
 
 
@@ -221,13 +221,13 @@ def test_items_without_title_are_kept_by_setting_where_the_model_reads_none(work
 
 def test_items_without_title_cannot_be_kept_by_a_model_that_reads_them(workplace, tiny):
     path = without_titles(workplace, "b", "h")
-    with pytest.raises(DataError, match="2 items of small have no text.*items_without_text"):
+    with pytest.raises(DataError, match=r"2 items of small have no text.*items_without_text"):
         build_parts(path, backbone=str(tiny["llama"]), items_without_text="keep")
 
 
 def test_no_title_at_all_is_an_error(workplace, tiny):
     path = write_dataset(workplace, titles=dict.fromkeys(TITLES, ""))
-    with pytest.raises(DataError, match="no item of .*small.item has a text in its column 'title'"):
+    with pytest.raises(DataError, match=r"no item of .*small\.item has a text in its column 'title'"):
         build_parts(path, backbone=str(tiny["llama"]))
 
 
@@ -236,4 +236,4 @@ def test_title_that_opens_a_quotation_swallows_no_other_item(workplace, tiny):
     parts = build_parts(write_dataset(workplace, titles=titles), backbone=str(tiny["llama"]))
     tokenizer = AutoTokenizer.from_pretrained(tiny["llama"])
     for item, title in titles.items():
-        assert tokenizer.decode(parts.model.table.row(parts.dataset.token2id("item_id", item))) == title + "."
+        assert tokenizer.decode(parts.model.inputs.table.row(parts.dataset.token2id("item_id", item))) == title + "."

@@ -6,8 +6,7 @@ and one item's text, are mapped to the item's own id by the same projection (eq.
 cross-entropy (eq. 7). With ``tuning: ilp`` the language model is frozen and the projection alone is trained (3.4.2).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,89 +18,21 @@ from recbole.utils import InputType
 from torch import Tensor
 
 from recbole_llm.backbone.feature_cache import FeatureStore, QueryStateCache, shared_passes
-from recbole_llm.backbone.loading import load_backbone
+from recbole_llm.backbone.loading import Backbone, load_backbone
 from recbole_llm.backbone.packed import PackedBatch, packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.precision import resolve_precision
 from recbole_llm.backbone.query_token import query_token_id
+from recbole_llm.backbone.tuning import prepare_for_tuning
 from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
 from recbole_llm.data.item_text import tokenize_items
 from recbole_llm.data.packing import Sequences, concatenate, pack, within_budget
 from recbole_llm.data.ragged import RaggedTable
-from recbole_llm.data.windows import Histories, WindowLimits, Windows, full_windows, random_windows, recent_windows
-from recbole_llm.errors import BackboneError, DataError, SettingError, nearest
+from recbole_llm.data.st2si_inputs import ST2SIInputs
+from recbole_llm.data.windows import WindowLimits
+from recbole_llm.errors import BackboneError, DataError, SettingError
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.model.sequential_recommender.st2si_settings import ST2SISettings
 from recbole_llm.trainer.packed_trainer import PackedTrainer
-
-_LEARNING_RATES = {"full": 5e-5, "ilp": 3e-4}  # appendix A.3
-_WINDOWS = {"full": "random", "ilp": "full"}
-
-
-@dataclass(frozen=True)
-class ST2SISettings:
-    """The settings of `properties/model/ST2SI.yaml`, checked.
-
-    Attributes:
-        backbone: a preset, a folder or a hub id.
-        tuning: full or ilp.
-        item_text_fields: columns of the `.item` file.
-        max_attribute_tokens: the most tokens of one field.
-        max_items: the most items of a window (`MAX_ITEM_LIST_LENGTH`).
-        max_sequence_tokens: the most tokens of a window.
-        query_token: the token after every item text.
-        train_window: random, full or recent.
-        alignment: whether alignment inputs are trained too.
-        alignment_instruction: the text before the item in an alignment input.
-        train_batch_tokens: the most tokens of a packed pass with gradients.
-        eval_batch_tokens: the most tokens of a packed pass without.
-
-    Raises:
-        SettingError: for a value that is not allowed.
-    """
-
-    backbone: str
-    tuning: str
-    item_text_fields: list[str]
-    max_attribute_tokens: int
-    max_items: int
-    max_sequence_tokens: int
-    query_token: str
-    train_window: str
-    alignment: bool
-    alignment_instruction: str
-    train_batch_tokens: int
-    eval_batch_tokens: int
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("tuning", tuple(_LEARNING_RATES)), ("train_window", ("random", "full", "recent"))):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise SettingError(f"{name}={value} is not one of {', '.join(allowed)}{nearest(str(value), allowed)}")
-        for name in ("max_attribute_tokens", "max_items", "max_sequence_tokens", "train_batch_tokens"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SettingError(f"{name}={value} must be a whole number from 1")
-        if not isinstance(self.item_text_fields, list) or not self.item_text_fields:
-            raise SettingError("item_text_fields must be a list of columns of the .item file, such as ['title']")
-        if not self.query_token:
-            raise SettingError("query_token is empty: it must be one token, such as '.'")
-
-    @classmethod
-    def from_config(cls, config: Any) -> "ST2SISettings":
-        """Read the settings of a run."""
-        return cls(
-            backbone=str(config["backbone"]),
-            tuning=config["tuning"],
-            item_text_fields=config["item_text_fields"],
-            max_attribute_tokens=config["max_attribute_tokens"],
-            max_items=config["MAX_ITEM_LIST_LENGTH"],
-            max_sequence_tokens=config["max_sequence_tokens"],
-            query_token=str(config["query_token"]),
-            train_window=config["train_window"] or _WINDOWS.get(config["tuning"], "full"),
-            alignment=config["alignment"],
-            alignment_instruction=config["alignment_instruction"],
-            train_batch_tokens=config["train_batch_tokens"],
-            eval_batch_tokens=config["eval_batch_tokens"],
-        )
 
 
 class ST2SI(SequentialRecommender):
@@ -112,8 +43,10 @@ class ST2SI(SequentialRecommender):
         dataset: the training part of a `HistoryDataset`.
 
     Attributes:
-        table: token ids, row v is T_v^q = {T_v, [Q]}; the last row is the instruction of alignment inputs.
-        histories: all users' items, from which windows are cut.
+        inputs: the token sequences of users and alignment inputs.
+        backbone: the language model, without a head.
+        projection: the item linear projection.
+        state_cache: the stored hidden states of a frozen backbone, once `fill_state_cache` was called.
 
     Raises:
         BackboneError: if the backbone cannot be had, or is an encoder: its queries would see later items.
@@ -128,8 +61,17 @@ class ST2SI(SequentialRecommender):
         super().__init__(config, dataset)
         self.settings = ST2SISettings.from_config(config)
         self.precision = resolve_precision(config["precision"], torch.device(self.device))
-        self.frozen = self.settings.tuning == "ilp"
-        loaded = load_backbone(self.settings.backbone, dtype=self.precision if self.frozen else torch.float32)
+        loaded = load_backbone(self.settings.backbone, dtype=self.settings.tuning.load_dtype(self.precision))
+        self._check_backbone(loaded)
+        self.backbone = loaded.model
+        self.backbone_fingerprint = loaded.fingerprint
+        self.inputs = self._inputs(dataset, loaded)
+        use_packed_attention(self.backbone)
+        prepare_for_tuning(loaded, self.settings.tuning)
+        self.projection = ItemLinearProjection(loaded.width, self.n_items)
+        self.state_cache: QueryStateCache | None = None
+
+    def _check_backbone(self, loaded: Backbone) -> None:
         if loaded.preset.kind != "decoder":
             raise BackboneError(
                 f"ST2SI needs a decoder, but {self.settings.backbone} is an encoder, whose query tokens would see the "
@@ -140,189 +82,97 @@ class ST2SI(SequentialRecommender):
                 f"max_sequence_tokens={self.settings.max_sequence_tokens} is more than the {loaded.max_positions} "
                 f"positions of {self.settings.backbone}: lower it"
             )
-        self.backbone = loaded.model
-        use_packed_attention(self.backbone)
-        self.backbone_fingerprint = loaded.fingerprint
-        self._build_text(dataset, loaded.tokenizer)
-        self.projection = ItemLinearProjection(loaded.width, self.n_items)
-        if self.frozen:
-            self.backbone.requires_grad_(False)
-        limits = WindowLimits(self.settings.max_items, self.settings.max_sequence_tokens)
-        items, user_start = dataset.history_items.numpy(), dataset.history_start.numpy()
-        self.histories = Histories(items, user_start, self.table.lengths[: self.n_items], limits)
-        self._find_targets(dataset)
-        self.state_cache: Any = None
 
-    def _build_text(self, dataset: HistoryDataset, tokenizer: Any) -> None:
-        fields = self.settings.item_text_fields
-        texts = dataset.item_texts_by_id(fields)
-        table = tokenize_items(texts, tokenizer, self.settings.max_attribute_tokens)
-        if not table.lengths[1:].any():
-            raise DataError(f"no item of {dataset.dataset_name} has a text in '{fields[0]}'")
-        without = len(np.unique(dataset.history_items[table.lengths[dataset.history_items] == 0]))
-        if without:
+    def _inputs(self, dataset: HistoryDataset, loaded: Backbone) -> ST2SIInputs:
+        settings = self.settings
+        texts = dataset.item_texts_by_id(settings.item_text_fields)
+        text = tokenize_items(texts, loaded.tokenizer, settings.max_attribute_tokens)
+        if not text.lengths[1:].any():
+            raise DataError(f"no item of {dataset.dataset_name} has a text in '{settings.item_text_fields[0]}'")
+        without = np.unique(dataset.history_items[text.lengths[dataset.history_items] == 0])
+        if len(without):
             raise DataError(
-                f"{without} items of {dataset.dataset_name} have no text in '{fields[0]}', and ST2SI reads nothing but "
-                f"text: set items_without_text=drop"
+                f"{len(without)} items of {dataset.dataset_name} have no text in '{settings.item_text_fields[0]}', and "
+                f"ST2SI reads nothing but text: set items_without_text=drop"
             )
-        instruction = tokenizer(self.settings.alignment_instruction, add_special_tokens=False)["input_ids"]
+        instruction = loaded.tokenizer(settings.alignment_instruction, add_special_tokens=False)["input_ids"]
+        longest = len(instruction) + int(text.lengths.max()) + 1
+        if settings.alignment and loaded.max_positions is not None and longest > loaded.max_positions:
+            raise SettingError(
+                f"alignment_instruction and the longest item take {longest} tokens, more than the {loaded.max_positions} "
+                f"positions of {settings.backbone}: shorten the instruction, or lower max_attribute_tokens"
+            )
         # The query token is looked up last: a token added to the tokenizer must not change how texts are cut.
-        query = query_token_id(tokenizer, self.backbone, self.settings.query_token)
-        self.table = table.with_row_ends(query).with_row(instruction)
-
-    def _find_targets(self, dataset: HistoryDataset) -> None:
-        targets = dataset.inter_feat[HISTORY_END].numpy()
-        self._is_target = np.zeros(len(self.histories.items) + 1, dtype=bool)
-        self._is_target[targets] = True
-        starts = self.histories.user_start[targets]
-        last = np.zeros(len(self.histories.items), dtype=np.int64)
-        np.maximum.at(last, starts, targets)
-        self.last_targets = last[np.unique(starts)]
+        query = query_token_id(loaded.tokenizer, loaded.model, settings.query_token)
+        limits = WindowLimits(settings.max_items, settings.max_sequence_tokens)
+        return ST2SIInputs(
+            dataset, text, query, instruction, limits, settings.train_window, settings.multi_query, settings.alignment
+        )
 
     def train(self, mode: bool = True) -> "ST2SI":
         """Set training mode; a frozen backbone stays in eval mode, without dropout."""
         super().train(mode)
-        if self.frozen:
+        if self.settings.frozen:
             self.backbone.eval()
         return self
-
-    # -- training samples ------------------------------------------------------------------------------------------
-
-    def training_windows(self, rng: np.random.Generator) -> Windows:
-        """Return the windows of one epoch, as `train_window` says."""
-        if self.settings.train_window == "random":
-            return random_windows(self.histories, self.last_targets, rng)
-        windows = full_windows if self.settings.train_window == "full" else recent_windows
-        return windows(self.histories, self.last_targets)
-
-    def training_sequences(self, rng: np.random.Generator) -> Sequences:
-        """Return the samples of one epoch: multi-query inputs (eq. 2), then alignment inputs (eq. 6)."""
-        users = self.window_sequences(self.training_windows(rng))
-        return concatenate([users, self.alignment_sequences()]) if self.settings.alignment else users
-
-    def window_sequences(self, windows: Windows) -> Sequences:
-        """Return X_q of every window, with the next item as label wherever that is a training target."""
-        positions, counts = windows.positions()
-        read = self._is_target[positions + 1]
-        following = np.append(self.histories.items, 0)[positions + 1]
-        return Sequences(self.histories.items[positions], counts, read, np.where(read, following, 0))
-
-    def alignment_sequences(self) -> Sequences:
-        """Return X_I = {T_I, T_v, [Q]} with label v for every item v that has a text."""
-        items = np.flatnonzero(self.table.lengths[: self.n_items] > 1)
-        rows = np.stack([np.full_like(items, self.n_items), items], axis=1).ravel()
-        read = np.tile([False, True], len(items))
-        return Sequences(rows, np.full(len(items), 2), read, np.where(read, rows, 0))
 
     # -- computation -----------------------------------------------------------------------------------------------
 
     def query_states(self, batch: PackedBatch) -> Tensor:
         """Return the last-layer hidden states h_q [queries, width] (eq. 4)."""
         batch = batch.to(self.device)
-        autocast = self.precision == torch.bfloat16 and not self.frozen
+        # float32 weights are multiplied in the run's precision; others already have it.
+        autocast = self.precision == torch.bfloat16 and self.settings.tuning.load_dtype(self.precision) == torch.float32
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=autocast):
             hidden = packed_hidden_states(self.backbone, batch)
         return hidden.index_select(0, batch.query_index)
 
-    def loss_sum(self, sequences: Sequences) -> Tensor:
-        """Return the sum of -log p over all queries of `sequences`, in one packed pass (eq. 7)."""
-        batch = pack(sequences, self.table)
+    def batch_loss_sum(self, batch: PackedBatch) -> Tensor:
+        """Return the sum of -log p over all queries of a packed batch (eq. 7)."""
         assert batch.labels is not None
-        return self.projection.loss(self.query_states(batch).float(), batch.labels.to(self.device))
+        states = self.query_states(batch)
+        return self.projection.loss(states, batch.labels.to(self.device, non_blocking=True), self.precision)
 
-    @torch.no_grad()
-    def states_of(self, sequences: Sequences) -> Tensor:
-        """Return the states of all queries of `sequences` [queries, width] in float32, in passes within the budget."""
-        groups = within_budget(sequences.tokens(self.table), self.settings.eval_batch_tokens)
-        return torch.cat([self.query_states(pack(sequences.select(group), self.table)).float() for group in groups])
+    def loss_sum(self, sequences: Sequences) -> Tensor:
+        """Return the sum of -log p over all queries of `sequences`, in one packed pass."""
+        return self.batch_loss_sum(pack(sequences, self.inputs.table))
 
     def cached_loss_sum(self, samples: np.ndarray) -> Tensor:
         """Return `loss_sum` of training samples from their stored states."""
+        assert self.state_cache is not None
         states, labels = self.state_cache.training_states(samples)
-        return self.projection.loss(states, labels)
+        return self.projection.loss(states, labels, self.precision)
 
-    def fill_state_cache(self, evaluated: list[HistoryDataset], folder: Path, progress: Callable[..., Any]) -> None:
-        """Compute every hidden state that training and the `evaluated` parts read, once (frozen backbone, full windows).
+    def passes(self, sequences: Sequences, budget: int) -> list[Sequences]:
+        """Split `sequences` into passes of at most `budget` tokens."""
+        groups = within_budget(sequences.tokens(self.inputs.table), budget)
+        return [sequences.select(group) for group in groups]
 
-        Args:
-            evaluated: validation and test parts.
-            folder: where a large table may be memory-mapped.
-            progress: wraps the list of passes, such as `tqdm.tqdm`.
-        """
-        windows = self.training_windows(np.random.default_rng(0))
-        users = self.window_sequences(windows)
-        positions, counts = windows.positions()
-        starts = [np.repeat(windows.starts, counts)[users.read]]
-        wanted = [positions[users.read]]
-        for part in evaluated:
-            ends = part.inter_feat[HISTORY_END].numpy()
-            starts.append(self.histories.window_starts(self.histories.user_start[ends], ends))
-            wanted.append(ends - 1)
-        passes, index = shared_passes(self.histories.items, np.concatenate(starts), np.concatenate(wanted))
-        trained = int(users.read.sum())
-        eval_index = {
-            self.histories.items[start : last + 1].tobytes(): int(state)
-            for start, last, state in zip(
-                np.concatenate(starts[1:] or [[]]), np.concatenate(wanted[1:] or [[]]), index[trained:], strict=True
-            )
-        }
-        samples, labels = [index[:trained]], [users.labels[users.read]]
-        per_sample = [users.queries()]
-        if self.settings.alignment:
-            aligned = self.alignment_sequences()
-            samples.append(int(passes.read.sum()) + np.arange(len(aligned)))
-            labels.append(aligned.labels[aligned.read])
-            per_sample.append(aligned.queries())
-            passes = concatenate([passes, aligned])
-        store = FeatureStore(int(passes.read.sum()), self.projection.weight.shape[1], torch.device(self.device), folder)
-        self.eval()
-        for group in progress(within_budget(passes.tokens(self.table), self.settings.eval_batch_tokens)):
-            store.append(self.states_of(passes.select(group)))
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate(per_sample))])
-        table = RaggedTable(np.concatenate(samples), offsets)
-        self.state_cache = QueryStateCache(store, table, np.concatenate(labels), eval_index)
+    @torch.no_grad()
+    def states_of(self, sequences: Sequences) -> Tensor:
+        """Return the states of all queries of `sequences` [queries, width], in passes within `eval_batch_tokens`."""
+        passes = self.passes(sequences, self.settings.eval_batch_tokens)
+        return torch.cat([self.query_states(pack(part, self.inputs.table)) for part in passes])
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Return the mean cross-entropy of a RecBole batch of prefix rows (one query each, at the end).
 
-        `PackedTrainer` trains on `training_sequences` instead, where one row serves all positions of a user.
+        `PackedTrainer` trains on `inputs.training_sequences` instead, where one row serves all positions of a user.
         """
-        sequences = self.prefix_sequences(interaction)
-        labels = interaction[self.POS_ITEM_ID].cpu().numpy()
-        labelled = Sequences(sequences.rows, sequences.counts, sequences.read, np.zeros_like(sequences.rows))
-        labelled.labels[np.cumsum(sequences.counts) - 1] = labels
-        return self.loss_sum(labelled) / len(labels)
+        sequences = self._prefixes(interaction)
+        labels = np.zeros_like(sequences.rows)
+        labels[sequences.read] = interaction[self.POS_ITEM_ID].cpu().numpy()
+        return self.loss_sum(Sequences(sequences.rows, sequences.counts, sequences.read, labels)) / len(sequences)
 
-    def prefix_sequences(self, interaction: Interaction) -> Sequences:
-        """Return the windows of a batch of histories, read at their last query.
-
-        Args:
-            interaction: with `item_id_list` int64 [batch, items] and `item_length` int64 [batch].
-
-        Raises:
-            DataError: if a history is empty, or holds an item without text.
-        """
+    def _prefixes(self, interaction: Interaction) -> Sequences:
         histories = interaction[self.ITEM_SEQ].cpu().numpy()
-        lengths = interaction[self.ITEM_SEQ_LEN].cpu().numpy()
-        if (lengths < 1).any():
-            raise DataError("a history is empty: there is nothing to predict from")
-        columns = np.arange(histories.shape[1])
-        inside = columns < lengths[:, None]
-        tokens = np.where(inside, self.table.lengths[histories], 0)
-        if (inside & (tokens == 0)).any():
-            raise DataError("a history holds an item without text: set items_without_text=drop")
-        after = tokens[:, ::-1].cumsum(axis=1)[:, ::-1]  # tokens from an item to the end of its history
-        kept = inside & (after <= self.settings.max_sequence_tokens) & (columns >= lengths[:, None] - self.settings.max_items)
-        counts = kept.sum(axis=1)
-        read = np.zeros(int(counts.sum()), dtype=bool)
-        read[np.cumsum(counts) - 1] = True
-        return Sequences(histories[kept], counts, read, np.zeros(len(read), dtype=np.int64))
+        return self.inputs.prefix_sequences(histories, interaction[self.ITEM_SEQ_LEN].cpu().numpy())
 
     def _last_states(self, interaction: Interaction) -> Tensor:
-        sequences = self.prefix_sequences(interaction)
-        if self.state_cache is not None:
-            return self.state_cache.lookup(sequences, self.states_of).to(self.device)
-        return self.states_of(sequences)
+        sequences = self._prefixes(interaction)
+        if self.state_cache is None:
+            return self.states_of(sequences).float()
+        return self.state_cache.lookup(sequences, self.states_of).float()
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Return the score of each row's `item_id`: [batch], float32."""
@@ -333,17 +183,82 @@ class ST2SI(SequentialRecommender):
         """Return the scores of all items: [batch, items], float32, -inf for the padding id."""
         return self.projection(self._last_states(interaction))
 
+    @torch.no_grad()
+    def extra_results(self) -> dict[str, Any]:
+        """Return the ILP accuracy: how often an item's own text is mapped to its id, first and among five (Table 5)."""
+        self.eval()
+        found = np.zeros(2)
+        aligned = self.inputs.alignment_sequences()
+        for labels, states in self._alignment_states(aligned):
+            top = self.projection(states.float()).topk(min(5, self.n_items - 1), dim=1).indices.cpu().numpy()
+            hits = top == labels[:, None]
+            found += (hits[:, 0].sum(), hits.any(axis=1).sum())
+        top1, top5 = found / len(aligned)
+        return {"ilp_accuracy": {"acc@1": round(float(top1), 4), "acc@5": round(float(top5), 4)}}
+
+    def _alignment_states(self, aligned: Sequences) -> Iterator[tuple[np.ndarray, Tensor]]:
+        labels = aligned.labels[aligned.read]
+        if self.state_cache is not None and len(self.state_cache.aligned):
+            for part in np.array_split(np.arange(len(labels)), -(-len(labels) // 4096)):
+                yield labels[part], self.state_cache.store.take(self.state_cache.aligned[part])
+            return
+        for passed in self.passes(aligned, self.settings.eval_batch_tokens):
+            yield passed.labels[passed.read], self.states_of(passed)
+
+    # -- a frozen backbone's states, computed once -------------------------------------------------------------------
+
+    def fill_state_cache(self, evaluated: list[HistoryDataset], folder: Path, progress: Callable[..., Any]) -> None:
+        """Compute every hidden state that training and the `evaluated` parts read, once.
+
+        Args:
+            evaluated: validation and test parts.
+            folder: where a large table may be memory-mapped.
+            progress: wraps the list of passes, such as `tqdm.tqdm`.
+        """
+        histories = self.inputs.histories
+        windows = self.inputs.training_windows(np.random.default_rng(0))
+        users = self.inputs.window_sequences(windows)
+        positions, counts = windows.positions()
+        starts = [np.repeat(windows.starts, counts)[users.read]]
+        wanted = [positions[users.read]]
+        for part in evaluated:
+            ends = part.inter_feat[HISTORY_END].numpy()
+            starts.append(histories.window_starts(histories.user_start[ends], ends))
+            wanted.append(ends - 1)
+        all_starts, all_wanted = np.concatenate(starts), np.concatenate(wanted)
+        passes, index = shared_passes(histories.items, all_starts, all_wanted)
+        trained = len(starts[0])
+        eval_index = {
+            histories.items[start : last + 1].tobytes(): int(state)
+            for start, last, state in zip(all_starts[trained:], all_wanted[trained:], index[trained:], strict=True)
+        }
+        samples = RaggedTable(index[:trained], np.concatenate([[0], np.cumsum(users.queries())]))
+        labels, aligned = users.labels[users.read], np.arange(0)
+        if self.settings.alignment:
+            items = self.inputs.alignment_sequences()
+            aligned = int(passes.read.sum()) + np.arange(len(items))
+            samples = samples.followed_by(RaggedTable(aligned, np.arange(len(items) + 1)))
+            labels = np.concatenate([labels, items.labels[items.read]])
+            passes = concatenate([passes, items])
+        width, device = self.projection.weight.shape[1], torch.device(self.device)
+        store = FeatureStore(int(passes.read.sum()), width, self.precision, device, folder)
+        self.eval()
+        for part in progress(self.passes(passes, self.settings.eval_batch_tokens)):
+            store.append(self.states_of(part))
+        self.state_cache = QueryStateCache(store, samples, labels, eval_index, aligned)
+
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def stored_state(self) -> dict[str, Tensor]:
-        """Return the weights that a checkpoint holds: ILP tuning stores the projection alone."""
+        """Return the weights that a checkpoint holds; frozen ones of the backbone are named, not stored again."""
         state = self.state_dict()
-        return {name: w for name, w in state.items() if not (self.frozen and name.startswith("backbone."))}
+        if self.settings.tuning.tuning == "full":
+            return state
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: weights for name, weights in state.items() if name in trained}
 
-    def parameter_groups(self, config: Any) -> list[dict[str, Any]]:
-        """Return AdamW's groups with their rates: the backbone's (if it is tuned), and the projection's."""
-        rate = config["learning_rate"] or _LEARNING_RATES[self.settings.tuning]
-        groups = [{"params": list(self.projection.parameters()), "lr": config["ilp_learning_rate"] or rate}]
-        if not self.frozen:
-            groups.append({"params": list(self.backbone.parameters()), "lr": rate})
-        return groups
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return AdamW's groups with their rates: the projection's, and the backbone's if any of it is tuned."""
+        groups = [{"params": list(self.projection.parameters()), "lr": self.settings.ilp_learning_rate}]
+        tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        return [*groups, {"params": tuned, "lr": self.settings.learning_rate}] if tuned else groups

@@ -1,0 +1,128 @@
+"""The inputs of ST2SI: X_q with its labels (eq. 2, 3) and the alignment inputs X_I (eq. 6), as sequences of table rows."""
+
+import numpy as np
+
+from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
+from recbole_llm.data.packing import Sequences, concatenate
+from recbole_llm.data.ragged import RaggedTable
+from recbole_llm.data.windows import Histories, WindowLimits, Windows, full_windows, random_windows, recent_windows
+from recbole_llm.errors import DataError
+
+
+class ST2SIInputs:
+    """Everything that ST2SI reads, cut from a data set.
+
+    Args:
+        dataset: the training part.
+        text: token ids of every item, row = item id, row 0 empty.
+        query: id of the query token.
+        instruction: token ids of the alignment instruction.
+        limits: the most that a window holds.
+        train_window: random, full or recent.
+        multi_query: whether a query follows every item, or the last one alone.
+        alignment: whether `training_sequences` holds alignment inputs.
+
+    Attributes:
+        table: row v is T_v^q = {T_v, [Q]}; row `items` is the instruction; without multi-query, row ``items + 1 + v`` is
+            T_v without a query.
+        histories: all users' items, from which windows are cut.
+        last_targets: int64 [users], the flat index of each user's last training target.
+    """
+
+    def __init__(
+        self,
+        dataset: HistoryDataset,
+        text: RaggedTable,
+        query: int,
+        instruction: list[int],
+        limits: WindowLimits,
+        train_window: str,
+        multi_query: bool,
+        alignment: bool,
+    ) -> None:
+        self.items = len(text)
+        self.limits = limits
+        self.train_window = train_window
+        self.multi_query = multi_query
+        self.alignment = alignment
+        self.table = text.with_row_ends(query).with_row(instruction)
+        item_tokens = self.table.lengths[: self.items]
+        if not multi_query:
+            self.table = self.table.followed_by(text)
+            item_tokens = text.lengths
+            limits = WindowLimits(limits.items, limits.tokens - 1)  # the one query takes a token
+        self._item_tokens = item_tokens
+        self._token_limit = limits.tokens
+        flat, user_start = dataset.history_items.numpy(), dataset.history_start.numpy()
+        self.histories = Histories(flat, user_start, item_tokens, limits)
+        targets = dataset.inter_feat[HISTORY_END].numpy()
+        self._is_target = np.zeros(len(flat) + 1, dtype=bool)
+        self._is_target[targets] = True
+        last = np.zeros(len(flat), dtype=np.int64)
+        np.maximum.at(last, user_start[targets], targets)
+        self.last_targets = last[np.unique(user_start[targets])]
+
+    def training_windows(self, rng: np.random.Generator) -> Windows:
+        """Return the windows of one epoch, as `train_window` says."""
+        if self.train_window == "random":
+            return random_windows(self.histories, self.last_targets, rng)
+        windows = full_windows if self.train_window == "full" else recent_windows
+        return windows(self.histories, self.last_targets)
+
+    def training_sequences(self, rng: np.random.Generator) -> Sequences:
+        """Return the samples of one epoch: the users' inputs, then the alignment inputs."""
+        users = self.window_sequences(self.training_windows(rng))
+        return concatenate([users, self.alignment_sequences()]) if self.alignment else users
+
+    def window_sequences(self, windows: Windows) -> Sequences:
+        """Return X_q of every window, with the next item as label wherever that is a training target."""
+        positions, counts = windows.positions()
+        items = self.histories.items
+        read = self._is_target[positions + 1]
+        if not self.multi_query:
+            read &= _last_of_each(counts)
+        labels = np.where(read, np.append(items, 0)[positions + 1], 0)
+        return Sequences(self._rows(items[positions], counts), counts, read, labels)
+
+    def alignment_sequences(self) -> Sequences:
+        """Return X_I = {T_I, T_v, [Q]} with label v for every item v that has a text."""
+        items = np.flatnonzero(self.table.lengths[: self.items] > 1)
+        rows = np.stack([np.full_like(items, self.items), items], axis=1).ravel()
+        read = np.tile([False, True], len(items))
+        return Sequences(rows, np.full(len(items), 2), read, np.where(read, rows, 0))
+
+    def prefix_sequences(self, histories: np.ndarray, lengths: np.ndarray) -> Sequences:
+        """Return the windows of given histories, read at their last query.
+
+        Args:
+            histories: int64 [batch, items], item ids from the left.
+            lengths: int64 [batch], how many of them count.
+
+        Raises:
+            DataError: if a history is empty, or holds an item without text.
+        """
+        if (lengths < 1).any():
+            raise DataError("a history is empty: there is nothing to predict from")
+        columns = np.arange(histories.shape[1])
+        inside = columns < lengths[:, None]
+        tokens = np.where(inside, self._item_tokens[histories], 0)
+        if (inside & (self.table.lengths[histories] == 0)).any():
+            raise DataError("a history holds an item without text: set items_without_text=drop")
+        after = tokens[:, ::-1].cumsum(axis=1)[:, ::-1]  # tokens from an item to the end of its history
+        kept = inside & (after <= self._token_limit) & (columns >= lengths[:, None] - self.limits.items)
+        counts = kept.sum(axis=1)
+        read = _last_of_each(counts)
+        return Sequences(self._rows(histories[kept], counts), counts, read, np.zeros(len(read), dtype=np.int64))
+
+    def _rows(self, items: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        if self.multi_query:
+            return items
+        return np.where(_last_of_each(counts), items, items + self.items + 1)
+
+
+def _last_of_each(counts: np.ndarray) -> np.ndarray:
+    last = np.zeros(int(counts.sum()), dtype=bool)
+    last[np.cumsum(counts) - 1] = True
+    return last
+
+

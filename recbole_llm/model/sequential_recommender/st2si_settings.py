@@ -1,0 +1,109 @@
+"""The settings of ST2SI, documented and checked."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from recbole_llm.backbone.tuning import TUNING, TuningSettings
+from recbole_llm.errors import SettingError, nearest
+
+# Appendix A.3 of the paper; LoRA is not in the paper, its rate is ours.
+_LEARNING_RATES = {"full": 5e-5, "lora": 3e-4, "ilp": 3e-4}
+_WINDOWS = ("random", "full", "recent")
+
+
+@dataclass(frozen=True)
+class ST2SISettings:
+    """The settings of `properties/model/ST2SI.yaml`, checked.
+
+    Attributes:
+        backbone: a preset, a folder or a hub id.
+        tuning: how the backbone is trained.
+        item_text_fields: columns of the `.item` file.
+        max_attribute_tokens: the most tokens of one field.
+        max_items: the most items of a window (`MAX_ITEM_LIST_LENGTH`).
+        max_sequence_tokens: the most tokens of a window.
+        query_token: the token after every item text.
+        multi_query: whether a query follows every item (eq. 2), or the last one alone (Table 3, without multi-query).
+        train_window: random, full or recent.
+        alignment: whether alignment inputs are trained too.
+        alignment_instruction: the text before the item in an alignment input.
+        train_batch_tokens: the most tokens of a packed pass with gradients.
+        eval_batch_tokens: the most tokens of a packed pass without.
+        learning_rate: of the backbone, and of the projection unless `ilp_learning_rate` is given.
+        ilp_learning_rate: of the projection.
+
+    Raises:
+        SettingError: for a value that is not allowed.
+    """
+
+    backbone: str
+    tuning: TuningSettings
+    item_text_fields: list[str]
+    max_attribute_tokens: int
+    max_items: int
+    max_sequence_tokens: int
+    query_token: str
+    multi_query: bool
+    train_window: str
+    alignment: bool
+    alignment_instruction: str
+    train_batch_tokens: int
+    eval_batch_tokens: int
+    learning_rate: float
+    ilp_learning_rate: float
+
+    def __post_init__(self) -> None:
+        if self.train_window not in _WINDOWS:
+            close = nearest(str(self.train_window), _WINDOWS)
+            raise SettingError(f"train_window={self.train_window} is not one of {', '.join(_WINDOWS)}{close}")
+        whole = ("max_attribute_tokens", "max_items", "max_sequence_tokens", "train_batch_tokens", "eval_batch_tokens")
+        for name in whole:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                shown = "MAX_ITEM_LIST_LENGTH" if name == "max_items" else name
+                raise SettingError(f"{shown}={value} must be a whole number from 1")
+        if not isinstance(self.item_text_fields, list) or not self.item_text_fields:
+            raise SettingError("item_text_fields must be a list of columns of the .item file, such as ['title']")
+        if not self.query_token:
+            raise SettingError("query_token is empty: it must be one token, such as '.'")
+
+    @classmethod
+    def from_config(cls, config: Any) -> "ST2SISettings":
+        """Read the settings of a run; what is not given follows from `tuning` and `multi_query`."""
+        tuning = TuningSettings.from_config(config)
+        # Without multi-query a window has one query: only new windows in every epoch reach all positions.
+        drawn = tuning.tuning != "ilp" or not config["multi_query"]
+        rate = config["learning_rate"] or _LEARNING_RATES[tuning.tuning]
+        return cls(
+            backbone=str(config["backbone"]),
+            tuning=tuning,
+            item_text_fields=config["item_text_fields"],
+            max_attribute_tokens=config["max_attribute_tokens"],
+            max_items=config["MAX_ITEM_LIST_LENGTH"],
+            max_sequence_tokens=config["max_sequence_tokens"],
+            query_token=str(config["query_token"]),
+            multi_query=config["multi_query"],
+            train_window=config["train_window"] or ("random" if drawn else "full"),
+            alignment=config["alignment"],
+            alignment_instruction=config["alignment_instruction"],
+            train_batch_tokens=config["train_batch_tokens"],
+            eval_batch_tokens=config["eval_batch_tokens"],
+            learning_rate=rate,
+            ilp_learning_rate=config["ilp_learning_rate"] or rate,
+        )
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the projection alone is trained."""
+        return self.tuning.tuning == "ilp"
+
+    @property
+    def states_never_change(self) -> bool:
+        """Whether every query has the same hidden state in all epochs, so that it can be computed once.
+
+        Without multi-query the queries of one window need a pass each, so nothing would be shared.
+        """
+        return self.frozen and self.train_window != "random" and self.multi_query
+
+
+assert set(_LEARNING_RATES) == set(TUNING)
