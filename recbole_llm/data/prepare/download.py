@@ -83,19 +83,19 @@ def _find(folder: Path, source: Source) -> RawFile | None:
 
 
 def _fetch(spec: Spec, source: Source, folder: Path, say: Callable[[str], None]) -> Path:
-    try:
-        if source.url is None:
-            raise DataError("it has no public address")
+    reason = "no address of it is known"
+    if source.url is not None:
         say(f"downloading {source.url}")
-        return download(source.url, folder / source.file, source.sha256)
-    except DataError as error:
-        needed = list(dict.fromkeys(spec.sources.values()))
-        missing = {each.file: each.url for each in needed if _find(folder, each) is None}
-        wanted = " and ".join(file + (f" ({url})" if url else "") for file, url in missing.items())
-        raise DataError(
-            f"{source.file} of {spec.dataset} is not in {folder} and was not downloaded ({error}): put {wanted} "
-            f"into {folder}, or name the folder that holds them with --raw=FOLDER"
-        ) from None
+        try:
+            return download(source.url, folder / source.file, source.sha256)
+        except DataError as error:
+            reason = "its address " + str(error).removeprefix(f"{source.url} ")
+    missing = {each.file: each.url for each in spec.sources.values() if _find(folder, each) is None}
+    wanted = " and ".join(file + (f" ({url})" if url else "") for file, url in missing.items())
+    raise DataError(
+        f"the raw file {source.file} of {spec.dataset} is missing, and {reason}: put {wanted} into {folder}, or name "
+        "the folder that holds them with --raw=FOLDER"
+    )
 
 
 def download(url: str, target: Path, digest: str | None = None) -> Path:
@@ -187,6 +187,9 @@ class _Transfer:
                 if answer.status_code != 416:
                     self._save(answer, have if answer.status_code == 206 else 0, total)
         except _PASSING as error:
+            if not have and "NameResolutionError" in repr(error):
+                # Waiting does not help a machine without a network, whose user should soon read what to do.
+                raise DataError(f"{self.url} cannot be found by its name: is there a network?") from None
             raise _PassingError(_reason(error)) from None
         except requests.RequestException as error:
             raise DataError(f"{self.url} cannot be asked for: {_reason(error)}") from None

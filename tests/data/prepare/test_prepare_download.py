@@ -249,6 +249,12 @@ def test_nobody_there(tmp_path, publisher):
         download(url, tmp_path / "file")
 
 
+def test_no_network_at_all_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    with pytest.raises(DataError, match=r"cannot be found by its name: is there a network\?"):
+        download("http://publisher.invalid/file", tmp_path / "file")
+
+
 def test_a_folder_that_may_not_be_written(publisher, tmp_path):
     (tmp_path / "plain").write_text("a file where a folder should be")
     with pytest.raises(StorageError, match="could not be written"):
