@@ -13,6 +13,7 @@ from recbole.utils import ModelType
 from recbole.utils import get_model as recbole_model
 from recbole.utils import get_trainer as recbole_trainer
 
+from recbole_llm import compat
 from recbole_llm.errors import SettingError, nearest
 from recbole_llm.paths import shipped
 
@@ -28,7 +29,8 @@ def known_models() -> tuple[str, ...]:
     """Return the names of all models, ours first."""
     ours = [path.stem for path in sorted((shipped("properties") / "model").glob("*.yaml")) if _is_ours(path.stem)]
     folder = Path(inspect.getfile(recbole_models)).parents[1] / "properties" / "model"
-    return (*ours, *(path.stem for path in sorted(folder.glob("*.yaml"))))
+    # Random has no settings, and so no file among them.
+    return (*ours, *sorted({"Random", *(path.stem for path in folder.glob("*.yaml"))}))
 
 
 def _is_ours(name: str) -> bool:
@@ -48,11 +50,9 @@ def model_class(model: str | type) -> type:
     if _is_ours(model):
         return getattr(importlib.import_module(f"{_OUR_MODELS}.{model.lower()}"), model)
     try:
-        return recbole_model(model)
+        return compat.repair(recbole_model(model))
     except ModuleNotFoundError as error:
-        raise SettingError(
-            f"the model {model} needs the package '{error.name}', which is not installed: pip install {error.name}"
-        ) from error
+        raise compat.missing_package(model, str(error.name)) from error
 
 
 def dataset_class(config: Any) -> type:

@@ -5,9 +5,11 @@ two do the same work without that.
 """
 
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 from recbole.data import create_samplers
+from recbole.data.dataset import KnowledgeBasedDataset
 from recbole.data.utils import get_dataloader
 from recbole.sampler import KGSampler
 from recbole.utils import ModelType
@@ -27,12 +29,31 @@ def create_dataset(config: Any) -> Any:
     for name in ("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path"):
         if config[name]:
             raise SettingError(f"{name} is not supported: RecBole stores it as a pickle, which is not safe to load")
+    _check_side_files(config)
     dataset_class = with_protocol(registry.dataset_class(config))
     try:
         dataset = dataset_class(config)
     except ValueError as error:
         raise DataError(f"the data set {config['dataset']} cannot be read: {error}") from error
     return dataset
+
+
+def _check_side_files(config: Any) -> None:
+    """Refuse a knowledge graph or vectors that a model (KSR, GRU4RecKG) reads and that are missing or not loaded.
+
+    RecBole has a TypeError for it (`recbole/data/dataset/kg_dataset.py:249`).
+    """
+    suffixes = list(config["additional_feat_suffix"] or ())
+    if issubclass(registry.dataset_class(config), KnowledgeBasedDataset):
+        suffixes = ["kg", "link", *suffixes]
+    for suffix in suffixes:
+        path = Path(config["data_path"]) / f"{config['dataset']}.{suffix}"
+        if not path.is_file():
+            raise DataError(
+                f"{config['model']} reads {path}, which does not exist: it needs a knowledge graph and vectors"
+            )
+        if config["load_col"] is not None and suffix not in config["load_col"]:
+            raise SettingError(f"{config['model']} reads {path}: name the columns to load in load_col['{suffix}']")
 
 
 def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:

@@ -60,9 +60,11 @@ class RankCollector(Collector):
         """Forget the ranks of the last evaluation."""
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def eval_batch_collect(self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor, positive_i: Tensor) -> None:
+    def eval_batch_collect(
+        self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor, positive_i: Tensor
+    ) -> None:
         """Collect one batch: RecBole's resources and the ranks of its targets."""
-        if positive_u is not None:  # None where RecBole scores labelled rows and ranks nothing
+        if scores_tensor.dim() == 2:  # one score a row, where RecBole measures labelled rows and ranks nothing
             rows, targets = positive_u.to(scores_tensor.device), positive_i.to(scores_tensor.device)
             ranks = target_ranks(scores_tensor, rows, targets).cpu().numpy()
             users = interaction[self._user_field].cpu().numpy()
@@ -71,6 +73,20 @@ class RankCollector(Collector):
                 users = users[np.concatenate([[True], users[1:] != users[:-1]])]
             self._parts.append((users[positive_u.numpy()], positive_i.cpu().numpy(), ranks))
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+
+    def get_data_struct(self) -> Any:
+        """Return what was collected, for the metrics.
+
+        Repairs `recbole/evaluator/collector.py:227`, which asks everything for ``.cpu()``, also the numbers and
+        counters that ItemCoverage, AveragePopularity and others read.
+        """
+        collected = self.data_struct._data_dict
+        others = {key: collected.pop(key) for key in list(collected) if not isinstance(collected[key], Tensor)}
+        struct = super().get_data_struct()
+        for key, value in others.items():
+            collected[key] = value
+            struct.set(key, value)
+        return struct
 
     def has_ranks(self) -> bool:
         """Tell whether anything was ranked since `clear`."""

@@ -67,11 +67,11 @@ def save_weights(path: Path, model: Any, description: dict[str, str]) -> None:
             raise OSError(_errno(str(error)), str(error)) from error
 
 
-def load_weights(path: Path, model: Any, description: dict[str, str]) -> None:
-    """Load weights that `save_weights` wrote.
+def read_weights(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the header and the tensors of a file that `save_weights` wrote.
 
     Raises:
-        CheckpointError: if the file is missing or broken, or belongs to another model or another catalogue.
+        CheckpointError: if the file is missing or broken.
     """
     if not path.is_file():
         raise CheckpointError(f"there are no weights in {path}: the run has not finished an epoch")
@@ -81,6 +81,21 @@ def load_weights(path: Path, model: Any, description: dict[str, str]) -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"the weights {path} are broken or cut short ({error}): run again") from error
+    return found, tensors
+
+
+def parameters_only(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights among the tensors of a file, without what belongs to the other parameters."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_OTHER)}
+
+
+def load_weights(path: Path, model: Any, description: dict[str, str]) -> None:
+    """Load weights that `save_weights` wrote.
+
+    Raises:
+        CheckpointError: if the file is missing or broken, or belongs to another model or another catalogue.
+    """
+    found, tensors = read_weights(path)
     for key, what in (("model", "the model"), ("catalogue", "the item catalogue")):
         if found.get(key) != description[key]:
             raise CheckpointError(
@@ -89,8 +104,9 @@ def load_weights(path: Path, model: Any, description: dict[str, str]) -> None:
     others = {
         name: _unflatten(f"{_OTHER}{name}", form, tensors)
         for name, form in json.loads(found.get("other_parameters", "{}")).items()
+        if form["form"] != "kept"
     }
-    load_state(path, model, {name: tensor for name, tensor in tensors.items() if not name.startswith(_OTHER)})
+    load_state(path, model, parameters_only(tensors))
     model.load_other_parameter(others or None)
 
 
@@ -103,7 +119,9 @@ def load_state(path: Path, model: Any, state: dict[str, Tensor]) -> None:
     expected = stored_state(model)
     wrong = sorted(set(expected) ^ set(state)) or sorted(n for n in state if state[n].shape != expected[n].shape)
     if wrong:
-        raise CheckpointError(f"the weights {path} do not fit this model: '{wrong[0]}' is missing, extra or of another size")
+        raise CheckpointError(
+            f"the weights {path} do not fit this model: '{wrong[0]}' is missing, extra or of another size"
+        )
     model.load_state_dict(state, strict=False)
 
 
@@ -119,7 +137,7 @@ def _errno(message: str) -> int:
 
 
 def _flatten(key: str, value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Put `value` into `tensors` under `key` and return how to get it back; None where it cannot be stored."""
+    """Put `value` into `tensors` under `key` and return how to get it back."""
     if isinstance(value, Tensor):
         tensors[key] = value.detach().cpu().clone().contiguous()
         return {"form": "tensor", "device": value.device.type}
@@ -133,7 +151,9 @@ def _flatten(key: str, value: Any, tensors: dict[str, Tensor]) -> Any:
         return {"form": "sparse", "layout": value.format, "shape": list(matrix.shape)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"form": "value", "value": value}
-    return {"form": "kept"}  # rebuilt from the data by the model's constructor
+    # A module (`recbole/model/sequential_recommender/fdsa.py:108` and others) whose weights are among the model's own,
+    # or what the constructor makes from the data: it stays as it is.
+    return {"form": "kept"}
 
 
 def _unflatten(key: str, form: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
@@ -155,10 +175,16 @@ def _unflatten(key: str, form: dict[str, Any], tensors: dict[str, Tensor]) -> An
 
 def random_states() -> dict[str, Any]:
     """Return the states of all generators that training draws from, as plain values and tensors."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (RecBole draws from it)
+    name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)),
+        "numpy": (
+            name,
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -169,7 +195,7 @@ def set_random_states(states: dict[str, Any]) -> None:
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
     if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

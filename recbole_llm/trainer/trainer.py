@@ -108,6 +108,16 @@ class RunFolderMixin(Trainer):
         """Store a pre-trained model (S3Rec) as safetensors; repairs `recbole/trainer/trainer.py:755`."""
         self._save_checkpoint(epoch, verbose=False)
 
+    def pretrain(self, train_data: Any, verbose: bool = True, show_progress: bool = False) -> Any:
+        """Pre-train as RecBole does and store the last weights.
+
+        Repairs `recbole/trainer/trainer.py:774` (`PretrainTrainer.pretrain`), which stores every `save_step` epochs
+        alone: nothing at all if there are fewer.
+        """
+        result = super().pretrain(train_data, verbose, show_progress)
+        self._save_checkpoint(self.pretrain_epochs - 1, verbose)
+        return result
+
     def _resume_state(self, finished: bool) -> dict[str, Any]:
         return {
             "description": self.description,

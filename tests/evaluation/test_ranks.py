@@ -1,0 +1,144 @@
+"""Ranks and the metrics that follow from them, against plain numpy and RecBole's own evaluator."""
+
+import gzip
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from recbole.evaluator import Evaluator
+from small_data import HISTORIES, build_parts, write_dataset
+
+from recbole_llm import registry
+from recbole_llm.errors import DataError, TrainingError
+from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank, read_ranks, target_ranks, write_ranks
+
+TOPK = [1, 3, 5]
+
+
+def rank_by_loop(scores, target):
+    """How many candidates score at least as much as the target."""
+    return sum(1 for score in scores if score >= scores[target])
+
+
+@pytest.fixture
+def parts(workplace):
+    histories = {user: items[:6] for user, items in HISTORIES.items()}  # nobody knows all items
+    write_dataset(workplace, histories)
+    return build_parts(
+        workplace, model="Pop", topk=TOPK, metrics=["Recall", "NDCG", "Hit", "MRR"], valid_metric="NDCG@3"
+    )
+
+
+def random_scores(users, items, seed=0):
+    scores = torch.randn(users, items, generator=torch.Generator().manual_seed(seed))
+    scores[:, 0] = -torch.inf
+    return scores
+
+
+def test_rank_counts_those_in_front_and_ties_against_the_target():
+    inf = torch.inf
+    scores = torch.tensor([[-inf, 3.0, 1.0, 2.0], [-inf, 2.0, 2.0, 2.0], [-inf, 0.0, 5.0, 5.0]])
+    rows = torch.tensor([0, 0, 0, 1, 2, 2])
+    targets = torch.tensor([1, 2, 3, 2, 3, 1])
+    assert target_ranks(scores, rows, targets).tolist() == [1, 3, 2, 3, 2, 3]
+
+
+def test_masked_target_is_last():
+    scores = torch.tensor([[-torch.inf, 3.0, -torch.inf, 2.0]])
+    assert target_ranks(scores, torch.tensor([0]), torch.tensor([2])).item() >= 3
+
+
+@pytest.mark.parametrize("place", [(0, 1), (2, 3)])
+def test_scores_that_are_not_numbers_are_an_error(place):
+    scores = random_scores(3, 5)
+    scores[place] = torch.nan
+    with pytest.raises(TrainingError, match="not numbers"):
+        target_ranks(scores, torch.arange(3), torch.ones(3, dtype=torch.long))
+
+
+def test_metrics_equal_plain_numpy_and_recboles_own(parts):
+    users, items = 200, 40
+    scores = random_scores(users, items)
+    targets = torch.randint(1, items, (users,), generator=torch.Generator().manual_seed(1))
+    collector = RankCollector(parts.config)
+    for start in range(0, users, 64):  # in batches, as in evaluation
+        rows = scores[start : start + 64]
+        interaction = Interaction({"user_id": torch.arange(start, start + len(rows)) + 1})
+        collector.eval_batch_collect(rows.clone(), interaction, torch.arange(len(rows)), targets[start : start + 64])
+    found = Evaluator(parts.config).evaluate(collector.get_data_struct())
+    of_users, of_items, ranks = collector.collected()
+    assert of_users.tolist() == list(range(1, users + 1))
+    assert of_items.tolist() == targets.tolist()
+    by_loop = np.array([rank_by_loop(row, target) for row, target in zip(scores.numpy(), targets.numpy(), strict=True)])
+    assert ranks.tolist() == by_loop.tolist()
+    for k in TOPK:
+        inside = by_loop <= k
+        expected = {
+            "recall": inside.mean(),
+            "hit": inside.mean(),
+            "ndcg": np.where(inside, 1 / np.log2(by_loop + 1), 0).mean(),
+            "mrr": np.where(inside, 1 / by_loop, 0).mean(),
+        }
+        for name, value in expected.items():
+            assert found[f"{name}@{k}"] == pytest.approx(value, abs=1e-4), f"{name}@{k}"  # RecBole rounds to 4 digits
+    assert mean_reciprocal_rank(of_users, ranks) == pytest.approx((1 / by_loop).mean())
+
+
+def test_mrr_takes_a_users_best_target():
+    assert mean_reciprocal_rank(np.array([7, 7, 9]), np.array([4, 2, 10])) == pytest.approx((1 / 2 + 1 / 10) / 2)
+
+
+def test_trainer_adds_mrr_over_the_whole_ranking_and_forgets_the_last_evaluation(parts):
+    parts.config["run_folder"] = parts.config["data_path"]
+    trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
+    trainer.eval_collector.data_collect(parts.train)
+    parts.model.item_cnt = torch.arange(parts.dataset.item_num)[:, None]  # popularity = the item's id
+    parts.model.max_cnt = parts.model.item_cnt.max()
+    for _ in range(2):
+        result = trainer.evaluate(parts.test, load_best_model=False)
+        users, targets, ranks = trainer.eval_collector.collected()
+        assert len(users) == len(parts.test.dataset)
+        assert ranks.tolist() == (parts.dataset.item_num - targets).tolist()
+        assert result["mrr"] == pytest.approx((1 / ranks).mean(), abs=1e-4)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_file_of_ranks_round_trip_and_bytes(parts, tmp_path):
+    users, targets, ranks = np.array([1, 2, 3]), np.array([2, 3, 1]), np.array([5, 1, 3])
+    for name in ("one", "two"):
+        write_ranks(tmp_path / f"{name}.tsv.gz", parts.dataset, users, targets, ranks)
+    frame = read_ranks(tmp_path / "one.tsv.gz")
+    assert frame["user"].tolist() == parts.dataset.id2token("user_id", users).tolist()
+    assert frame["item"].tolist() == parts.dataset.id2token("item_id", targets).tolist()
+    assert frame["rank"].tolist() == ranks.tolist()
+    assert (tmp_path / "one.tsv.gz").read_bytes() == (tmp_path / "two.tsv.gz").read_bytes()
+    first, *rest = gzip.decompress((tmp_path / "one.tsv.gz").read_bytes()).decode().splitlines()
+    assert first == "user\titem\trank"
+    assert rest[0].split("\t") == [str(frame["user"][0]), str(frame["item"][0]), "5"]
+
+
+def damage(content, how):
+    if how == "cut short":
+        return content[: len(content) // 2]
+    if how == "changed":
+        return content[:15] + bytes(byte ^ 0xFF for byte in content[15:25]) + content[25:]
+    return {"empty": b"", "text": b"user\titem\trank\n", "other columns": gzip.compress(b"a\tb\n1\t2\n")}.get(
+        how, gzip.compress(b"user\titem\trank\nu1\ti1\tmany\n")
+    )
+
+
+@pytest.mark.parametrize("how", ["cut short", "changed", "empty", "text", "other columns", "rank is a word"])
+def test_broken_file_of_ranks_is_an_error(parts, tmp_path, how):
+    path = tmp_path / "ranks.tsv.gz"
+    write_ranks(path, parts.dataset, np.arange(1, 7), np.arange(1, 7), np.arange(1, 7))
+    path.write_bytes(damage(path.read_bytes(), how))
+    with pytest.raises(DataError, match=r"ranks\.tsv\.gz"):
+        read_ranks(path)
+
+
+def test_missing_file_of_ranks_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="none"):
+        read_ranks(tmp_path / "none.tsv.gz")
