@@ -25,6 +25,15 @@ def _explain(error: OSError, path: Path) -> StorageError:
 
 
 @contextlib.contextmanager
+def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an OSError of the block, which writes `path`, into a StorageError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise _explain(error, Path(path)) from error
+
+
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary file name beside `path`; rename it to `path` when the block ends well, remove it otherwise.
 
