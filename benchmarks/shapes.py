@@ -1,4 +1,4 @@
-"""Language models of the papers' shapes with random weights, and catalogues of a given size: speed needs no real ones."""
+"""Language models of the papers' shapes with random weights, and catalogues of a given size, for measuring speed."""
 
 import json
 import tempfile
@@ -34,6 +34,10 @@ SHAPES = {
         hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000,
         max_position_embeddings=2048,
     ),
+    "smollm2-135m": LlamaConfig(
+        hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        vocab_size=49152, max_position_embeddings=8192, tie_word_embeddings=True,
+    ),
     "tiny": opt(64, 2, 4),
 }  # fmt: skip
 
@@ -43,15 +47,17 @@ def write_backbone(shape: str, folder: Path, dtype: torch.dtype = torch.float32)
     vocabulary = {"<unk>": 0, ".": 1, **{f"w{n}": n + 2 for n in range(WORDS)}}
     for word in ("Please", "give", "the", "index", "of", "following", "item", ":"):
         vocabulary[word] = len(vocabulary)
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106 (a token of text)
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)  # noqa: S106
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
     torch.manual_seed(0)
     AutoModel.from_config(SHAPES[shape], dtype=dtype).save_pretrained(folder)
     return folder
 
 
-def write_catalogue(folder: Path, users: int, items: int, history: float = 7.87, words: tuple[int, int] = (16, 32)) -> None:
+def write_catalogue(
+    folder: Path, users: int, items: int, history: float = 7.87, words: tuple[int, int] = (16, 32)
+) -> None:
     """Write ``bench.inter`` and ``bench.item``: histories of `history` items on average, titles of 16 to 32 words."""
     rng = np.random.default_rng(0)
     target = folder / "bench"

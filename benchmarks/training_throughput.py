@@ -35,7 +35,7 @@ def ours(samples: int, steps: int, **settings: Any) -> dict[str, float]:
     tokens = epoch.tokens(model.inputs.table)
     queries = epoch.queries()
     begun = 0.0
-    for number, (count, passes) in enumerate(prefetch(lambda step: trainer._prepare(epoch, step), chosen)):
+    for number, (count, passes) in enumerate(prefetch(lambda step: trainer._prepare(epoch.select(step)), chosen)):
         if number == 12:  # warm-up: compiled code, allocator, clocks
             torch.cuda.synchronize()
             begun = time.perf_counter()

@@ -15,6 +15,8 @@ recbole-llm: language-model recommenders inside RecBole
       result.json. M is ST2SI or any sequential or general model of RecBole.
   recbole-llm run --resume=saved/<run>
       Go on with an interrupted run.
+  recbole-llm prepare --dataset=D [--raw=FOLDER] [--out=FOLDER] [--report[=FILE]]
+      Make RecBole's atomic files of a data set from its publisher's files, and compare its counts with the papers'.
   recbole-llm doctor [--data_path=FOLDER]
       Show versions, device, language models and data sets, and what to do about what is missing.
 
@@ -32,14 +34,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         verb, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("run", argv)
+        if "=" in verb:
+            raise SettingError(f"'{verb}' is not understood: settings are written --name=value")
         if verb not in _VERBS:
             raise SettingError(f"there is no verb '{verb}'{nearest(verb, _VERBS)} The verbs are {', '.join(_VERBS)}")
         return _VERBS[verb](rest)
-    except RecBoleLLMError as error:
+    except (RecBoleLLMError, OSError) as error:  # OSError: a place where RecBole writes, such as ./log
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingError) else 1
+    except ModuleNotFoundError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: the package '{error.name}' is missing: recbole-llm doctor says how to get it", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; go on with --resume=<run>", file=sys.stderr)
         return 130
@@ -72,4 +81,13 @@ def _doctor(argv: list[str]) -> int:
     return 0
 
 
-_VERBS: dict[str, Callable[[list[str]], int]] = {"run": _run, "doctor": _doctor}
+def _prepare(argv: list[str]) -> int:
+    from recbole_llm.data.prepare import prepare_command
+
+    return prepare_command(argv)
+
+
+_VERBS: dict[str, Callable[[list[str]], int]] = {"run": _run, "prepare": _prepare, "doctor": _doctor}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,6 +5,7 @@ Nothing happens at import: `alias_numpy_names` runs when a Config is built, at t
 module alone; scipy and torch themselves stay as they are.
 """
 
+import contextlib
 import contextvars
 import dataclasses
 import functools
@@ -12,7 +13,7 @@ import logging
 import sys
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,21 @@ def missing_package(model: str, package: str) -> SettingError:
         f"the model {model} needs the package '{package}', which is not installed: "
         f"pip install {_DISTRIBUTIONS.get(package, package)}"
     )
+
+
+@contextlib.contextmanager
+def unchanged_anomaly_detection() -> Iterator[None]:
+    """Keep autograd's anomaly detection as it is while a model of RecBole is imported.
+
+    Repairs `recbole/model/sequential_recommender/sine.py:25`, which switches it on for the whole process as soon as any
+    sequential model is imported: every operation then records where it was called, and every gradient is searched for
+    NaN.
+    """
+    enabled, checks_nan = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+    try:
+        yield
+    finally:
+        torch.autograd.set_detect_anomaly(enabled, checks_nan)
 
 
 @functools.cache

@@ -32,9 +32,22 @@ _RECBOLE = Path(inspect.getfile(recbole)).parent
 
 # Names that RecBole reads although none of its YAML files has them.
 _WITHOUT_DEFAULT = frozenset(
-    "model dataset config_files encoding nproc world_size offset ip port local_rank additional_feat_suffix "
-    "benchmark_filename numerical_features discretization token_num_threshold xgb_early_stopping_rounds".split()
+    {
+        *("model", "dataset", "config_files", "encoding", "nproc", "world_size", "offset", "ip", "port", "local_rank"),
+        *("additional_feat_suffix", "benchmark_filename", "numerical_features", "discretization"),
+        *("token_num_threshold", "xgb_early_stopping_rounds"),
+    }
 )
+# Settings of all models that are counts, and the least that makes sense.
+_WHOLE_NUMBERS = {
+    "epochs": 0,
+    "train_batch_size": 1,
+    "eval_batch_size": 1,
+    "stopping_step": 0,
+    "MAX_ITEM_LIST_LENGTH": 1,
+    "warmup_steps": 0,
+    "seed": 0,
+}
 # Keys of dataset_configs/*.yaml that are not settings of a run.
 _NOT_SETTINGS = ("prepare",)
 
@@ -106,6 +119,13 @@ class Config(RecBoleConfig):
             raise SettingError(str(error)) from error
         _check_value(self, "items_without_text", ("drop", "error", "keep"))
         _check_value(self, "precision", ("auto", "bf16", "fp32"))
+        for name, least in _WHOLE_NUMBERS.items():
+            _check_whole(name, self[name], least)
+        for name in ("learning_rate", "ilp_learning_rate"):
+            rate = self[name]
+            if rate is not None and not (isinstance(rate, (int, float)) and rate >= 0):
+                raise SettingError(f"{name}={rate} must be a number from 0")
+        _check_valid_metric(self)
 
     def compatibility_settings(self) -> None:
         """Set numpy's old names, see `recbole_llm.compat`."""
@@ -149,11 +169,10 @@ class Config(RecBoleConfig):
     def _get_final_config_dict(self) -> dict[str, Any]:
         self._check_names()
         settings = super()._get_final_config_dict()
-        of_sequences = settings["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        if of_sequences and settings.get("loss_type") == "CE":
+        full_softmax = settings["MODEL_TYPE"] == ModelType.SEQUENTIAL and settings.get("loss_type") == "CE"
+        if full_softmax and self.external_config_dict.get("train_neg_sample_args") is None:
             # A full softmax takes no negative samples; RecBole's own default asks for some and then refuses the run.
-            if self.external_config_dict.get("train_neg_sample_args") is None:
-                settings["train_neg_sample_args"] = None
+            settings["train_neg_sample_args"] = None
         if self._is_new_dataset and "load_col" not in self.external_config_dict:
             # RecBole's default loads users and items alone, without the time that its own protocol sorts by.
             settings["load_col"] = {"inter": [settings[f"{name}_FIELD"] for name in ("USER_ID", "ITEM_ID", "TIME")]}
@@ -191,6 +210,22 @@ def _check_value(config: Config, name: str, allowed: Sequence[str]) -> None:
         raise SettingError(f"{name}={config[name]} is not one of {', '.join(allowed)}{close}")
 
 
+def _check_valid_metric(config: Config) -> None:
+    # `mrr` is always there; value metrics such as AUC have no cut-off.
+    known = ["mrr", *(f"{metric}@{cut}" for metric in config["metrics"] for cut in config["topk"]), *config["metrics"]]
+    metric = str(config["valid_metric"])
+    if metric.lower() not in {name.lower() for name in known}:
+        raise SettingError(
+            f"valid_metric={metric} is not computed{nearest(metric, known)} Metrics are {', '.join(config['metrics'])} "
+            f"at topk={config['topk']}, and mrr"
+        )
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise SettingError(f"{name}={value} must be a whole number from {least}")
+
+
 @functools.cache
 def _general_names() -> frozenset[str]:
     files = [_RECBOLE / "properties/overall.yaml", _RECBOLE / "properties/dataset/sample.yaml"]
@@ -213,20 +248,20 @@ def known_datasets(data_path: Path) -> list[str]:
 
 
 def _dataset_folder(dataset: str, data_path: Path) -> Path:
-    """Return the folder of a data set's atomic files: in `data_path`, else among RecBole's examples.
+    """Return the folder of a data set's atomic files: in `data_path`, else among RecBole's examples, else made anew.
 
     Raises:
-        SettingError: if it is nowhere; the nearest name, or the files to put in place, are named.
+        SettingError: if no such data set is known; the nearest name is told.
+        DataError: if it is known but can neither be found nor be made here; the files to put in place are named.
     """
     example = _RECBOLE / "dataset_example" / dataset
     for folder in (data_path / dataset, example):
         if folder.is_dir():
             return folder
-    if dataset in known_datasets(data_path):
-        raise SettingError(
-            f"the data set {dataset} is not here: put {dataset}.inter and {dataset}.item into {data_path / dataset}, "
-            f"or set data_path to the folder that holds the folder {dataset}"
-        )
+    if (shipped("dataset_configs") / f"{dataset}.yaml").is_file():
+        from recbole_llm.data.prepare import ensure
+
+        return ensure(dataset, data_path)
     raise SettingError(
         f"there is no data set '{dataset}' in {data_path}{nearest(dataset, known_datasets(data_path))} A data set is a "
         f"folder {dataset} with {dataset}.inter in it; data_path names the folder that holds it"

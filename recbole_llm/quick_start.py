@@ -1,6 +1,7 @@
 """Runs as functions: what the command line does, from Python."""
 
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,8 +76,13 @@ def run(
     init_logger(config)
     logging.getLogger().info(config)
 
-    parts = build(config)
-    trainer = registry.trainer_class(config)(config, parts.model)
+    try:
+        parts = build(config)
+        trainer = registry.trainer_class(config)(config, parts.model)
+    except BaseException:
+        if resume is None:
+            shutil.rmtree(folder, ignore_errors=True)  # nothing happened that one could go on with
+        raise
     if resume is not None and (folder / checkpoint.RESUME).exists():
         trainer.resume_checkpoint(folder / checkpoint.RESUME)
     if hasattr(trainer, "precompute"):
@@ -107,11 +113,13 @@ def build(config: Config) -> Parts:
     dataset = create_dataset(config)
     logging.getLogger().info(dataset)
     if max(config["topk"]) >= dataset.item_num:
-        raise SettingError(f"topk={config['topk']} is more than the {dataset.item_num - 1} items of {config['dataset']}")
+        raise SettingError(
+            f"topk={config['topk']} is more than the {dataset.item_num - 1} items of {config['dataset']}"
+        )
     train, valid, test = data_preparation(config, dataset)
     if test is None:
         raise DataError(
-            f"no user of {config['dataset']} has a test target: leave-one-out needs histories of at least 3 interactions"
+            f"no user of {config['dataset']} has a test target: leave-one-out needs histories of 3 interactions or more"
         )
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model = config.model_class(config, train._dataset).to(config["device"])
@@ -177,5 +185,3 @@ def _numbers(result: Any) -> dict[str, float] | None:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-

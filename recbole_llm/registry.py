@@ -50,7 +50,8 @@ def model_class(model: str | type) -> type:
     if _is_ours(model):
         return getattr(importlib.import_module(f"{_OUR_MODELS}.{model.lower()}"), model)
     try:
-        return compat.repair(recbole_model(model))
+        with compat.unchanged_anomaly_detection():
+            return compat.repair(recbole_model(model))
     except ModuleNotFoundError as error:
         raise compat.missing_package(model, str(error.name)) from error
 

@@ -6,7 +6,8 @@ training of a linear model, with the same loss and the same gradients.
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -68,10 +69,22 @@ class FeatureStore:
         self._table[self._filled : self._filled + len(states)] = states
         self._filled += len(states)
 
-    def take(self, rows: np.ndarray) -> Tensor:
+    def take(self, rows: Tensor) -> Tensor:
         """Return rows on the device: [len(rows), width]."""
-        index = torch.from_numpy(rows).to(self._table.device)
-        return self._table.index_select(0, index).to(self.device)
+        return self._table.index_select(0, rows.to(self._table.device)).to(self.device)
+
+
+@dataclass(frozen=True)
+class CachedQueries:
+    """Queries whose states are stored.
+
+    Attributes:
+        rows: int64 [queries], rows of the store.
+        labels: int64 [queries], the items to predict.
+    """
+
+    rows: Tensor
+    labels: Tensor
 
 
 class QueryStateCache:
@@ -82,7 +95,7 @@ class QueryStateCache:
         samples: row s holds the state indices of training sample s.
         labels: int64, the item to predict at each of ``samples.values``.
         eval_index: from the bytes of a window's item ids to the state index of its last query.
-        aligned: int64, the state index of each item's alignment input, in the order of the ids; empty without alignment.
+        aligned: int64, the state index of each item's alignment input in the order of the ids; empty without alignment.
     """
 
     def __init__(
@@ -99,22 +112,27 @@ class QueryStateCache:
         self.eval_index = eval_index
         self.aligned = aligned
 
-    def training_states(self, sample_indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return the states [queries, width] and labels [queries] of training samples."""
-        begins = self.samples.offsets[sample_indices]
-        picked = ranges(begins, self.samples.lengths[sample_indices])
-        labels = torch.from_numpy(self.labels[picked]).to(self.store.device)
-        return self.store.take(self.samples.values[picked]), labels
+    def queries(self, samples: np.ndarray) -> CachedQueries:
+        """Return all queries of the training samples `samples`, on the device."""
+        picked = ranges(self.samples.offsets[samples], self.samples.lengths[samples])
+        rows, labels = (torch.from_numpy(a[picked]).to(self.store.device) for a in (self.samples.values, self.labels))
+        return CachedQueries(rows, labels)
+
+    def steps(self, order: np.ndarray, size: int) -> Iterator[CachedQueries]:
+        """Yield the queries of every `size` samples of `order`; they are brought to the device all at once."""
+        epoch = self.queries(order)
+        before = np.concatenate([[0], np.cumsum(self.samples.lengths[order])])
+        for begin in range(0, len(order), size):
+            part = slice(before[begin], before[min(begin + size, len(order))])
+            yield CachedQueries(epoch.rows[part], epoch.labels[part])
 
     def lookup(self, sequences: Sequences, compute: Callable[[Sequences], Tensor]) -> Tensor:
         """Return the state of the last query of each window [windows, width], computing those never stored."""
         ends = np.cumsum(sequences.counts)
-        keys = [
-            sequences.rows[end - count : end].tobytes() for end, count in zip(ends, sequences.counts, strict=True)
-        ]
+        keys = [sequences.rows[end - count : end].tobytes() for end, count in zip(ends, sequences.counts, strict=True)]
         found = np.array([self.eval_index.get(key, -1) for key in keys])
         missing = np.flatnonzero(found < 0)
-        states = self.store.take(np.maximum(found, 0))
+        states = self.store.take(torch.from_numpy(np.maximum(found, 0)))
         if len(missing):
             states[torch.from_numpy(missing).to(states.device)] = compute(sequences.select(missing)).to(states.device)
         return states

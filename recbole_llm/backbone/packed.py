@@ -8,7 +8,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 try:  # torch >= 2.10
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:
-    varlen_attn = None
+    varlen_attn = None  # type: ignore[assignment]
 
 ATTENTION_NAME = "recbole_llm_packed"
 
@@ -152,7 +152,7 @@ def _variable_length(
     elif bounds.causal:
         options["window_size"] = (-1, 0)
     output = varlen_attn(query, key, value, bounds.offsets, bounds.offsets, bounds.longest, bounds.longest, **options)
-    return output[None]
+    return cast(Tensor, output)[None]
 
 
 @functools.cache

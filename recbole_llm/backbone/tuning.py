@@ -111,7 +111,11 @@ def _add_adapters(backbone: Backbone, settings: TuningSettings) -> None:
     targets = settings.lora_targets
     if targets == "all-linear":
         targets = sorted(
-            {name.rsplit(".", 1)[-1] for name, module in backbone.layers.named_modules() if isinstance(module, nn.Linear)}
+            {
+                name.rsplit(".", 1)[-1]
+                for name, module in backbone.layers.named_modules()
+                if isinstance(module, nn.Linear)
+            }
         )
     adapters = LoraConfig(
         r=settings.lora_rank,
@@ -122,7 +126,11 @@ def _add_adapters(backbone: Backbone, settings: TuningSettings) -> None:
     try:
         inject_adapter_in_model(adapters, backbone.model)
     except ValueError as error:
-        names = sorted({name.rsplit(".", 1)[-1] for name, m in backbone.model.named_modules() if isinstance(m, nn.Linear)})
-        raise SettingError(f"lora_targets={targets} names no layer of the backbone, whose linear layers are {names}") from error
+        names = sorted(
+            {name.rsplit(".", 1)[-1] for name, m in backbone.model.named_modules() if isinstance(m, nn.Linear)}
+        )
+        raise SettingError(
+            f"lora_targets={targets} names no layer of the backbone, whose linear layers are {names}"
+        ) from error
     for name, parameter in backbone.model.named_parameters():
         parameter.requires_grad_("lora_" in name)

@@ -31,6 +31,9 @@ class Protocol(Dataset):
       history, never a target.
     """
 
+    inter_feat: Any
+    item_feat: Any
+
     def _load_data(self, token: str, dataset_path: str) -> None:
         if self.config["benchmark_filename"] is None:
             self._check_interaction_file(Path(dataset_path) / f"{token}.inter")
@@ -126,6 +129,7 @@ class HistoryDataset(SequentialDataset):
     history the `item_length` items before that.
     """
 
+    inter_feat: Any
     history_items: torch.Tensor
     history_start: torch.Tensor
 

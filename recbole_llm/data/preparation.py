@@ -61,7 +61,10 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
     built = dataset.build()
     if len(built[0]) == 0:
         raise DataError(f"no training interaction of {config['dataset']} is left after the split")
-    train_sampler, valid_sampler, test_sampler = create_samplers(config, dataset, built)
+    try:
+        train_sampler, valid_sampler, test_sampler = create_samplers(config, dataset, built)
+    except ValueError as error:  # a user who knows all items leaves nothing to sample
+        raise DataError(f"no negative samples can be drawn from {config['dataset']}: {error}") from error
     train_class = get_dataloader(config, "train")
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
         args = config["train_neg_sample_args"]

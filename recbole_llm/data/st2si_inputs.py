@@ -1,4 +1,4 @@
-"""The inputs of ST2SI: X_q with its labels (eq. 2, 3) and the alignment inputs X_I (eq. 6), as sequences of table rows."""
+"""The inputs of ST2SI as sequences of table rows: X_q with its labels (eq. 2, 3), and alignment inputs X_I (eq. 6)."""
 
 import numpy as np
 
@@ -23,8 +23,8 @@ class ST2SIInputs:
         alignment: whether `training_sequences` holds alignment inputs.
 
     Attributes:
-        table: row v is T_v^q = {T_v, [Q]}; row `items` is the instruction; without multi-query, row ``items + 1 + v`` is
-            T_v without a query.
+        table: row v is T_v^q = {T_v, [Q]}; row `items` is the instruction; without multi-query, row ``items + 1 + v``
+            is T_v without a query.
         histories: all users' items, from which windows are cut.
         last_targets: int64 [users], the flat index of each user's last training target.
     """
@@ -124,5 +124,3 @@ def _last_of_each(counts: np.ndarray) -> np.ndarray:
     last = np.zeros(int(counts.sum()), dtype=bool)
     last[np.cumsum(counts) - 1] = True
     return last
-
-

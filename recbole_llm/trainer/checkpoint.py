@@ -204,7 +204,13 @@ def set_random_states(states: dict[str, Any]) -> None:
 def save_resume(path: Path, state: dict[str, Any]) -> None:
     """Write the state of training under a temporary name and rename it. Raises StorageError if the disk is full."""
     with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # torch closes its archive after a failed write and complains about that; the reason is what came before.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def load_resume(path: Path, description: dict[str, str]) -> dict[str, Any]:

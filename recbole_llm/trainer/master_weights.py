@@ -1,7 +1,7 @@
 """float32 master copies of weights that the model holds in bfloat16.
 
-A bfloat16 weight keeps 8 bits: most AdamW steps are smaller than its last bit and would be lost. The optimiser updates a
-float32 copy, and the model gets that copy rounded.
+A bfloat16 weight keeps 8 bits: most AdamW steps are smaller than its last bit and would be lost. The optimiser updates
+a float32 copy, and the model gets that copy rounded.
 """
 
 from typing import Any

@@ -1,6 +1,7 @@
 """Training on packed batches: optimiser steps of a fixed number of samples, in passes within a budget of tokens."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ class PackedTrainer(Trainer):
             close = nearest(str(config["lr_scheduler"]), _SCHEDULES)
             raise SettingError(f"lr_scheduler={config['lr_scheduler']} is not one of {', '.join(_SCHEDULES)}{close}")
         self.batch_size = config["train_batch_size"]
+        self.steps = -(-len(self._samples(0)) // self.batch_size)
         self.scheduler = get_scheduler(
-            _SCHEDULES[config["lr_scheduler"]], self.optimizer, config["warmup_steps"], self._total_steps()
+            _SCHEDULES[config["lr_scheduler"]], self.optimizer, config["warmup_steps"], self.steps * self.epochs
         )
 
     def _build_optimizer(self, **_: Any) -> torch.optim.Optimizer:
@@ -45,9 +47,6 @@ class PackedTrainer(Trainer):
     def _samples(self, epoch: int) -> Sequences:
         # The epoch's own generator: a resumed run draws what the uninterrupted one draws.
         return self.model.inputs.training_sequences(np.random.default_rng([self.config["seed"], epoch]))
-
-    def _total_steps(self) -> int:
-        return -(-len(self._samples(0)) // self.batch_size) * self.epochs
 
     def precompute(self, *evaluated: Any, show_progress: bool = False) -> None:
         """Compute the hidden states of a frozen backbone once, if its windows never change.
@@ -70,13 +69,10 @@ class PackedTrainer(Trainer):
     ) -> float:
         """Train one epoch and return the mean loss over its steps."""
         self.model.train()
-        samples = self._samples(epoch_idx)
-        order = np.random.default_rng([self.config["seed"], epoch_idx, 1]).permutation(len(samples))
-        steps = np.split(order, np.arange(self.batch_size, len(order), self.batch_size))
         losses: list[Tensor] = []
         shown = time.monotonic()
-        with tqdm(total=len(steps), desc=f"Train {epoch_idx:>5}", ncols=100, disable=not show_progress) as bar:
-            for queries, passes in prefetch(lambda indices: self._prepare(samples, indices), steps):
+        with tqdm(total=self.steps, desc=f"Train {epoch_idx:>5}", ncols=100, disable=not show_progress) as bar:
+            for queries, passes in self._steps(epoch_idx):
                 losses.append(self._step(queries, passes))
                 bar.update()
                 if time.monotonic() - shown > _SECONDS_BETWEEN_LOSSES:
@@ -84,22 +80,30 @@ class PackedTrainer(Trainer):
                     shown = time.monotonic()
         return self._mean(losses, epoch_idx, len(losses))
 
-    def _prepare(self, samples: Sequences, indices: np.ndarray) -> tuple[int, list[Any]]:
-        """Return the number of queries of a step, and its passes: packed batches, or sample numbers to look up."""
-        step = samples.select(indices)
-        queries = max(int(step.read.sum()), 1)
+    def _steps(self, epoch: int) -> Iterator[tuple[int, list[Any]]]:
+        """Yield the number of queries of every step of an epoch, and its passes."""
+        order = np.random.default_rng([self.config["seed"], epoch, 1])
         if self.model.state_cache is not None:
-            return queries, [indices]
+            cache = self.model.state_cache
+            for queries in cache.steps(order.permutation(len(cache.samples)), self.batch_size):
+                yield max(len(queries.labels), 1), [queries]
+            return
+        samples = self._samples(epoch)
+        shuffled = order.permutation(len(samples))
+        steps = np.split(shuffled, np.arange(self.batch_size, len(shuffled), self.batch_size))
+        yield from prefetch(lambda indices: self._prepare(samples.select(indices)), steps)
+
+    def _prepare(self, step: Sequences) -> tuple[int, list[Any]]:
         parts = self.model.passes(step, self.model.settings.train_batch_tokens)
         batches = [pack(part, self.model.inputs.table) for part in parts]
-        return queries, [batch.pin_memory() for batch in batches] if self.gpu_available else batches
+        pinned = [batch.pin_memory() for batch in batches] if self.gpu_available else batches
+        return max(int(step.read.sum()), 1), pinned
 
     def _step(self, queries: int, passes: list[Any]) -> Tensor:
         """Take one optimiser step and return its mean loss, a scalar on the device. Nothing waits for the device."""
-        loss_sum = self.model.batch_loss_sum if self.model.state_cache is None else self.model.cached_loss_sum
         total = torch.zeros((), device=self.device)
         for part in passes:
-            loss = loss_sum(part) / queries
+            loss = self.model.pass_loss_sum(part) / queries
             loss.backward()
             total += loss.detach()
         self.masters.take_gradients()

@@ -240,7 +240,8 @@ def test_one_pass_serves_training_validation_and_test_exactly(build, limits):
     # training: position by position, each window's prefix by itself
     windows = inputs.training_windows(np.random.default_rng(0))
     for sample, (start, end) in enumerate(zip(windows.starts, windows.ends, strict=True)):
-        states, labels = cache.training_states(np.array([sample]))
+        queries = cache.queries(np.array([sample]))
+        states, labels = cache.store.take(queries.rows), queries.labels
         assert labels.tolist() == inputs.histories.items[start + 1 : end + 1].tolist()
         for number, last in enumerate(range(start, end)):
             rows = inputs.histories.items[start : last + 1]
@@ -302,10 +303,10 @@ def test_memory_mapped_store_gives_the_same(build, monkeypatch):
     parts.model.load_state_dict(in_memory.state_dict())
     mapped = fill(parts)
     samples = np.arange(len(in_memory.state_cache.samples))
-    for found, expected in zip(
-        mapped.state_cache.training_states(samples), in_memory.state_cache.training_states(samples), strict=True
-    ):
-        torch.testing.assert_close(found, expected, atol=0, rtol=0)
+    found, expected = (model.state_cache.queries(samples) for model in (mapped, in_memory))
+    torch.testing.assert_close(found.labels, expected.labels, atol=0, rtol=0)
+    states = [model.state_cache.store.take(found.rows) for model in (mapped, in_memory)]
+    torch.testing.assert_close(states[0], states[1], atol=0, rtol=0)
     mapped.cached_loss_sum(samples).backward()
     in_memory.cached_loss_sum(samples).backward()
     torch.testing.assert_close(mapped.projection.weight.grad, in_memory.projection.weight.grad, atol=0, rtol=0)

@@ -39,7 +39,7 @@ class ItemLinearProjection(nn.Module):
             labels: int64 [queries], item ids from 1.
             dtype: of the matrix products; the softmax is float32 in any case.
         """
-        return _LinearCrossEntropy.apply(states, self.weight, labels, dtype)  # type: ignore[no-untyped-call]
+        return _LinearCrossEntropy.apply(states, self.weight, labels, dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

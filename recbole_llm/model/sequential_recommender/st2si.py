@@ -17,7 +17,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_llm.backbone.feature_cache import FeatureStore, QueryStateCache, shared_passes
+from recbole_llm.backbone.feature_cache import CachedQueries, FeatureStore, QueryStateCache, shared_passes
 from recbole_llm.backbone.loading import Backbone, load_backbone
 from recbole_llm.backbone.packed import PackedBatch, packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.precision import resolve_precision
@@ -99,8 +99,9 @@ class ST2SI(SequentialRecommender):
         longest = len(instruction) + int(text.lengths.max()) + 1
         if settings.alignment and loaded.max_positions is not None and longest > loaded.max_positions:
             raise SettingError(
-                f"alignment_instruction and the longest item take {longest} tokens, more than the {loaded.max_positions} "
-                f"positions of {settings.backbone}: shorten the instruction, or lower max_attribute_tokens"
+                f"alignment_instruction and the longest item take {longest} tokens, more than the "
+                f"{loaded.max_positions} positions of {settings.backbone}: shorten the instruction, or lower "
+                f"max_attribute_tokens"
             )
         # The query token is looked up last: a token added to the tokenizer must not change how texts are cut.
         query = query_token_id(loaded.tokenizer, loaded.model, settings.query_token)
@@ -127,21 +128,23 @@ class ST2SI(SequentialRecommender):
             hidden = packed_hidden_states(self.backbone, batch)
         return hidden.index_select(0, batch.query_index)
 
-    def batch_loss_sum(self, batch: PackedBatch) -> Tensor:
-        """Return the sum of -log p over all queries of a packed batch (eq. 7)."""
-        assert batch.labels is not None
-        states = self.query_states(batch)
-        return self.projection.loss(states, batch.labels.to(self.device, non_blocking=True), self.precision)
+    def pass_loss_sum(self, part: PackedBatch | CachedQueries) -> Tensor:
+        """Return the sum of -log p over all queries of one pass (eq. 7), or of queries whose states are stored."""
+        if isinstance(part, CachedQueries):
+            assert self.state_cache is not None
+            return self.projection.loss(self.state_cache.store.take(part.rows), part.labels, self.precision)
+        assert part.labels is not None
+        states = self.query_states(part)
+        return self.projection.loss(states, part.labels.to(self.device, non_blocking=True), self.precision)
 
     def loss_sum(self, sequences: Sequences) -> Tensor:
         """Return the sum of -log p over all queries of `sequences`, in one packed pass."""
-        return self.batch_loss_sum(pack(sequences, self.inputs.table))
+        return self.pass_loss_sum(pack(sequences, self.inputs.table))
 
     def cached_loss_sum(self, samples: np.ndarray) -> Tensor:
         """Return `loss_sum` of training samples from their stored states."""
         assert self.state_cache is not None
-        states, labels = self.state_cache.training_states(samples)
-        return self.projection.loss(states, labels, self.precision)
+        return self.pass_loss_sum(self.state_cache.queries(samples))
 
     def passes(self, sequences: Sequences, budget: int) -> list[Sequences]:
         """Split `sequences` into passes of at most `budget` tokens."""
@@ -200,7 +203,8 @@ class ST2SI(SequentialRecommender):
         labels = aligned.labels[aligned.read]
         if self.state_cache is not None and len(self.state_cache.aligned):
             for part in np.array_split(np.arange(len(labels)), -(-len(labels) // 4096)):
-                yield labels[part], self.state_cache.store.take(self.state_cache.aligned[part])
+                rows = torch.from_numpy(self.state_cache.aligned[part])
+                yield labels[part], self.state_cache.store.take(rows)
             return
         for passed in self.passes(aligned, self.settings.eval_batch_tokens):
             yield passed.labels[passed.read], self.states_of(passed)
