@@ -99,7 +99,6 @@ def unchanged_anomaly_detection() -> Iterator[None]:
         torch.autograd.set_detect_anomaly(enabled, checks_nan)
 
 
-@functools.cache
 def repair(model_class: type) -> type:
     """Repair a model class of RecBole, and what its module reads from scipy and torch; return the class.
 
@@ -109,6 +108,12 @@ def repair(model_class: type) -> type:
     name = model_class.__name__
     if name in _NEEDED and find_spec(_NEEDED[name]) is None:
         raise missing_package(name, _NEEDED[name])
+    return _repair_once(model_class)
+
+
+@functools.cache
+def _repair_once(model_class: type) -> type:
+    name = model_class.__name__
     module: Any = sys.modules[model_class.__module__]
     if name in _ADJACENCY_MODELS:
         module.sp = _Overlay(sp, dok_matrix=_DokMatrix)

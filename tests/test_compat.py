@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from atomic_files import KNOWLEDGE, quick_settings, write_atomic_files
-from recbole.utils import get_model, init_seed
+from recbole.utils import init_seed
 
 import recbole_llm
 from recbole_llm import compat, registry
@@ -195,7 +195,7 @@ def test_more_clusters_than_users_are_refused(data, monkeypatch, workplace):
 def test_missing_packages_are_named(data, monkeypatch, workplace):
     monkeypatch.setattr(compat, "find_spec", lambda name: None)
     with pytest.raises(SettingError, match=r"the model NCL needs the package 'faiss', .*: pip install faiss-cpu"):
-        compat.repair.__wrapped__(get_model("NCL"))
+        registry.model_class("NCL")
     monkeypatch.setitem(sys.modules, "community", None)
     with pytest.raises(
         SettingError, match=r"the model NNCF needs the package 'community'.*: pip install python-louvain"

@@ -27,8 +27,8 @@ SPECIAL = {
     "S3Rec": {"pretrain_epochs": 1},
     "SASRecCPR": {"reranker_CAN_NUM": 20},
 }
-# What predicts by drawing numbers gives others when it is loaded again.
-DRAWS_ITS_SCORES = ("Random",)
+# What draws its scores, or noise against ties, gives others when it is loaded again.
+DRAWS_ITS_SCORES = ("ADMMSLIM", "Random")
 QUICK = (
     "BERT4Rec",
     "BPR",

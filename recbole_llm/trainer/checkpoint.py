@@ -143,7 +143,8 @@ def _flatten(key: str, value: Any, tensors: dict[str, Tensor]) -> Any:
         return {"form": "tensor", "device": value.device.type}
     if isinstance(value, np.ndarray) and value.dtype != object:
         tensors[key] = torch.from_numpy(np.ascontiguousarray(value).copy())
-        return {"form": "array"}
+        # `recbole/model/general_recommender/ease.py:63` keeps a matrix, whose products are not an array's.
+        return {"form": "matrix" if isinstance(value, np.matrix) else "array"}
     if sp.issparse(value):
         matrix = value.tocoo()
         for part in ("row", "col", "data"):
@@ -162,6 +163,8 @@ def _unflatten(key: str, form: dict[str, Any], tensors: dict[str, Tensor]) -> An
             return tensors[key].to("cuda" if form["device"] == "cuda" and torch.cuda.is_available() else "cpu")
         case "array":
             return tensors[key].numpy()
+        case "matrix":
+            return tensors[key].numpy().view(np.matrix)
         case "sparse":
             row, col, data = (tensors[f"{key}:{part}"].numpy() for part in ("row", "col", "data"))
             return sp.coo_matrix((data, (row, col)), shape=form["shape"]).asformat(form["layout"])
