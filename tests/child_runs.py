@@ -47,8 +47,11 @@ def _child(folder: str, arguments: list[str], kill: tuple[str, int] | None, out:
     for path, stream in ((out, sys.stdout), (error, sys.stderr)):
         with Path(path).open("wb") as file:
             os.dup2(file.fileno(), stream.fileno())
+    import torch
+
     from recbole_llm import cli
 
+    torch.set_num_threads(1)
     if kill is not None:
         _kill_at(*kill)
     try:

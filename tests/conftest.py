@@ -12,6 +12,15 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from recbole_llm.backbone.resolve import resolve
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny tensors are not worth a second thread, and wait for it where other processes have the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> dict[str, Path]:
     """Folders of tiny models by type; tests that change one copy it first."""
