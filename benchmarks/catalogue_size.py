@@ -74,7 +74,8 @@ def measure(step: Callable[[], Tensor], repeats: int) -> dict[str, float]:
     if GPU:
         torch.cuda.reset_peak_memory_stats()
     first, times = 0.0, []
-    for number in range(3 + repeats):
+    warm_up = 3 if GPU else 1
+    for number in range(warm_up + repeats):
         if GPU:
             torch.cuda.synchronize()
         begun = time.perf_counter()
@@ -84,7 +85,7 @@ def measure(step: Callable[[], Tensor], repeats: int) -> dict[str, float]:
         times.append(time.perf_counter() - begun)
         first = first if number else float(loss)
     peak = {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if GPU else {}
-    return {"step_ms": 1000 * float(np.median(times[3:])), "first_loss": first, **peak}
+    return {"step_ms": 1000 * float(np.median(times[warm_up:])), "first_loss": first, **peak}
 
 
 def run_case(items: int, kind: str, way: str) -> dict[str, float]:
