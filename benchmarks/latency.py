@@ -76,6 +76,13 @@ def plain_path(model: Any, projection: ItemLinearProjection, table: RaggedTable)
     return answer
 
 
+def graph_path(model: Any, projection: ItemLinearProjection, table: RaggedTable) -> Callable[[np.ndarray], Answer]:
+    """Return our way with the graphs of all lengths captured."""
+    single = SingleSequence(model, projection, max_positions=model.config.max_position_embeddings)
+    single.prepare(K)
+    return lambda history: single.top(table.gather(history)[0], K)
+
+
 def measure(answer: Callable[[Any], Any], histories: list[Any]) -> dict[str, float]:
     """Return median and 99th percentile in milliseconds, and the peak memory in GiB, weights included."""
     for history in histories[:20]:
@@ -112,20 +119,16 @@ def measure_shape(shape: str, histories: list[np.ndarray]) -> None:
     common["median_tokens"] = float(np.median([table.lengths[history].sum() for history in histories]))
     answers: dict[str, Answer] = {}
     base = 0.0
-    for path in ("transformers", "plain", "cuda graph"):
+    for path in ("transformers", "plain", "cuda graph") if DEVICE.type == "cuda" else ("transformers", "plain"):
         if path == "transformers":
             answer = transformers_path(model, head, table)
         elif path == "plain":
             use_packed_attention(model)
             answer = plain_path(model, projection, table)
         else:
-            if DEVICE.type != "cuda":
-                continue
-            single = SingleSequence(model, projection, max_positions=config.max_position_embeddings)
             begun = time.perf_counter()
-            single.prepare(K)
+            answer = graph_path(model, projection, table)
             common["prepare_s"] = time.perf_counter() - begun
-            answer = lambda history: single.top(table.gather(history)[0], K)  # noqa: E731
         result = measure(answer, histories)
         base = base or result["median_ms"]
         answers[path] = answer(histories[0])

@@ -44,8 +44,8 @@ class Recommender:
 
     Args:
         model: a trained `ST2SI` or any sequential model of RecBole.
-        dataset: the training part of its data, ``parts.train._dataset``; with all interactions (``parts.dataset``) items
-            that are held out for validation and test count as trained.
+        dataset: the training part of its data, ``parts.train._dataset``; with all interactions (``parts.dataset``)
+            items that are held out for validation and test count as trained.
         cuda_graph: for `ST2SI` on a GPU: one user alone is computed by a CUDA graph (see `SingleSequence`), which is
             captured at the first request of a length. A model with float32 weights that computes in bf16 gets a bf16
             copy of its backbone for this, so scores differ by bf16's rounding. Longer histories than the largest graph,
