@@ -84,8 +84,8 @@ class Recommender:
         """How many items there are to recommend."""
         return len(self._tokens) - 1
 
-    @overload
-    def recommend(
+    @overload  # a token is a sequence of tokens to the type checker
+    def recommend(  # type: ignore[overload-overlap]
         self, histories: Sequence[str], k: int = 10, exclude_seen: bool = False, users: str | None = None
     ) -> Recommendation: ...
     @overload
