@@ -156,11 +156,6 @@ class Recommender:
                 f"item '{token}' of {name} was never trained on, and {type(self.model).__name__} knows items by id "
                 f"alone: leave it out of the history, or set allow_untrained=True"
             )
-        if isinstance(self.model, ST2SI) and not (texts := self.model.inputs.table.lengths[ids]).all():
-            raise DataError(
-                f"item '{history[int(np.argmin(texts))]}' of {name} has no text, and ST2SI reads nothing but text: "
-                f"leave it out of the history"
-            )
         return ids
 
     def _user_ids(self, users: Sequence[str], count: int) -> np.ndarray:

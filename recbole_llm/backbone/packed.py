@@ -95,8 +95,8 @@ def packed_hidden_states(model: nn.Module, batch: PackedBatch) -> Tensor:
 
     `model` is a transformers base model that went through `use_packed_attention`.
     """
-    # A mask of four dimensions is taken for finished. Without one, Llama types look for packed sequences in the positions,
-    # and wait for the device to do so.
+    # A mask of four dimensions is taken for finished. Without one, Llama types look for packed sequences in the
+    # positions, and wait for the device to do so.
     finished = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=batch.token_ids.device)
     output = model(
         input_ids=batch.token_ids[None],
