@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recbole.model.general_recommender.ease import EASE
 from small_data import HISTORIES, TITLES, build_parts, write_dataset
 
 from recbole_llm import inference
@@ -186,10 +187,9 @@ def test_scores_that_are_not_numbers(sasrec):
         recommender_of(sasrec).recommend(["a"], 2)
 
 
-def test_model_that_reads_no_history(small):
-    parts = id_parts(small, "Pop", train_neg_sample_args={"distribution": "uniform", "sample_num": 1})
-    with pytest.raises(SettingError, match="Pop knows users by id and reads no history"):
-        recommender_of(parts)
+def test_model_that_reads_no_history(sasrec):
+    with pytest.raises(SettingError, match="EASE knows users by id and reads no history"):
+        Recommender(object.__new__(EASE), sasrec.train._dataset)
 
 
 # -- one sequence in a bucket ------------------------------------------------------------------------------------------
