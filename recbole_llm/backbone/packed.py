@@ -33,12 +33,15 @@ class SequenceBounds:
         offsets: int32 [sequences + 1] on the device of the batch, the running sum of `lengths` from 0.
         causal: whether a token sees only itself and what came before it (decoders).
         longest: at least the longest of `lengths`, a power of two, so that a compiled model meets few values.
+        alone: whether there is but one sequence, for torch's own attention. (Said by who knows it: a compiled model that
+            asked for the number of `lengths` would be compiled again for every number.)
     """
 
     lengths: tuple[int, ...]
     offsets: Tensor
     causal: bool
     longest: int
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def _packed_attention(
     Returns [1, tokens, heads, size], as transformers' attention functions do. Grouped key heads are repeated.
     """
     groups = query.shape[1] // key.shape[1]
-    if len(sequence_bounds.lengths) == 1:  # nothing to keep apart: torch's own kernels, which share key heads
+    if sequence_bounds.alone:
         output = F.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=sequence_bounds.causal, scale=scaling, enable_gqa=groups > 1
         )

@@ -117,13 +117,12 @@ class SingleSequence:
         positions = torch.arange(length, device=self.device)
         if self.max_positions is not None:
             positions.clamp_(max=self.max_positions - 1)  # of padding alone
+        offsets = torch.tensor([0, length], dtype=torch.int32, device=self.device)
         place = _Bucket(
             host=host.pin_memory() if self.capture else host,
             inputs=host.to(self.device, copy=True),
             positions=positions[None],
-            bounds=SequenceBounds(
-                (length,), torch.tensor([0, length], dtype=torch.int32, device=self.device), True, length
-            ),
+            bounds=SequenceBounds((length,), offsets, causal=True, longest=length, alone=True),
         )
         if self.capture:
             self._capture(place, k)
