@@ -17,6 +17,10 @@ recbole-llm: language-model recommenders inside RecBole
       Go on with an interrupted run.
   recbole-llm prepare --dataset=D [--raw=FOLDER] [--out=FOLDER] [--report[=FILE]]
       Make RecBole's atomic files of a data set from its publisher's files, and compare its counts with the papers'.
+  recbole-llm recommend --run=saved/<run> --history="ITEM ITEM ..." [--k=10] [--exclude_seen=true] [--user=USER]
+  recbole-llm recommend --run=saved/<run> --histories=FILE [--k=10] [--exclude_seen=true]
+      Print the best items after a history, oldest item first, or after each line of a file: one line an item with the
+      number of the history, rank, item and score.
   recbole-llm doctor [--data_path=FOLDER]
       Show versions, device, language models and data sets, and what to do about what is missing.
 
@@ -87,7 +91,18 @@ def _prepare(argv: list[str]) -> int:
     return prepare_command(argv)
 
 
-_VERBS: dict[str, Callable[[list[str]], int]] = {"run": _run, "prepare": _prepare, "doctor": _doctor}
+def _recommend(argv: list[str]) -> int:
+    from recbole_llm.recommend_command import recommend_command
+
+    return recommend_command(argv)
+
+
+_VERBS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "prepare": _prepare,
+    "recommend": _recommend,
+    "doctor": _doctor,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -48,8 +48,8 @@ class Recommender:
             items that are held out for validation and test count as trained.
         cuda_graph: for `ST2SI` on a GPU: one user alone is computed by a CUDA graph (see `SingleSequence`), which is
             captured at the first request of a length. A model with float32 weights that computes in bf16 gets a bf16
-            copy of its backbone for this, so scores differ by bf16's rounding. Longer histories than the largest graph,
-            batches, other models and the CPU go the plain way.
+            copy of its backbone for this: scores differ by bf16's rounding, and further training is not seen. Longer
+            histories than the largest graph, batches, other models and the CPU go the plain way.
         allow_untrained: whether histories may hold items that no training interaction has, for models that know items
             by id alone. (ST2SI reads their texts, and always may.)
 

@@ -33,8 +33,8 @@ class SequenceBounds:
         offsets: int32 [sequences + 1] on the device of the batch, the running sum of `lengths` from 0.
         causal: whether a token sees only itself and what came before it (decoders).
         longest: at least the longest of `lengths`, a power of two, so that a compiled model meets few values.
-        alone: whether there is but one sequence, for torch's own attention. (Said by who knows it: a compiled model that
-            asked for the number of `lengths` would be compiled again for every number.)
+        alone: whether there is but one sequence, for torch's own attention. (Said by who knows it: a compiled model
+            that asked for the number of `lengths` would be compiled again for every number.)
     """
 
     lengths: tuple[int, ...]
