@@ -27,7 +27,7 @@ GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 SHAPE = "opt-125m" if GPU else "tiny"
 PRECISION = torch.bfloat16 if GPU else torch.float32
-QUERIES, TOKENS, SAMPLES = (1_600, 16_384, 105) if GPU else (200, 2_048, 13)
+QUERIES, TOKENS, SAMPLES = (1_600, 16_384, 105) if GPU else (100, 512, 4)
 SIZES = (10_000, 100_000, 1_000_000) if GPU else (1_000, 10_000, 100_000)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -112,7 +112,7 @@ def run_case(items: int, kind: str, way: str) -> dict[str, float]:
         optimizer.zero_grad()
         return loss.detach()
 
-    return measure(step, 10 if GPU else 3)
+    return measure(step, 10 if GPU else 5)
 
 
 def main() -> None:
