@@ -293,7 +293,7 @@ def test_full_disk(attempt, small, monkeypatch, place):
     else:
         name = {"weights": "recbole_llm.trainer.checkpoint.save_file", "state": "torch.save"}[place]
         monkeypatch.setattr(name, full)
-    code, sentence = attempt(tuning="ilp")
+    code, sentence = attempt(tuning="ilp", resume_seconds=0)
     assert code == 1
     assert "no space is left on the disk" in sentence
     assert not [name for name in files(small) if name.endswith((".tmp", "result.json"))]
@@ -321,7 +321,7 @@ def test_files_that_may_not_grow(small, tiny, limit, tuning, file):
     arguments = [
         f"--backbone={tiny['llama']}", "--model=ST2SI", "--dataset=small", "--data_path=.", "--use_gpu=False",
         "--topk=[1,3]", "--valid_metric=NDCG@3", "--epochs=1", "--state=ERROR", "--show_progress=False",
-        "--max_sequence_tokens=100", f"--tuning={tuning}",
+        "--max_sequence_tokens=100", f"--tuning={tuning}", "--resume_seconds=0",
     ]  # fmt: skip
     child = subprocess.run(
         [sys.executable, "-c", LIMITED, str(limit), *arguments],
