@@ -122,6 +122,11 @@ def _packed_attention(
     Returns [1, tokens, heads, size], as transformers' attention functions do. Grouped key heads are repeated.
     """
     groups = query.shape[1] // key.shape[1]
+    if len(sequence_bounds.lengths) == 1:  # nothing to keep apart: torch's own kernels, which share key heads
+        output = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=sequence_bounds.causal, scale=scaling, enable_gqa=groups > 1
+        )
+        return output.transpose(1, 2), None
     fast = varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout
     if fast:
         return _variable_length(query, key, value, sequence_bounds, scaling, groups), None
