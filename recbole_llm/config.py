@@ -25,6 +25,7 @@ from recbole.utils.argument_list import (
 from recbole_llm import registry
 from recbole_llm.compat import alias_numpy_names
 from recbole_llm.errors import SettingError, nearest
+from recbole_llm.evaluation import candidates
 from recbole_llm.files import read_yaml
 from recbole_llm.paths import shipped
 
@@ -47,6 +48,8 @@ _WHOLE_NUMBERS = {
     "MAX_ITEM_LIST_LENGTH": 1,
     "warmup_steps": 0,
     "seed": 0,
+    "candidates": 2,
+    "candidate_seeds": 1,
 }
 # Keys of dataset_configs/*.yaml that are not settings of a run.
 _NOT_SETTINGS = ("prepare",)
@@ -126,6 +129,7 @@ class Config(RecBoleConfig):
             if rate is not None and not (isinstance(rate, (int, float)) and rate >= 0):
                 raise SettingError(f"{name}={rate} must be a number from 0")
         _check_valid_metric(self)
+        candidates.check_settings(self)
 
     def compatibility_settings(self) -> None:
         """Set numpy's old names, see `recbole_llm.compat`."""
