@@ -27,7 +27,7 @@ from recbole_llm.compat import alias_numpy_names
 from recbole_llm.errors import SettingError, nearest
 from recbole_llm.evaluation import candidates
 from recbole_llm.files import read_yaml
-from recbole_llm.paths import shipped
+from recbole_llm.paths import has_interactions, shipped
 
 _RECBOLE = Path(inspect.getfile(recbole)).parent
 
@@ -247,7 +247,7 @@ def _names_of_all_models() -> frozenset[str]:
 
 def known_datasets(data_path: Path) -> list[str]:
     """Return the names of the data sets that are here or that this package can prepare."""
-    here = [folder.name for folder in data_path.glob("*") if (folder / f"{folder.name}.inter").is_file()]
+    here = [folder.name for folder in data_path.glob("*") if has_interactions(folder)]
     return sorted({*here, "ml-100k", *(path.stem for path in shipped("dataset_configs").glob("*.yaml"))})
 
 
