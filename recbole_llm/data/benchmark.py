@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.data.dataset import Dataset
+from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 
 from recbole_llm.data.ragged import ranges
@@ -24,7 +24,10 @@ class GivenHistories(Dataset):
 
     inter_feat: Any
 
-    def _benchmark_presets(self) -> None:  # called for sequential data sets alone
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        super()._load_data(token, dataset_path)
+        if self.config["benchmark_filename"] is None or not isinstance(self, SequentialDataset):
+            return
         field = self.iid_field + self.config["LIST_SUFFIX"]
         if field not in self.inter_feat:
             names = ", ".join(self.config["benchmark_filename"])
@@ -32,6 +35,9 @@ class GivenHistories(Dataset):
                 f"the files {names} of {self.dataset_name} have no column '{field}' with the history of each row: add "
                 f"it, and name it in load_col and alias_of_{self.iid_field}"
             )
+
+    def _benchmark_presets(self) -> None:  # called for sequential data sets alone
+        field = self.iid_field + self.config["LIST_SUFFIX"]
         if (empty := int((self.inter_feat[field].map(len) == 0).sum())) > 0:
             raise DataError(f"{empty} rows of {self.dataset_name} have an empty history: there is nothing to read")
         width = self.config["MAX_ITEM_LIST_LENGTH"]
@@ -42,7 +48,9 @@ class GivenHistories(Dataset):
 
     def _list_columns(self) -> list[str]:
         suffix = self.config["LIST_SUFFIX"]
-        return [name for name in self.inter_feat if name.endswith(suffix) and name.removesuffix(suffix) in self.inter_feat]
+        return [
+            name for name in self.inter_feat if name.endswith(suffix) and name.removesuffix(suffix) in self.inter_feat
+        ]
 
     def _dataframe_to_interaction(self, data: Any) -> Interaction:
         rows = super()._dataframe_to_interaction(data)

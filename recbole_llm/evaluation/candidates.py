@@ -157,7 +157,9 @@ def check_settings(config: Any) -> None:
     if config["candidates"] is None:
         return
     if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
-        raise SettingError(f"candidates={config['candidates']} needs a sequential model, which {config['model']} is not")
+        raise SettingError(
+            f"candidates={config['candidates']} needs a sequential model, which {config['model']} is not"
+        )
     modes = config["eval_args"]["mode"]
     for part in ("valid", "test"):
         mode = modes[part] if isinstance(modes, dict) else modes

@@ -13,7 +13,19 @@ from recbole_llm.files import read_yaml
 from recbole_llm.paths import shipped
 
 _KEYS = frozenset(
-    {"format", "options", "sources", "inter_fields", "item_fields", "filters", "seed", "paper_counts", "notes", "terms", "benchmark"}
+    {
+        "format",
+        "options",
+        "sources",
+        "inter_fields",
+        "item_fields",
+        "filters",
+        "seed",
+        "paper_counts",
+        "notes",
+        "terms",
+        "benchmark",
+    }
 )
 _COUNTS = ("users", "items", "interactions")
 

@@ -30,7 +30,9 @@ class LLaRARows(Atomic):
         users = pl.concat([table["user_id"] for table in tables.values()])
         if users.is_duplicated().any():
             twice = users.filter(users.is_duplicated())[0]
-            raise DataError(f"user {twice} has two rows in {files['valid'].name} and {files['test'].name}: only one is taken")
+            raise DataError(
+                f"user {twice} has two rows in {files['valid'].name} and {files['test'].name}: only one is taken"
+            )
         known: set[str] = set()
         for block in super().interactions(files, options, tally):
             known.update(block[ITEM].drop_nulls())
@@ -54,7 +56,9 @@ def _rows(raw: RawFile, tally: Tally, part: str) -> pl.DataFrame:
         lines = stream.read().decode("utf-8", "replace").splitlines()
     header = tuple(lines[0].split("\t")) if lines else ()
     if header != _COLUMNS:
-        raise DataError(f"{raw.name} must have the columns {', '.join(_COLUMNS)} with tabs between: check which file it is")
+        raise DataError(
+            f"{raw.name} must have the columns {', '.join(_COLUMNS)} with tabs between: check which file it is"
+        )
     rows = [line.split("\t") for line in lines[1:] if line]
     for number, row in enumerate(rows, start=2):
         if len(row) != len(_COLUMNS) or not all(cell.strip() for cell in row):
