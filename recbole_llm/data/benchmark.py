@@ -44,7 +44,7 @@ class GivenHistories(Dataset):
         for column in self._list_columns():
             self.inter_feat[column] = self.inter_feat[column].map(lambda values: values[-width:])
             self.field2seqlen[column] = width
-        super()._benchmark_presets()  # type: ignore[misc]
+        super()._benchmark_presets()
 
     def _list_columns(self) -> list[str]:
         suffix = self.config["LIST_SUFFIX"]

@@ -165,9 +165,12 @@ class HistoryDataset(SequentialDataset):
 
     def _flatten_given_histories(self) -> None:
         rows = self.inter_feat
-        fields = (self.uid_field, self.item_id_list_field, self.item_list_length_field, self.iid_field)
+        users, lists, lengths, targets = (
+            rows[field].numpy()
+            for field in (self.uid_field, self.item_id_list_field, self.item_list_length_field, self.iid_field)
+        )
         part_starts = np.cumsum([0, *self.file_size_list])
-        items, starts, ends = flat_histories(*(rows[field].numpy() for field in fields), part_starts)
+        items, starts, ends = flat_histories(users, lists, lengths, targets, part_starts)
         self.history_items, self.history_start = torch.from_numpy(items), torch.from_numpy(starts)
         del rows.interaction[self.item_id_list_field]
         rows.update(Interaction({HISTORY_END: torch.from_numpy(ends)}))

@@ -49,7 +49,7 @@ def draw_candidates(excluded: RaggedTable, items: int, count: int, seed: int) ->
 
 
 def _distinct(bounds: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw `count` different numbers below the bound of each row: [rows, count] (Floyd's algorithm, all rows at once)."""
+    """Draw `count` different numbers below the bound of each row: [rows, count] (Floyd's algorithm by columns)."""
     chosen = np.full((len(bounds), count), -1, dtype=np.int64)
     for place in range(count):
         top = bounds - count + place

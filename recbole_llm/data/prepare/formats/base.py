@@ -50,8 +50,7 @@ class RawFormat(Protocol):
         ...
 
     def interactions(self, files: Files, options: Mapping[str, Any], tally: Tally) -> Iterator[pl.DataFrame]:
-        """Yield interactions in the file's order: text columns USER, ITEM, TIME and, where published,
-        RATING and PART.
+        """Yield interactions in the file's order: text columns USER, ITEM, TIME and, where published, RATING and PART.
 
         TIME and RATING may be numbers or their digits: the caller turns them into numbers and names what is none.
         """

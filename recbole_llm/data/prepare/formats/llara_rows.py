@@ -15,14 +15,19 @@ from recbole_llm.data.prepare.raw import RawFile, Tally
 from recbole_llm.errors import DataError
 
 _COLUMNS = ("user_id", "item_id_list", "item_id")
+_ATOMIC = Atomic()
 _PARTS = ("valid", "test")
 
 
-class LLaRARows(Atomic):
+class LLaRARows:
     """See the module's text and `RawFormat`. `interactions` and `items` are those of the format `atomic`."""
 
     roles = ("interactions", "items", *_PARTS)
-    optional_roles = frozenset()
+    optional_roles: frozenset[str] = frozenset()
+    fields = _ATOMIC.fields
+    list_fields = _ATOMIC.list_fields
+    html = _ATOMIC.html
+    options = _ATOMIC.options
 
     def interactions(self, files: Files, options: Mapping[str, Any], tally: Tally) -> Iterator[pl.DataFrame]:
         """See `RawFormat`; times of the rows are places in them."""
@@ -34,7 +39,7 @@ class LLaRARows(Atomic):
                 f"user {twice} has two rows in {files['valid'].name} and {files['test'].name}: only one is taken"
             )
         known: set[str] = set()
-        for block in super().interactions(files, options, tally):
+        for block in _ATOMIC.interactions(files, options, tally):
             known.update(block[ITEM].drop_nulls())
             rest = block.filter(~pl.col(USER).is_in(users.to_list()))
             tally.skip("interactions: of users with a row", block.height - rest.height)
@@ -45,10 +50,16 @@ class LLaRARows(Atomic):
             flat = flat.with_columns(pl.int_ranges(pl.col(ITEM).list.len()).alias(TIME)).explode(ITEM, TIME)
             if foreign := sorted(set(flat[ITEM]) - known):
                 raise DataError(
-                    f"{files[part].name} has the item {foreign[0]}, which {files['interactions'].name} has not: the two "
-                    f"files do not belong together"
+                    f"{files[part].name} has the item {foreign[0]}, which {files['interactions'].name} has not: the "
+                    f"two files do not belong together"
                 )
             yield flat.select(USER, ITEM, pl.col(TIME).cast(pl.String)).with_columns(pl.lit(part).alias(PART))
+
+    def items(
+        self, files: Files, fields: tuple[str, ...], options: Mapping[str, Any], tally: Tally
+    ) -> Iterator[pl.DataFrame]:
+        """See `RawFormat`."""
+        return _ATOMIC.items(files, fields, options, tally)
 
 
 def _rows(raw: RawFile, tally: Tally, part: str) -> pl.DataFrame:
