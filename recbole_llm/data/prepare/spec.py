@@ -190,7 +190,7 @@ def _sources(settings: Mapping[str, Any], reader: RawFormat) -> dict[str, Source
         url = entry.get("url")
         file = entry.get("file") or (url or entry.get("packaged") or "").rpartition("/")[2]
         if not file:
-            raise SettingError(f"prepare.sources.{role} needs a 'url', a 'file' or a 'packaged' file")
+            raise SettingError(f"prepare.sources.{role} needs a 'url' or a 'file', or a 'packaged' one")
         sources[role] = Source(file, url, entry.get("sha256"), entry.get("member"), entry.get("packaged"))
     return sources
 
