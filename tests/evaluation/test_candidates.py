@@ -15,6 +15,7 @@ from recbole_llm.config import Config
 from recbole_llm.data.ragged import RaggedTable
 from recbole_llm.errors import DataError, SettingError, TrainingError
 from recbole_llm.evaluation.candidates import CandidateRanking, draw_candidates, excluded_items
+from recbole_llm.evaluation.tables import result_table
 from recbole_llm.quick_start import build, load, run
 
 
@@ -122,6 +123,7 @@ def test_a_run_of_recboles_models(workplace, model):
     found = run(settings=candidate_settings(folder, model=model, eval_batch_size=17))
     stored = json.loads(Path(found["path"]).read_text())["candidates"]
     assert stored == found["candidates"]
+    assert f"hit@1 among 6 candidates: {stored['hit@1']['mean']:.4f} +- " in result_table(found)
     assert stored["size"] == 6 and stored["seeds"] == 3
     for name in ("hit@1", "valid_hit@1"):
         assert 0 <= stored[name]["mean"] <= 1 and stored[name]["std"] >= 0
