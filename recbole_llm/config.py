@@ -25,8 +25,9 @@ from recbole.utils.argument_list import (
 from recbole_llm import registry
 from recbole_llm.compat import alias_numpy_names
 from recbole_llm.errors import SettingError, nearest
+from recbole_llm.evaluation import candidates
 from recbole_llm.files import read_yaml
-from recbole_llm.paths import shipped
+from recbole_llm.paths import has_interactions, shipped
 
 _RECBOLE = Path(inspect.getfile(recbole)).parent
 
@@ -47,6 +48,8 @@ _WHOLE_NUMBERS = {
     "MAX_ITEM_LIST_LENGTH": 1,
     "warmup_steps": 0,
     "seed": 0,
+    "candidates": 2,
+    "candidate_seeds": 1,
 }
 # Keys of dataset_configs/*.yaml that are not settings of a run.
 _NOT_SETTINGS = ("prepare",)
@@ -126,6 +129,7 @@ class Config(RecBoleConfig):
             if rate is not None and not (isinstance(rate, (int, float)) and rate >= 0):
                 raise SettingError(f"{name}={rate} must be a number from 0")
         _check_valid_metric(self)
+        candidates.check_settings(self)
 
     def compatibility_settings(self) -> None:
         """Set numpy's old names, see `recbole_llm.compat`."""
@@ -243,7 +247,7 @@ def _names_of_all_models() -> frozenset[str]:
 
 def known_datasets(data_path: Path) -> list[str]:
     """Return the names of the data sets that are here or that this package can prepare."""
-    here = [folder.name for folder in data_path.glob("*") if (folder / f"{folder.name}.inter").is_file()]
+    here = [folder.name for folder in data_path.glob("*") if has_interactions(folder)]
     return sorted({*here, "ml-100k", *(path.stem for path in shipped("dataset_configs").glob("*.yaml"))})
 
 

@@ -191,7 +191,7 @@ def _datasets(data_path: Path, todo: list[str]) -> Iterator[str]:
 
 
 def _folders_of_datasets(data_path: Path) -> dict[str, Path]:
-    return {folder.name: folder for folder in data_path.glob("*") if (folder / f"{folder.name}.inter").is_file()}
+    return {folder.name: folder for folder in data_path.glob("*") if paths.has_interactions(folder)}
 
 
 def _folders(todo: list[str]) -> Iterator[str]:

@@ -33,3 +33,8 @@ def cache_folder(kind: str) -> Path:
     folder = base / kind
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def has_interactions(folder: Path) -> bool:
+    """Tell whether `folder` holds the interactions of the data set of its name, in one file or in those of a split."""
+    return any((folder / f"{folder.name}.{kind}").is_file() for kind in ("inter", "train.inter"))

@@ -15,6 +15,7 @@ from recbole_llm import registry, run_folder
 from recbole_llm.config import Config
 from recbole_llm.data.preparation import create_dataset, data_preparation
 from recbole_llm.errors import DataError, SettingError
+from recbole_llm.evaluation import candidates
 from recbole_llm.evaluation.ranks import write_ranks
 from recbole_llm.files import write_json
 from recbole_llm.trainer import checkpoint
@@ -78,6 +79,8 @@ def run(
 
     try:
         parts = build(config)
+        valid_ranking = candidates.candidate_ranking(config, parts.valid, [parts.train])
+        test_ranking = candidates.candidate_ranking(config, parts.test, [parts.train, parts.valid])
         trainer = registry.trainer_class(config)(config, parts.model)
     except BaseException:
         if resume is None:
@@ -92,10 +95,13 @@ def run(
     trainer.fit(parts.train, parts.valid, show_progress=config["show_progress"])
     fitted = time.monotonic()
 
+    trainer.eval_collector.candidates = test_ranking
     test = trainer.evaluate(parts.test, load_best_model=True, show_progress=config["show_progress"])
     if test is not None and trainer.eval_collector.has_ranks():
         write_ranks(folder / "ranks-test.tsv.gz", parts.dataset, *trainer.eval_collector.collected())
-    if parts.valid is not None and trainer.best_valid_result is not None:
+    validated = parts.valid is not None and trainer.best_valid_result is not None
+    if validated:
+        trainer.eval_collector.candidates = valid_ranking
         trainer.evaluate(parts.valid, load_best_model=False)
         if trainer.eval_collector.has_ranks():
             write_ranks(folder / "ranks-valid.tsv.gz", parts.dataset, *trainer.eval_collector.collected())
@@ -103,6 +109,7 @@ def run(
 
     seconds = {"prepare": prepared - started, "fit": trainer.fit_seconds(), "evaluate": evaluated - fitted}
     result = _result(parts, trainer, test, seconds)
+    result.update(candidates.results(test_ranking, valid_ranking if validated else None))
     write_json(folder / run_folder.RESULT, result)
     (folder / checkpoint.RESUME).unlink(missing_ok=True)  # the run is finished: nothing is left to go on with
     return {**result, "path": str(folder / run_folder.RESULT)}

@@ -15,13 +15,14 @@ import torch
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 
+from recbole_llm.data.benchmark import GivenHistories, flat_histories
 from recbole_llm.data.item_text import read_item_fields
 from recbole_llm.errors import DataError, nearest
 
 HISTORY_END = "history_end"
 
 
-class Protocol(Dataset):
+class Protocol(GivenHistories):
     """What every data set does here, whichever model reads it.
 
     * Files are checked before RecBole reads them: one clear sentence instead of a KeyError.
@@ -29,9 +30,9 @@ class Protocol(Dataset):
       the same candidates.
     * A general model (Pop, BPR) is evaluated on the same users as a sequential one: the first interaction of a user is
       history, never a target.
+    * Histories that files give (`benchmark_filename`) have one width, see `GivenHistories`.
     """
 
-    inter_feat: Any
     item_feat: Any
 
     def _load_data(self, token: str, dataset_path: str) -> None:
@@ -126,7 +127,8 @@ class HistoryDataset(SequentialDataset):
         history_start: int64 [interactions], where the history of the interaction's user begins.
 
     A row of ``inter_feat`` is one prediction, as in RecBole: its target is ``history_items[row["history_end"]]``, its
-    history the `item_length` items before that.
+    history the `item_length` items before that. Where files give the split and every row's history
+    (`benchmark_filename`), these are laid into the flat array by `flat_histories`.
     """
 
     inter_feat: Any
@@ -155,6 +157,23 @@ class HistoryDataset(SequentialDataset):
         lengths = torch.clamp(targets - self.history_start[targets], max=self.max_item_list_len)
         rows.update(Interaction({self.item_list_length_field: lengths, HISTORY_END: targets}))
         self.inter_feat = rows
+
+    def _change_feat_format(self) -> None:
+        super()._change_feat_format()
+        if self.config["benchmark_filename"] is not None:
+            self._flatten_given_histories()
+
+    def _flatten_given_histories(self) -> None:
+        rows = self.inter_feat
+        users, lists, lengths, targets = (
+            rows[field].numpy()
+            for field in (self.uid_field, self.item_id_list_field, self.item_list_length_field, self.iid_field)
+        )
+        part_starts = np.cumsum([0, *self.file_size_list])
+        items, starts, ends = flat_histories(users, lists, lengths, targets, part_starts)
+        self.history_items, self.history_start = torch.from_numpy(items), torch.from_numpy(starts)
+        del rows.interaction[self.item_id_list_field]
+        rows.update(Interaction({HISTORY_END: torch.from_numpy(ends)}))
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         rows = super().__getitem__(index, join)

@@ -13,6 +13,7 @@ from recbole.evaluator import Collector
 from torch import Tensor
 
 from recbole_llm.errors import DataError, TrainingError
+from recbole_llm.evaluation.candidates import CandidateRanking
 from recbole_llm.files import replacing
 
 
@@ -50,16 +51,22 @@ class RankCollector(Collector):
 
     Args:
         config: the settings of the run.
+
+    Attributes:
+        candidates: ranks each target among few candidates, too; None: does not.
     """
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        self.candidates: CandidateRanking | None = None
         self._user_field = config["USER_ID_FIELD"]
         self.clear()
 
     def clear(self) -> None:
         """Forget the ranks of the last evaluation."""
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        if self.candidates is not None:
+            self.candidates.clear()
 
     def eval_batch_collect(
         self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor, positive_i: Tensor
@@ -72,6 +79,8 @@ class RankCollector(Collector):
             if len(users) != len(scores_tensor):
                 # With sampled candidates the interaction has one line a candidate, those of a user together.
                 users = users[np.concatenate([[True], users[1:] != users[:-1]])]
+            if self.candidates is not None:
+                self.candidates.collect(scores_tensor, targets)
             self._parts.append((users[positive_u.numpy()], positive_i.cpu().numpy(), ranks))
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
 

@@ -20,7 +20,14 @@ def result_table(result: dict[str, Any]) -> str:
         f"peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB, "
         f"trained {parameters['trained']:,} and frozen {parameters['frozen']:,} parameters, on {result['device']}"
     )
-    return f"\n{' · '.join(what)}\n\n{table}\n\n{facts}"
+    return f"\n{' · '.join(what)}\n\n{table}\n\n{_candidates(result)}{facts}"
+
+
+def _candidates(result: dict[str, Any]) -> str:
+    if "candidates" not in result:
+        return ""
+    size, seeds, ratio = (result["candidates"][key] for key in ("size", "seeds", "hit@1"))
+    return f"hit@1 among {size} candidates: {ratio['mean']:.4f} +- {ratio['std']:.4f} over {seeds} draws\n\n"
 
 
 def _or_dash(value: Any) -> str:

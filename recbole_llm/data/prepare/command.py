@@ -11,6 +11,7 @@ from recbole_llm.data.prepare.pipeline import PreparedDataset
 from recbole_llm.data.prepare.report import write_report
 from recbole_llm.data.prepare.spec import load_spec
 from recbole_llm.errors import DataError, SettingError
+from recbole_llm.paths import has_interactions
 
 DEFAULT_OUT = Path("dataset")
 """RecBole's default `data_path`."""
@@ -47,6 +48,8 @@ def prepare(
         StorageError: if something cannot be written.
     """
     spec = load_spec(dataset)
+    if report is not None and spec.benchmark is not None:
+        raise SettingError(f"{spec.dataset} has one file for each part, of which no report is made: leave out --report")
     done = pipeline.run(spec, raw, DEFAULT_OUT if out is None else out, say)
     if report is not None:
         numbers = look(done.folder, done.dataset, _tokenize(tokenizer) if tokenizer else None, tokenizer)
@@ -63,7 +66,7 @@ def ensure(dataset: str, data_path: Path) -> Path:
         StorageError: if something cannot be written.
     """
     folder = Path(data_path) / dataset
-    if (folder / f"{dataset}.inter").is_file():
+    if has_interactions(folder):
         return folder
     return prepare(dataset, out=Path(data_path), say=_to_stderr).folder
 

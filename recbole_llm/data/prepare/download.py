@@ -6,6 +6,7 @@ date that the first answer had, kept in ``<file>.part.json``).
 """
 
 import contextlib
+import inspect
 import json
 import os
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import recbole
 import requests
 import urllib3
 from filelock import FileLock
@@ -37,6 +39,7 @@ LONGEST_WAIT = 60.0
 TIMEOUT = (10.0, 60.0)
 """Seconds to connect, and between two pieces of the answer."""
 
+_EXAMPLES = Path(inspect.getfile(recbole)).parent / "dataset_example"
 _LATER = {408, 425, 429, 500, 502, 503, 504}
 _PASSING = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
 
@@ -79,6 +82,8 @@ def _find(folder: Path, source: Source) -> RawFile | None:
     for name in names:
         if (folder / name).is_file():
             return RawFile(folder / name, source.member)
+    if source.packaged is not None and (packaged := _EXAMPLES / source.packaged).is_file():
+        return RawFile(packaged, source.member)
     return None
 
 

@@ -31,7 +31,8 @@ class PreparedDataset:
 
     Args:
         dataset: its name.
-        folder: holds ``<dataset>.inter``, ``<dataset>.item`` (if the items have texts) and ``manifest.json``.
+        folder: holds ``<dataset>.inter`` (or one file a part), ``<dataset>.item`` (if the items have texts) and
+            ``manifest.json``.
         counts: users, items and interactions.
         manifest: the content of ``manifest.json``.
         made: False if it was there already.
@@ -111,7 +112,11 @@ def _tables(spec: Spec, files: Mapping[str, RawFile], say: Say) -> _Tables:
     interactions = read.interactions(spec, files, tally)
     steps = [{"step": "raw", **count(interactions).as_dict()}]
     say("reading items")
-    texts = read.items(spec, files, interactions[ITEM].unique(), tally)
+    occurring = interactions[ITEM].unique()
+    catalogue = spec.benchmark is not None and spec.benchmark.all_items
+    if catalogue:
+        occurring = read.all_items(spec, files, occurring)
+    texts = read.items(spec, files, occurring, tally)
     title = read.title_field(spec)
     titles = texts.select(ITEM, pl.col(title).alias("title")) if title else texts.select(ITEM, title=pl.lit(""))
     data = Data(interactions, titles.filter(pl.col("title") != ""), spec.seed)
@@ -126,6 +131,8 @@ def _tables(spec: Spec, files: Mapping[str, RawFile], say: Say) -> _Tables:
             )
     ordered = _ordered(data.interactions)
     items = ordered.select(pl.col(ITEM).unique(maintain_order=True))
+    if catalogue:
+        items = pl.concat([items, texts.select(ITEM)]).unique(maintain_order=True)
     texts = items.join(texts, on=ITEM, how="left", maintain_order="left")
     return _Tables(ordered, texts, sources, steps, tally)
 
@@ -141,8 +148,11 @@ def _ordered(interactions: pl.DataFrame) -> pl.DataFrame:
 
 
 def _write(spec: Spec, tables: _Tables, folder: Path) -> dict[str, Any]:
-    name = f"{spec.dataset}.inter"
-    outputs = {name: write.inter_file(folder / name, tables.interactions)}
+    if spec.benchmark is None:
+        name = f"{spec.dataset}.inter"
+        outputs = {name: write.inter_file(folder / name, tables.interactions)}
+    else:
+        outputs = write.benchmark_files(folder, spec.dataset, tables.interactions, spec.benchmark.history)
     if spec.item_fields:
         name = f"{spec.dataset}.item"
         outputs[name] = write.item_file(folder / name, tables.items, spec.item_fields)

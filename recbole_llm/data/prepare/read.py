@@ -11,7 +11,7 @@ import polars as pl
 
 from recbole_llm.data.prepare import text
 from recbole_llm.data.prepare.filters import ROW
-from recbole_llm.data.prepare.formats.base import ITEM, RATING, TIME, USER
+from recbole_llm.data.prepare.formats.base import ITEM, PART, PARTS, RATING, TIME, USER
 from recbole_llm.data.prepare.raw import RawFile, Tally
 from recbole_llm.data.prepare.spec import Spec
 from recbole_llm.errors import DataError
@@ -30,11 +30,15 @@ def interactions(spec: Spec, files: Mapping[str, RawFile], tally: Tally) -> pl.D
     raw = files[next(iter(files))]
     categories = {USER: pl.Categorical(pl.Categories.random()), ITEM: pl.Categorical(pl.Categories.random())}
     columns = [USER, ITEM, TIME, *([RATING] if RATING in spec.inter_fields else [])]
+    if spec.benchmark is not None:
+        columns.append(PART)
     present = dict.fromkeys(_NEEDED, 0)
     rows = 0
     parts = []
     for block in spec.reader.interactions(files, spec.options, tally):
         rows += block.height
+        if PART in columns and PART not in block.columns:
+            raise DataError(f"the format '{spec.format}' publishes no split: take 'benchmark' out of prepare")
         if missing := [name for name in columns if name not in block.columns]:
             raise DataError(f"{raw.name} gives no {missing[0]}: take '{missing[0]}' out of prepare.inter_fields")
         for name in _NEEDED:
@@ -61,6 +65,8 @@ def _gathered(parts: list[pl.DataFrame]) -> pl.DataFrame:
             if column.dtype == pl.Float64 and (column == column.floor()).all() and not column.is_null().any():
                 column = column.cast(pl.Int64)
             table = table.with_columns(column)
+    if PART in table.columns:
+        table = table.with_columns(pl.col(PART).cast(pl.Enum(PARTS)))
     return table.with_row_index(ROW)
 
 
@@ -130,6 +136,13 @@ def items(spec: Spec, files: Mapping[str, RawFile], occurring: pl.Series, tally:
         )
     tally.skip("items: listed again", seen - len(pl.concat(parts)[ITEM].unique()))
     return _first_with_title(pl.concat(parts)).drop("empty")
+
+
+def all_items(spec: Spec, files: Mapping[str, RawFile], occurring: pl.Series) -> pl.Series:
+    """Return `occurring` and after it the other items of the item file, in that file's order."""
+    fields = tuple(spec.item_fields.values())
+    listed = [_token(block[ITEM]) for block in spec.reader.items(files, fields, spec.options, Tally())]
+    return pl.concat([occurring, *(part.cast(occurring.dtype) for part in listed)]).unique(maintain_order=True)
 
 
 def title_field(spec: Spec) -> str | None:

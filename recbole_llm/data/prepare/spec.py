@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,19 @@ from recbole_llm.files import read_yaml
 from recbole_llm.paths import shipped
 
 _KEYS = frozenset(
-    {"format", "options", "sources", "inter_fields", "item_fields", "filters", "seed", "paper_counts", "notes", "terms"}
+    {
+        "format",
+        "options",
+        "sources",
+        "inter_fields",
+        "item_fields",
+        "filters",
+        "seed",
+        "paper_counts",
+        "notes",
+        "terms",
+        "benchmark",
+    }
 )
 _COUNTS = ("users", "items", "interactions")
 
@@ -27,12 +39,27 @@ class Source:
         url: where it is published; None if it has no stable address.
         sha256: of the published file; None where it is not known, and then only recorded.
         member: name inside the archive.
+        packaged: where RecBole's own `dataset_example` folder has it; taken if it is not among the raw files.
     """
 
     file: str
     url: str | None = None
     sha256: str | None = None
     member: str | None = None
+    packaged: str | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A data set whose files give the split, see `write.benchmark_files`.
+
+    Args:
+        history: the most items of a history.
+        all_items: whether items without an interaction belong to the catalogue.
+    """
+
+    history: int
+    all_items: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +77,7 @@ class Spec:
         paper_counts: paper -> users, items, interactions.
         notes: known discrepancies, printed with the counts.
         options: settings of the format.
+        benchmark: set where the split is the publisher's; None: one file, to be split by the run.
     """
 
     dataset: str
@@ -62,6 +90,7 @@ class Spec:
     paper_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    benchmark: Benchmark | None = None
 
     @property
     def reader(self) -> RawFormat:
@@ -70,7 +99,7 @@ class Spec:
 
     def settings(self) -> dict[str, Any]:
         """Everything besides raw files and version that decides the bytes of the atomic files, as plain values."""
-        settings = {
+        settings: dict[str, Any] = {
             "format": self.format,
             "options": dict(self.options),
             "inter_fields": list(self.inter_fields),
@@ -78,6 +107,8 @@ class Spec:
             "filters": [step.settings() for step in self.filters],
             "seed": self.seed,
         }
+        if self.benchmark is not None:
+            settings["benchmark"] = asdict(self.benchmark)
         # As they are when read back from a manifest: lists for tuples.
         plain: dict[str, Any] = json.loads(json.dumps(settings))
         return plain
@@ -130,6 +161,7 @@ def _spec(dataset: str, settings: Mapping[str, Any]) -> Spec:
         paper_counts=_paper_counts(settings.get("paper_counts") or {}),
         notes=tuple(str(note) for note in settings.get("notes") or []),
         options=options,
+        benchmark=_benchmark(settings.get("benchmark")),
     )
 
 
@@ -154,13 +186,25 @@ def _sources(settings: Mapping[str, Any], reader: RawFormat) -> dict[str, Source
             if role in reader.optional_roles:
                 continue
             raise SettingError(f"prepare.sources lacks '{role}'")
-        _only(entry, frozenset({"file", "url", "sha256", "member"}), f"prepare.sources.{role}")
+        _only(entry, frozenset({"file", "url", "sha256", "member", "packaged"}), f"prepare.sources.{role}")
         url = entry.get("url")
-        file = entry.get("file") or (url or "").rpartition("/")[2]
+        file = entry.get("file") or (url or entry.get("packaged") or "").rpartition("/")[2]
         if not file:
-            raise SettingError(f"prepare.sources.{role} needs a 'url' or a 'file'")
-        sources[role] = Source(file, url, entry.get("sha256"), entry.get("member"))
+            raise SettingError(f"prepare.sources.{role} needs a 'url' or a 'file', or a 'packaged' one")
+        sources[role] = Source(file, url, entry.get("sha256"), entry.get("member"), entry.get("packaged"))
     return sources
+
+
+def _benchmark(settings: Any) -> Benchmark | None:
+    if settings is None:
+        return None
+    if not isinstance(settings, dict):
+        raise SettingError(f"prepare.benchmark is written as 'history: 10', not {settings!r}")
+    _only(settings, frozenset(Benchmark.__dataclass_fields__), "prepare.benchmark")
+    history = _whole(settings.get("history"), "prepare.benchmark.history")
+    if history < 1:
+        raise SettingError(f"prepare.benchmark.history={history} must be a whole number from 1")
+    return Benchmark(history, bool(settings.get("all_items", False)))
 
 
 def _item_fields(settings: Any, reader: RawFormat) -> dict[str, str]:

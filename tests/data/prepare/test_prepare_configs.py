@@ -17,6 +17,8 @@ PAPERS = {
     "Games": ("st2si", 11_036, 15_402, 100_255),
     "Pet": ("st2si", 47_569, 37_970, 420_662),
     "ml-100k": ("st2si", 943, 1_682, 100_000),
+    "ml-100k-llara": ("st2si", 943, 1_682, 100_000),
+    "steam-llara": ("st2si", 11_938, 3_581, 274_726),
     "Steam": ("st2si", 11_938, 3_581, 274_726),
     "ml-1m": ("idle_adapter", 6_040, 3_706, 1_000_209),
     "Musical": ("idle_adapter", 26_397, 53_905, 274_878),
@@ -38,10 +40,14 @@ def test_every_data_set_can_be_prepared_and_run():
         spec = load_spec(name)
         settings = read_yaml(shipped("dataset_configs") / f"{name}.yaml")
         assert set(settings["item_text_fields"]) <= set(spec.item_fields)
-        if name != "ml-100k":  # whose columns are RecBole's own defaults
+        if "benchmark_filename" in settings:
+            assert settings["load_col"]["inter"] == ["user_id", "item_id_list", "item_id"]
+            assert spec.benchmark.history == settings["MAX_ITEM_LIST_LENGTH"]
+        elif name != "ml-100k":  # whose columns are RecBole's own defaults
             assert settings["load_col"]["inter"] == ["user_id", "item_id", "timestamp"]
         for source in spec.sources.values():
-            assert source.url is not None and source.url.startswith("https://")
+            if name != "ml-100k-llara":  # whose files come with RecBole, or have no address
+                assert source.url is not None and source.url.startswith("https://")
             assert source.sha256 is None or len(source.sha256) == 64
 
 

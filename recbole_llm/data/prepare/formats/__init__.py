@@ -4,6 +4,7 @@ from recbole_llm.data.prepare.formats.amazon import AMAZON_2014, AMAZON_2018, AM
 from recbole_llm.data.prepare.formats.atomic import Atomic
 from recbole_llm.data.prepare.formats.base import RawFormat
 from recbole_llm.data.prepare.formats.llara import LLaRA
+from recbole_llm.data.prepare.formats.llara_rows import LLaRARows
 from recbole_llm.data.prepare.formats.movielens import MOVIELENS_1M, MOVIELENS_20M, MOVIELENS_100K
 from recbole_llm.data.prepare.formats.steam import Steam
 from recbole_llm.data.prepare.formats.table import Table
@@ -17,6 +18,7 @@ FORMATS: dict[str, RawFormat] = {
     "movielens-20m": MOVIELENS_20M,
     "steam": Steam(),
     "llara": LLaRA(),
+    "llara-rows": LLaRARows(),
     "table": Table(),
     "atomic": Atomic(),
 }

@@ -8,6 +8,9 @@ import polars as pl
 from recbole_llm.data.prepare.raw import RawFile, Tally
 
 USER, ITEM, TIME, RATING = "user", "item", "time", "rating"
+PART = "part"
+"""``train``, ``valid`` or ``test``, of the user whose interaction it is; formats that publish a split give it."""
+PARTS = ("train", "valid", "test")
 
 Files = Mapping[str, RawFile]
 """Role -> file, such as ``interactions`` and ``items``."""
@@ -47,7 +50,7 @@ class RawFormat(Protocol):
         ...
 
     def interactions(self, files: Files, options: Mapping[str, Any], tally: Tally) -> Iterator[pl.DataFrame]:
-        """Yield interactions in the file's order: text columns USER, ITEM, TIME and, where published, RATING.
+        """Yield interactions in the file's order: text columns USER, ITEM, TIME and, where published, RATING and PART.
 
         TIME and RATING may be numbers or their digits: the caller turns them into numbers and names what is none.
         """

@@ -16,11 +16,11 @@ import pandas as pd
 import polars as pl
 from pandas.compat import pickle_compat  # type: ignore[import-not-found]
 
-from recbole_llm.data.prepare.formats.base import ITEM, TIME, USER, Files
+from recbole_llm.data.prepare.formats.base import ITEM, PART, PARTS, TIME, USER, Files
 from recbole_llm.data.prepare.raw import RawFile, Tally
 from recbole_llm.errors import DataError
 
-_SPLITS = ("train", "valid", "test")
+_SPLITS = PARTS
 _COLUMNS = ("seq", "len_seq", "next")
 _ADMITTED = {
     ("builtins", "slice"),
@@ -49,14 +49,18 @@ class _Tables(pickle_compat.Unpickler):
 
 
 class LLaRA:
-    """See the module's text and `RawFormat`. The option `padding_item` is the number that fills up short windows."""
+    """See the module's text and `RawFormat`.
+
+    Options: `padding_item`, the number that fills up short windows; `rows_apart`, whether every row of `valid` and
+    `test` stays a history of its own, as LLaRA evaluates them.
+    """
 
     roles = (*_SPLITS, "items")
     optional_roles: frozenset[str] = frozenset()
     fields = frozenset({"title"})
     list_fields: frozenset[str] = frozenset()
     html = False
-    options = frozenset({"padding_item"})
+    options = frozenset({"padding_item", "rows_apart"})
 
     def interactions(self, files: Files, options: Mapping[str, Any], tally: Tally) -> Iterator[pl.DataFrame]:
         """See `RawFormat`."""
@@ -64,15 +68,18 @@ class LLaRA:
         for split in _SPLITS:
             table = _load(files[split])
             tally.count(f"windows of {split}", len(table))
+            join = split == "train" or not options.get("rows_apart")
             users: list[str] = []
             items: list[str] = []
             times: list[int] = []
-            for number, history in enumerate(_histories(table, padding)):
+            for number, history in enumerate(_histories(table, padding, join)):
                 users += [f"{split}-{number}"] * len(history)
                 items += [str(item) for item in history]
                 times += range(1, len(history) + 1)
             schema = {USER: pl.String, ITEM: pl.String, TIME: pl.Int64}
-            yield pl.DataFrame({USER: users, ITEM: items, TIME: times}, schema=schema)
+            yield pl.DataFrame({USER: users, ITEM: items, TIME: times}, schema=schema).with_columns(
+                pl.lit(split).alias(PART)
+            )
 
     def items(
         self, files: Files, fields: tuple[str, ...], options: Mapping[str, Any], tally: Tally
@@ -104,11 +111,11 @@ def _item(entry: Any) -> int:
     return int(entry[0] if isinstance(entry, tuple) else entry)
 
 
-def _histories(table: pd.DataFrame, padding: int | None) -> Iterator[list[int]]:
+def _histories(table: pd.DataFrame, padding: int | None, join: bool) -> Iterator[list[int]]:
     history: list[int] = []
     for entries, following in zip(table["seq"], table["next"], strict=True):
         window = [item for item in map(_item, entries) if item != padding]
-        if history and len(window) > 1 and history[-len(window) :] == window:
+        if join and history and len(window) > 1 and history[-len(window) :] == window:
             history.append(_item(following))
             continue
         if history:

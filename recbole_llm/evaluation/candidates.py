@@ -1,0 +1,188 @@
+"""Ranking among few candidates: the target and others drawn from the items outside the history (ST2SI, appendix C.3).
+
+Every row is scored once; candidates are drawn many times from the same scores. The draws depend on the data set, the
+number of candidates and the number of the draw alone, so all models of a table meet the same candidates.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.utils import ModelType
+from torch import Tensor
+
+from recbole_llm.data.ragged import RaggedTable, ranges
+from recbole_llm.errors import DataError, SettingError, TrainingError
+
+_CHUNK = 16_384
+
+
+def draw_candidates(excluded: RaggedTable, items: int, count: int, seed: int) -> np.ndarray:
+    """Draw `count` different items for every row, each set of them with the same probability.
+
+    Args:
+        excluded: per row the item ids that may not be drawn, each once and in rising order.
+        items: the number of item ids; ids are 0 to ``items - 1``.
+        count: how many to draw.
+        seed: of the draw.
+
+    Returns:
+        int64 [rows, count].
+
+    Raises:
+        DataError: if fewer than `count` items are left in a row.
+    """
+    rows = len(excluded)
+    left = items - excluded.lengths
+    if (left < count).any():
+        raise DataError(
+            f"the catalogue is too small: a row has {int(left.min())} items outside its history where {count} are to "
+            f"be drawn; lower candidates"
+        )
+    places = _distinct(left, count, np.random.default_rng(seed))
+    # The place among the items left becomes an id: one more for every excluded id that lies before it.
+    row = np.repeat(np.arange(rows), excluded.lengths)
+    within = np.arange(len(excluded.values)) - excluded.offsets[row]
+    before = row * items + excluded.values - within
+    wanted = np.arange(rows)[:, None] * items + places
+    return places + np.searchsorted(before, wanted, side="right") - excluded.offsets[:-1, None]
+
+
+def _distinct(bounds: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw `count` different numbers below the bound of each row: [rows, count] (Floyd's algorithm by columns)."""
+    chosen = np.full((len(bounds), count), -1, dtype=np.int64)
+    for place in range(count):
+        top = bounds - count + place
+        number = rng.integers(0, top + 1)
+        taken = (chosen[:, :place] == number[:, None]).any(axis=1)
+        chosen[:, place] = np.where(taken, top, number)
+    return chosen
+
+
+class CandidateRanking:
+    """Hits at rank 1 among drawn candidates, for all rows of one evaluated part; a tie counts against the target.
+
+    Args:
+        part: the evaluated part.
+        earlier: the parts before it in time, whose interactions belong to a user's history, too.
+        size: candidates, the target included.
+        seeds: how often they are drawn; the draws have the seeds 0 to ``seeds - 1``.
+
+    Raises:
+        DataError: if the catalogue is too small.
+    """
+
+    def __init__(self, part: Any, earlier: list[Any], size: int, seeds: int) -> None:
+        self.size, self.seeds = size, seeds
+        excluded = excluded_items(part, earlier)
+        others = [draw_candidates(excluded, part.item_num, size - 1, seed) for seed in range(seeds)]
+        self._others = torch.from_numpy(np.stack(others, axis=1).astype(np.int32))  # [rows, seeds, size - 1]
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin again at the first row."""
+        self._row = 0
+        self._hits = torch.zeros(self.seeds, dtype=torch.int64)
+
+    def collect(self, scores: Tensor, targets: Tensor) -> None:
+        """Take the scores of the next rows.
+
+        Args:
+            scores: [rows, items].
+            targets: int64 [rows], item ids.
+
+        Raises:
+            TrainingError: if a score is not a number.
+        """
+        others = self._others[self._row : self._row + len(scores)].to(scores.device, torch.int64)
+        self._row += len(scores)
+        drawn = scores.gather(1, others.flatten(1)).view(others.shape)
+        own = scores.gather(1, targets.to(scores.device)[:, None])
+        if torch.isnan(drawn).any() or torch.isnan(own).any():
+            raise TrainingError("the model's scores are not numbers: training diverged; lower the learning rate")
+        self._hits += (own > drawn.amax(dim=2)).sum(dim=0).cpu()
+
+    def hit_ratio(self) -> dict[str, float]:
+        """Return HitRatio@1, its mean and its standard deviation (of a sample) over the draws."""
+        if self._row != len(self._others):
+            raise ValueError(f"{self._row} of {len(self._others)} rows were scored")
+        ratios = self._hits.numpy() / self._row
+        std = float(ratios.std(ddof=1)) if self.seeds > 1 else 0.0
+        return {"mean": round(float(ratios.mean()), 4), "std": round(std, 4)}
+
+
+def excluded_items(part: Any, earlier: list[Any]) -> RaggedTable:
+    """Return for every row of `part` what is no candidate: the padding id, the target and the history.
+
+    The history is the row's own list and, where a user has rows in `earlier` parts, all that these hold: a model may
+    read less of it than there is.
+    """
+    items = part.item_num
+    users = part.inter_feat[part.uid_field].numpy()
+    known = _known(earlier, users, items)
+    first, last = np.searchsorted(known, users * items), np.searchsorted(known, (users + 1) * items)
+    all_rows = np.arange(len(users))
+    keys = [all_rows * items, np.repeat(all_rows, last - first) * items + known[ranges(first, last - first)] % items]
+    for start in range(0, len(users), _CHUNK):
+        rows = all_rows[start : start + _CHUNK]
+        keys.append((rows[:, None] * items + _lists(part, rows)).ravel())
+    unique = np.unique(np.concatenate(keys))
+    return RaggedTable(unique % items, np.searchsorted(unique, np.arange(len(users) + 1) * items))
+
+
+def _known(parts: list[Any], users: np.ndarray, items: int) -> np.ndarray:
+    """Return ``user * items + item`` for everything that the `users` met in `parts`, sorted."""
+    keys = [np.empty(0, dtype=np.int64)]
+    for part in parts:
+        owners = part.inter_feat[part.uid_field].numpy()
+        wanted = np.flatnonzero(np.isin(owners, users))
+        for start in range(0, len(wanted), _CHUNK):
+            rows = wanted[start : start + _CHUNK]
+            keys.append(np.unique(owners[rows, None] * items + _lists(part, rows)))
+    return np.unique(np.concatenate(keys))
+
+
+def _lists(part: Any, rows: np.ndarray) -> np.ndarray:
+    """Return the items of rows of a sequential data set, target last: [rows, items of a list + 1], 0 where none is."""
+    interaction = part[rows]
+    return np.column_stack([interaction[part.item_id_list_field].numpy(), interaction[part.iid_field].numpy()])
+
+
+def check_settings(config: Any) -> None:
+    """Check `candidates` and `candidate_seeds`.
+
+    Raises:
+        SettingError: if candidates cannot be drawn for this model or this kind of evaluation.
+    """
+    if config["candidates"] is None:
+        return
+    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+        raise SettingError(
+            f"candidates={config['candidates']} needs a sequential model, which {config['model']} is not"
+        )
+    modes = config["eval_args"]["mode"]
+    for part in ("valid", "test"):
+        mode = modes[part] if isinstance(modes, dict) else modes
+        if mode != "full":
+            raise SettingError(
+                f"candidates={config['candidates']} are drawn from the scores of all items: set the mode of eval_args "
+                f"to full, not {mode}"
+            )
+
+
+def candidate_ranking(config: Any, part: Any, earlier: list[Any]) -> CandidateRanking | None:
+    """Return the ranking that the setting `candidates` asks for; None without it, and for a part that is not there."""
+    if config["candidates"] is None or part is None:
+        return None
+    loaded = [each._dataset for each in earlier if each is not None]
+    return CandidateRanking(part._dataset, loaded, config["candidates"], config["candidate_seeds"])
+
+
+def results(test: CandidateRanking | None, valid: CandidateRanking | None) -> dict[str, Any]:
+    """Return what `result.json` holds of candidates: nothing without the setting."""
+    if test is None:
+        return {}
+    entry: dict[str, Any] = {"size": test.size, "seeds": test.seeds, "hit@1": test.hit_ratio()}
+    if valid is not None:
+        entry["valid_hit@1"] = valid.hit_ratio()
+    return {"candidates": entry}
