@@ -30,6 +30,7 @@ class Parts:
         dataset: RecBole's data set, all interactions.
         train, valid, test: RecBole's loaders; valid and test are None where the split leaves nothing.
         model: the model, on its device.
+        pretrain_seconds: how long the model's class took before it could be built: the pre-training of a backbone.
     """
 
     config: Config
@@ -38,6 +39,7 @@ class Parts:
     valid: Any
     test: Any
     model: Any
+    pretrain_seconds: float = 0.0
 
 
 def run(
@@ -78,6 +80,7 @@ def run(
 
     try:
         parts = build(config)
+        run_folder.write_settings(folder, config.merged)  # the model may have added to them
         trainer = registry.trainer_class(config)(config, parts.model)
     except BaseException:
         if resume is None:
@@ -100,8 +103,11 @@ def run(
         if trainer.eval_collector.has_ranks():
             write_ranks(folder / "ranks-valid.tsv.gz", parts.dataset, *trainer.eval_collector.collected())
     evaluated = time.monotonic()
+    if hasattr(parts.model, "save_extras"):
+        parts.model.save_extras(folder, parts.dataset)
 
-    seconds = {"prepare": prepared - started, "fit": trainer.fit_seconds(), "evaluate": evaluated - fitted}
+    seconds = {"prepare": prepared - started - parts.pretrain_seconds, "pretrain": parts.pretrain_seconds}
+    seconds |= {"fit": trainer.fit_seconds(), "evaluate": evaluated - fitted}
     result = _result(parts, trainer, test, seconds)
     write_json(folder / run_folder.RESULT, result)
     (folder / checkpoint.RESUME).unlink(missing_ok=True)  # the run is finished: nothing is left to go on with
@@ -121,11 +127,15 @@ def build(config: Config) -> Parts:
         raise DataError(
             f"no user of {config['dataset']} has a test target: leave-one-out needs histories of 3 interactions or more"
         )
+    before = time.monotonic()
+    if hasattr(config.model_class, "before_build"):
+        config.model_class.before_build(config, dataset)
+    pretrain_seconds = time.monotonic() - before
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model = config.model_class(config, train._dataset).to(config["device"])
     logging.getLogger().info(model)
     config["description"] = checkpoint.describe(config, dataset)
-    return Parts(config, dataset, train, valid, test, model)
+    return Parts(config, dataset, train, valid, test, model, pretrain_seconds)
 
 
 def load(run: str | Path, settings: dict[str, Any] | None = None) -> Parts:
