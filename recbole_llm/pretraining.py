@@ -97,20 +97,24 @@ class PretrainSettings:
     def from_config(cls, config: Any) -> "PretrainSettings":
         """Read the settings of a run."""
         datasets, epochs, saved = config["pretrain_datasets"], config["pretrain_epochs"], config["pretrain_save_epochs"]
-        if isinstance(datasets, str):
-            datasets = [name for name in (part.strip() for part in datasets.split(",")) if name]
         if saved is None:
             saved = [epochs]
         saved = [saved] if isinstance(saved, (int, float, str)) else list(saved)
         if all(isinstance(epoch, int) for epoch in saved):
             saved = sorted(set(saved)) or [epochs]
         return cls(
-            datasets=[str(name) for name in datasets or ()],
+            datasets=names_of(datasets),
             epochs=epochs,
             save_epochs=saved,
             learning_rate=config["pretrain_learning_rate"],
             seed=config["pretrain_seed"],
         )
+
+
+def names_of(value: Any) -> list[str]:
+    """Return the data sets that a value of `pretrain_datasets` names: a list, or text with commas."""
+    names = value.split(",") if isinstance(value, str) else value or ()
+    return [name for name in (str(name).strip() for name in names) if name]
 
 
 def use_pretrained(config: Any, dataset: Any) -> None:

@@ -192,8 +192,8 @@ def swap(model: Any, scenario: Scenario, dataset: Any = None) -> None:
     if scenario.fingerprint != own:
         raise CheckpointError(
             f"the scenario of {scenario.dataset} belongs to the backbone {scenario.backbone} with query token "
-            f"'{scenario.query_token}' (weights {scenario.fingerprint}), but this one is {model.settings.backbone} with "
-            f"'{model.settings.query_token}' (weights {own}): load the backbone that it was tuned on"
+            f"'{scenario.query_token}' (weights {scenario.fingerprint}), but this one is {model.settings.backbone} "
+            f"with '{model.settings.query_token}' (weights {own}): load the backbone that it was tuned on"
         )
     width = model.projection.weight.shape[1]
     if scenario.weight.shape[1] != width:

@@ -70,7 +70,7 @@ def write_union(sources: Sequence[Source], root: Path, name: str) -> list[str]:
         StorageError: if the files cannot be written.
     """
     texts = [source.texts.rename(columns={source.texts.columns[0]: TEXT}) for source in sources]
-    items = pd.concat([text.set_index(_named(s.name, text.index)) for s, text in zip(sources, texts, strict=True)])
+    items = pd.concat([text.set_axis(_named(s.name, text.index)) for s, text in zip(sources, texts, strict=True)])
     items = items.fillna("")
     folder = root / name
     with storage_errors(folder):
