@@ -105,8 +105,12 @@ def run(
     evaluated = time.monotonic()
     _save_extras(folder, parts)
 
-    seconds = {"prepare": prepared - started - parts.pretrain_seconds, "pretrain": parts.pretrain_seconds}
-    seconds |= {"fit": trainer.fit_seconds(), "evaluate": evaluated - fitted}
+    seconds = {
+        **({"pretrain": parts.pretrain_seconds} if config["pretrain_datasets"] else {}),
+        "prepare": prepared - started - parts.pretrain_seconds,
+        "fit": trainer.fit_seconds(),
+        "evaluate": evaluated - fitted,
+    }
     result = _result(parts, trainer, test, seconds)
     write_json(folder / run_folder.RESULT, result)
     (folder / checkpoint.RESUME).unlink(missing_ok=True)  # the run is finished: nothing is left to go on with

@@ -160,7 +160,8 @@ def load_scenario(path: str | Path) -> Scenario:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise CheckpointError(f"{path} is not a scenario: give the {FILE} of a run")
-            tensors = {name: file.get_tensor(name) for name in ("projection", "tokens", "text", "text_offsets")}
+            # Copied: a tensor that is read is a map of the file, and the file may change.
+            tensors = {name: file.get_tensor(name).clone() for name in ("projection", "tokens", "text", "text_offsets")}
         header = json.loads(metadata["scenario"])
         tokens = bytes(tensors["tokens"].numpy()).decode().split("\n")
         text = RaggedTable(tensors["text"].numpy().astype(np.int64), tensors["text_offsets"].numpy())

@@ -92,14 +92,13 @@ def test_items_and_users_of_the_union_are_disjoint(data, tiny):
 
 
 def test_further_fields_are_joined_by_name(data, tiny):
-    write_dataset(
-        data, {"u": "abc"}, {i: (t, "Acme", "x") for i, t in FOOD.items()}, ("title", "brand", "kind"), "food"
-    )
-    write_dataset(data, {"u": "axy"}, {i: (t, "Bell", "y") for i, t in CELL.items()}, ("title", "brand", "size"), "cell")
+    food, cell = ({i: (t, f"{t[0]}-brand", "x") for i, t in texts.items()} for texts in (FOOD, CELL))
+    write_dataset(data, {"u": "abc"}, food, ("title", "brand", "kind"), "food")
+    write_dataset(data, {"u": "axy"}, cell, ("title", "brand", "size"), "cell")
     _, union = union_of(data, tiny, "food", "cell", item_text_fields=["title", "brand"])
     texts = union.item_texts_by_id([TEXT, "brand"])
-    assert texts.loc["food/a"].tolist() == ["Green Tea", "Acme"]
-    assert texts.loc["cell/x"].tolist() == ["USB Cable", "Bell"]
+    assert texts.loc["food/a"].tolist() == ["Green Tea", "G-brand"]
+    assert texts.loc["cell/x"].tolist() == ["USB Cable", "U-brand"]
 
 
 def test_all_of_the_sources_is_trained_on(settings, monkeypatch):

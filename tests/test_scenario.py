@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_data import HISTORIES, TITLES, small_settings, write_dataset
+from small_data import small_settings, write_dataset
 from tiny_models import tiny_llama
 
 from recbole_llm import quick_start
@@ -157,7 +157,7 @@ def test_another_backbone(made, scenario_settings, tmp_path):
     for more in ({"backbone": str(other)}, {"query_token": "[Q]"}):
         model = quick_start.build(Config(config_dict=scenario_settings("small", **more))).model
         before = unchanged(model)
-        with pytest.raises(CheckpointError, match=r"tea belongs to the backbone .* query token '\.'.* load the backbone"):
+        with pytest.raises(CheckpointError, match=r"tea belongs to the backbone .* query token '\.'"):
             swap(model, load_scenario(file))
         assert unchanged(model) == before
 

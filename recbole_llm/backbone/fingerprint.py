@@ -1,9 +1,11 @@
 """What identifies the weights of a backbone in memory, tuned or not."""
 
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def weights_fingerprint(backbone: nn.Module) -> str:
@@ -21,12 +23,17 @@ def weights_fingerprint(backbone: nn.Module) -> str:
     known = getattr(backbone, "_weights_fingerprint", None)
     if known is not None and known[0] == stamp:
         return known[1]
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach()
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        if tensor.is_floating_point():
-            tensor = tensor.to(torch.bfloat16).view(torch.int16)
-        digest.update(tensor.contiguous().cpu().numpy().data)
-    backbone._weights_fingerprint = stamp, digest.hexdigest()[:16]  # type: ignore[assignment]
-    return digest.hexdigest()[:16]
+    names = sorted(state)
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:  # hashing runs beside other threads
+        parts = list(pool.map(lambda name: _digest(name, state[name].detach()), names))
+    found = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    backbone._weights_fingerprint = stamp, found  # type: ignore[assignment]
+    return found
+
+
+def _digest(name: str, tensor: Tensor) -> bytes:
+    digest = hashlib.blake2b(f"{name} {tuple(tensor.shape)}\n".encode(), digest_size=32)
+    if tensor.is_floating_point():
+        tensor = tensor.to(torch.bfloat16).view(torch.int16)
+    digest.update(tensor.contiguous().cpu().numpy().data)
+    return digest.digest()
