@@ -1,6 +1,7 @@
 """Pre-training on other data sets: what is trained, that it is used, found again, and refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -163,9 +164,20 @@ def test_found_again_and_not_trained_twice(settings, trainings, data):
     assert trainings == [2] * 5
 
 
-def test_run_is_loaded_without_its_sources(settings, data):
-    import shutil
+def test_other_epochs_of_one_pretraining(settings, trainings):
+    def backbone(*epochs):
+        return quick_start.pretrain(settings=settings(pretrain_epochs=3, pretrain_save_epochs=list(epochs)))
 
+    second = backbone(2, 1)
+    assert backbone(1) == second.with_name("backbone-epoch-1")
+    assert trainings == [3]
+    kept = weights(second)
+    third = backbone(3)  # it was not kept, so the training is done again
+    assert (trainings, third) == ([3, 3], second.with_name("backbone-epoch-3"))
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(backbone(2)).items())
+
+
+def test_run_is_loaded_without_its_sources(settings, data):
     result = run(settings())
     shutil.rmtree(data / "food")
     model = quick_start.load(result["path"]).model
