@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,8 @@ def pretrain(config: Any, target: Any = None) -> Path:
         if all((path / RECORD).is_file() for path in wanted):
             logging.getLogger().info("The pre-trained backbone %s is there already", wanted[-1])
         else:
+            for left_over in folder.glob("data-*"):  # of a process that was killed
+                shutil.rmtree(left_over, ignore_errors=True)
             write_text(folder / "settings.yaml", yaml.safe_dump(shape, allow_unicode=True))
             _train(config, settings, [read_source(source) for source in sources], target, folder, name)
             release_device_memory()
