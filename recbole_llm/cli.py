@@ -19,6 +19,10 @@ recbole-llm: language-model recommenders inside RecBole
       Pre-train ST2SI's backbone on data sets. The last line is its folder: --backbone=<folder> tunes it on another.
   recbole-llm prepare --dataset=D [--raw=FOLDER] [--out=FOLDER] [--report[=FILE]]
       Make RecBole's atomic files of a data set from its publisher's files, and compare its counts with the papers'.
+  recbole-llm recommend --run=saved/<run> --history="ITEM ITEM ..." [--k=10] [--exclude_seen=true] [--user=USER]
+  recbole-llm recommend --run=saved/<run> --histories=FILE [--k=10] [--exclude_seen=true]
+      Print the best items after a history, oldest item first, or after each line of a file: one line an item with the
+      number of the history, rank, item and score.
   recbole-llm doctor [--data_path=FOLDER]
       Show versions, device, language models and data sets, and what to do about what is missing.
 
@@ -98,10 +102,17 @@ def _prepare(argv: list[str]) -> int:
     return prepare_command(argv)
 
 
+def _recommend(argv: list[str]) -> int:
+    from recbole_llm.recommend_command import recommend_command
+
+    return recommend_command(argv)
+
+
 _VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "pretrain": _pretrain,
     "prepare": _prepare,
+    "recommend": _recommend,
     "doctor": _doctor,
 }
 

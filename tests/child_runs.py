@@ -6,6 +6,7 @@ The processes are forked from one that has imported everything, so each costs a 
 import io
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -19,7 +20,9 @@ _SERVER.set_forkserver_preload(
 )
 
 
-def command_line(folder: Path, arguments: Sequence[str], kill: tuple[str, int] | None = None) -> tuple[int, str, str]:
+def command_line(
+    folder: Path, arguments: Sequence[str], kill: tuple[str, int] | None = None, largest_file: int | None = None
+) -> tuple[int, str, str]:
     """Run the command line in `folder` and return its exit code (-9 if it was killed), stdout and stderr.
 
     Args:
@@ -32,16 +35,22 @@ def command_line(folder: Path, arguments: Sequence[str], kill: tuple[str, int] |
             * between: after the weights are written, before the state to resume from
             * state: in the middle of writing the state to resume from
             * result: after all is done, before result.json
+
+        largest_file: bytes beyond which the system refuses to let a file grow.
     """
     out, error = folder / "child.out", folder / "child.err"
-    child = _SERVER.Process(target=_child, args=(str(folder), list(arguments), kill, str(out), str(error)))
+    child = _SERVER.Process(
+        target=_child, args=(str(folder), list(arguments), kill, largest_file, str(out), str(error))
+    )
     child.start()
     child.join(timeout=240)
     assert child.exitcode is not None, "the run hangs"
     return child.exitcode, out.read_text(), error.read_text()
 
 
-def _child(folder: str, arguments: list[str], kill: tuple[str, int] | None, out: str, error: str) -> None:
+def _child(
+    folder: str, arguments: list[str], kill: tuple[str, int] | None, largest_file: int | None, out: str, error: str
+) -> None:
     os.chdir(folder)
     os.environ["RECBOLE_LLM_CACHE"] = str(Path(folder) / "cache")
     for path, stream in ((out, sys.stdout), (error, sys.stderr)):
@@ -54,6 +63,8 @@ def _child(folder: str, arguments: list[str], kill: tuple[str, int] | None, out:
     torch.set_num_threads(1)
     if kill is not None:
         _kill_at(*kill)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     try:
         code = cli.main(arguments)
     except BaseException:

@@ -13,10 +13,11 @@ from recbole_llm.backbone.resolve import resolve
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread():
+def quick_torch():
     """Tiny tensors are not worth a second thread, and wait for it where other processes have the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.autograd.set_detect_anomaly(False)  # a test that imports RecBole's models itself has switched it on
     yield
     torch.set_num_threads(before)
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from child_runs import command_line
 from small_data import HISTORIES, TITLES, write_dataset
 
 from recbole_llm import cli
@@ -293,19 +294,10 @@ def test_full_disk(attempt, small, monkeypatch, place):
     else:
         name = {"weights": "recbole_llm.trainer.checkpoint.save_file", "state": "torch.save"}[place]
         monkeypatch.setattr(name, full)
-    code, sentence = attempt(tuning="ilp")
+    code, sentence = attempt(tuning="ilp", resume_seconds=0)
     assert code == 1
     assert "no space is left on the disk" in sentence
     assert not [name for name in files(small) if name.endswith((".tmp", "result.json"))]
-
-
-LIMITED = """
-import resource, sys
-from recbole_llm import cli
-import recbole_llm.model.sequential_recommender.st2si, torch.utils.tensorboard
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
-sys.exit(cli.main(sys.argv[2:]))
-"""
 
 
 @pytest.mark.parametrize(
@@ -321,14 +313,11 @@ def test_files_that_may_not_grow(small, tiny, limit, tuning, file):
     arguments = [
         f"--backbone={tiny['llama']}", "--model=ST2SI", "--dataset=small", "--data_path=.", "--use_gpu=False",
         "--topk=[1,3]", "--valid_metric=NDCG@3", "--epochs=1", "--state=ERROR", "--show_progress=False",
-        "--max_sequence_tokens=100", f"--tuning={tuning}",
+        "--max_sequence_tokens=100", f"--tuning={tuning}", "--resume_seconds=0",
     ]  # fmt: skip
-    child = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(limit), *arguments],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert child.returncode == 1, child.stderr
-    sentence = only_error(child.stderr)
+    code, _, error = command_line(small, arguments, largest_file=limit)
+    assert code == 1, error
+    sentence = only_error(error)
     assert file in sentence
     assert "could not be written" in sentence or "too large" in sentence.lower()
     assert not [name for name in files(small) if name.endswith((".tmp", "result.json"))]

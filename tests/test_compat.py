@@ -246,7 +246,7 @@ def test_other_parameters_survive_the_round_trip(model, data, workplace):
     parts = built(data, model, epochs=1)
     parts.config["run_folder"] = str(workplace)
     registry.trainer_class(parts.config)(parts.config, parts.model).fit(parts.train, parts.valid)
-    checkpoint.save_weights(workplace / "weights", parts.model, parts.config["description"])
+    checkpoint.save_weights(workplace / "weights", checkpoint.snapshot(parts.model), parts.config["description"])
     others = parts.model.other_parameter()
     assert any(value is not None for value in others.values())
 

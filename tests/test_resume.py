@@ -37,6 +37,7 @@ def arguments_of(name, tiny, folder):
     arguments = [
         *MODELS[name], "--dataset=small", "--data_path=.", "--use_gpu=False", f"--epochs={EPOCHS}", "--topk=[1,5]",
         "--valid_metric=NDCG@5", "--train_batch_size=5", "--show_progress=False", "--state=ERROR", "--precision=fp32",
+        "--resume_seconds=0",
         f"--checkpoint_dir={folder}", "--metrics=['Recall','NDCG','ItemCoverage']",
     ]  # fmt: skip
     if "ST2SI" in arguments[0]:

@@ -33,12 +33,15 @@ class SequenceBounds:
         offsets: int32 [sequences + 1] on the device of the batch, the running sum of `lengths` from 0.
         causal: whether a token sees only itself and what came before it (decoders).
         longest: at least the longest of `lengths`, a power of two, so that a compiled model meets few values.
+        alone: whether there is but one sequence, for torch's own attention. (Said by who knows it: a compiled model
+            that asked for the number of `lengths` would be compiled again for every number.)
     """
 
     lengths: tuple[int, ...]
     offsets: Tensor
     causal: bool
     longest: int
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,13 @@ def packed_hidden_states(model: nn.Module, batch: PackedBatch) -> Tensor:
 
     `model` is a transformers base model that went through `use_packed_attention`.
     """
+    # A mask of four dimensions is taken for finished. Without one, Llama types look for packed sequences in the
+    # positions, and wait for the device to do so.
+    finished = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=batch.token_ids.device)
     output = model(
         input_ids=batch.token_ids[None],
         position_ids=batch.positions[None],
-        attention_mask=None,
+        attention_mask=finished,
         use_cache=False,
         sequence_bounds=batch.bounds,
     )
@@ -122,6 +128,11 @@ def _packed_attention(
     Returns [1, tokens, heads, size], as transformers' attention functions do. Grouped key heads are repeated.
     """
     groups = query.shape[1] // key.shape[1]
+    if sequence_bounds.alone:
+        output = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=sequence_bounds.causal, scale=scaling, enable_gqa=groups > 1
+        )
+        return output.transpose(1, 2), None
     fast = varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout
     if fast:
         return _variable_length(query, key, value, sequence_bounds, scaling, groups), None

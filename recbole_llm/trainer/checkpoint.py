@@ -9,6 +9,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +54,33 @@ def stored_state(model: torch.nn.Module) -> dict[str, Tensor]:
     return own() if own is not None else model.state_dict()
 
 
-def save_weights(path: Path, model: Any, description: dict[str, str]) -> None:
-    """Write the weights of `model`, and what RecBole calls its other parameters, to a safetensors file.
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of a model's weights on the CPU, and how its other parameters are put back."""
 
-    Raises:
-        StorageError: if the disk is full; an older file then stays as it was.
-    """
+    tensors: dict[str, Tensor]
+    others: dict[str, Any]
+
+
+def snapshot(model: Any) -> Snapshot:
+    """Copy the weights of `model`, and what RecBole calls its other parameters."""
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in stored_state(model).items()}
     others: dict[str, Any] = {}
     for name, value in (model.other_parameter() or {}).items():
         others[name] = _flatten(f"{_OTHER}{name}", value, tensors)
-    metadata = {**description, "other_parameters": json.dumps(others)}
+    return Snapshot(tensors, others)
+
+
+def save_weights(path: Path, weights: Snapshot, description: dict[str, str]) -> None:
+    """Write a snapshot to a safetensors file.
+
+    Raises:
+        StorageError: if the disk is full; an older file then stays as it was.
+    """
+    metadata = {**description, "other_parameters": json.dumps(weights.others)}
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata)
+            save_file(weights.tensors, temporary, metadata)
         except SafetensorError as error:
             # safetensors reports a failed write as text only; opening the file again tells the reason.
             raise OSError(_errno(str(error)), str(error)) from error

@@ -15,6 +15,7 @@ from transformers import get_scheduler
 from recbole_llm.data.packing import Sequences, pack
 from recbole_llm.data.prefetch import prefetch
 from recbole_llm.errors import SettingError, TrainingError, nearest
+from recbole_llm.trainer.graphed_step import GraphedStep
 from recbole_llm.trainer.master_weights import MasterWeights
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -34,6 +35,7 @@ class PackedTrainer(Trainer):
             close = nearest(str(config["lr_scheduler"]), _SCHEDULES)
             raise SettingError(f"lr_scheduler={config['lr_scheduler']} is not one of {', '.join(_SCHEDULES)}{close}")
         self.batch_size = config["train_batch_size"]
+        self.graphed_step: GraphedStep | None = None
         self.steps = -(-len(self._samples(0)) // self.batch_size)
         self.scheduler = get_scheduler(
             _SCHEDULES[config["lr_scheduler"]], self.optimizer, config["warmup_steps"], self.steps * self.epochs
@@ -42,7 +44,8 @@ class PackedTrainer(Trainer):
     def _build_optimizer(self, **_: Any) -> torch.optim.Optimizer:
         groups = self.model.parameter_groups()
         self.masters = MasterWeights(groups)
-        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=torch.device(self.device).type == "cuda")
+        on_gpu = torch.device(self.device).type == "cuda"
+        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=on_gpu, capturable=on_gpu)
 
     def _samples(self, epoch: int) -> Sequences:
         # The epoch's own generator: a resumed run draws what the uninterrupted one draws.
@@ -63,6 +66,13 @@ class PackedTrainer(Trainer):
             return tqdm(passes, desc="Hidden states", ncols=100, disable=not show_progress)
 
         self.model.fill_state_cache(parts, Path(self.config["run_folder"]), bar)
+        if torch.device(self.device).type == "cuda":
+            queries = self.model.state_cache.samples.lengths
+            # Room for a step of average samples and a half; the rare larger one is taken without the graph.
+            capacity = max(int(1.5 * self.batch_size * queries.mean()), int(queries.max()))
+            self.graphed_step = GraphedStep(
+                lambda part, count: self._update([part], count), self.optimizer, capacity, torch.device(self.device)
+            )
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
@@ -101,6 +111,12 @@ class PackedTrainer(Trainer):
 
     def _step(self, queries: int, passes: list[Any]) -> Tensor:
         """Take one optimiser step and return its mean loss, a scalar on the device. Nothing waits for the device."""
+        graphed = self.graphed_step
+        loss = self._update(passes, queries) if graphed is None else graphed(passes[0])
+        self.scheduler.step()
+        return loss
+
+    def _update(self, passes: list[Any], queries: int | Tensor) -> Tensor:
         total = torch.zeros((), device=self.device)
         for part in passes:
             loss = self.model.pass_loss_sum(part) / queries
@@ -111,7 +127,6 @@ class PackedTrainer(Trainer):
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, **self.clip_grad_norm)
         self.optimizer.step()
-        self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.masters.give_weights()
         return total

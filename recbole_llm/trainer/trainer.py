@@ -37,7 +37,8 @@ class RunFolderMixin(Trainer):
         self.seconds_before = 0.0
         self.history: list[dict[str, Any]] = []
         self._loader_generator: torch.Generator | None = None
-        self._started = time.monotonic()
+        self._started = self._stored = time.monotonic()
+        self._best: checkpoint.Snapshot | None = None  # best weights that are not on the disk yet
 
     # -- fitting -------------------------------------------------------------------------------------------------------
 
@@ -50,12 +51,15 @@ class RunFolderMixin(Trainer):
         show_progress: bool = False,
         callback_fn: Any = None,
     ) -> tuple[float, Any]:
-        """Train as RecBole does; after every evaluated epoch the state to resume from is stored.
+        """Train as RecBole does.
+
+        After evaluated epochs, at least `resume_seconds` apart, the best weights and the state to go on from are
+        stored together.
 
         Raises:
             TrainingError: if the loss is not a number.
         """
-        self._started = time.monotonic()
+        self._started = self._stored = time.monotonic()
         self._loader_generator = getattr(train_data, "generator", None)
         if self.finished:
             self.eval_collector.data_collect(train_data)  # what some metrics read, such as ItemCoverage
@@ -78,6 +82,7 @@ class RunFolderMixin(Trainer):
                 f"learning_rate, or set clip_grad_norm"
             ) from error
         self.epochs_done = max(self.epochs_done, len(self.train_loss_dict))
+        self._write_best()
         return result
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> Any:
@@ -89,7 +94,9 @@ class RunFolderMixin(Trainer):
         self.epochs_done = epoch + 1
         loss = self.train_loss_dict[epoch]
         self.history.append({"epoch": epoch, "train_loss": float(loss), "valid": self._last_valid})
-        if saved:
+        if saved and time.monotonic() - self._stored >= self.config["resume_seconds"]:
+            self._stored = time.monotonic()
+            self._write_best()
             stopped = self.cur_step > self.stopping_step or self.epochs_done >= self.epochs
             checkpoint.save_resume(self.run_folder / checkpoint.RESUME, self._resume_state(stopped))
 
@@ -100,14 +107,17 @@ class RunFolderMixin(Trainer):
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        path = Path(kwargs.pop("saved_model_file", self.saved_model_file))
-        checkpoint.save_weights(path, self.model, self.description)
-        if verbose:
-            self.logger.info("Saving current: %s", path)
+        self._best = checkpoint.snapshot(self.model)
+
+    def _write_best(self) -> None:
+        if self._best is not None:
+            checkpoint.save_weights(Path(self.saved_model_file), self._best, self.description)
+            self._best = None
 
     def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
         """Store a pre-trained model (S3Rec) as safetensors; repairs `recbole/trainer/trainer.py:755`."""
-        self._save_checkpoint(epoch, verbose=False)
+        self._save_checkpoint(epoch)
+        self._write_best()
 
     def pretrain(self, train_data: Any, verbose: bool = True, show_progress: bool = False) -> Any:
         """Pre-train as RecBole does and store the last weights.
@@ -116,7 +126,7 @@ class RunFolderMixin(Trainer):
         alone: nothing at all if there are fewer.
         """
         result = super().pretrain(train_data, verbose, show_progress)
-        self._save_checkpoint(self.pretrain_epochs - 1, verbose)
+        self.save_pretrained_model(self.pretrain_epochs - 1, self.saved_model_file)
         return result
 
     def _resume_state(self, finished: bool) -> dict[str, Any]:
@@ -130,11 +140,15 @@ class RunFolderMixin(Trainer):
             "finished": finished,
             "seconds": self.fit_seconds(),
             "model": {name: tensor.detach().cpu() for name, tensor in checkpoint.stored_state(self.model).items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()},
             "random": checkpoint.random_states(),
             "loader": None if self._loader_generator is None else self._loader_generator.get_state(),
             "more": self.more_resume_state(),
         }
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        # RecVAE's trainer has one for the encoder and one for the decoder beside `optimizer`.
+        return {name: value for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)}
 
     def more_resume_state(self) -> dict[str, Any]:
         """Return what the trainer behind this class must keep to go on, as plain values and tensors."""
@@ -158,7 +172,8 @@ class RunFolderMixin(Trainer):
         path = Path(resume_file)
         state = checkpoint.load_resume(path, self.description)
         checkpoint.load_state(path, self.model, state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in self._optimizers().items():
+            optimizer.load_state_dict(state["optimizers"][name])
         self.start_epoch = self.epochs_done = state["epoch"]
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]

@@ -36,7 +36,7 @@ class ItemLinearProjection(nn.Module):
 
         Args:
             states: [queries, width].
-            labels: int64 [queries], item ids from 1.
+            labels: int64 [queries], item ids from 1; a query with label 0 is left out.
             dtype: of the matrix products; the softmax is float32 in any case.
         """
         return _LinearCrossEntropy.apply(states, self.weight, labels, dtype)
@@ -62,13 +62,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = (low_states[rows] @ low_weight.T).float()
             logits[:, 0] = float("-inf")
             normaliser = logits.logsumexp(dim=1, keepdim=True)
-            loss += (normaliser - logits.gather(1, target)).sum()
+            unlabelled = target == 0
+            loss += (normaliser - logits.gather(1, target)).masked_fill(unlabelled, 0).sum()
             if not any(ctx.needs_input_grad):
                 continue
             # In place: this is the largest tensor there is.
             difference = logits.sub_(normaliser).exp_()
             difference.scatter_add_(1, target, torch.full_like(target, -1, dtype=difference.dtype))
-            low_difference = difference.to(dtype)
+            low_difference = difference.masked_fill_(unlabelled, 0).to(dtype)
             if state_gradient is not None:
                 state_gradient[rows] = low_difference @ low_weight
             if ctx.needs_input_grad[1]:
