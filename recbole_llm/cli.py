@@ -15,6 +15,8 @@ recbole-llm: language-model recommenders inside RecBole
       result.json. M is ST2SI or any sequential or general model of RecBole.
   recbole-llm run --resume=saved/<run>
       Go on with an interrupted run.
+  recbole-llm pretrain --pretrain_datasets=A,B [--backbone=L] [--pretrain_epochs=15] [--name=value ...]
+      Pre-train ST2SI's backbone on data sets. The last line is its folder: --backbone=<folder> tunes it on another.
   recbole-llm prepare --dataset=D [--raw=FOLDER] [--out=FOLDER] [--report[=FILE]]
       Make RecBole's atomic files of a data set from its publisher's files, and compare its counts with the papers'.
   recbole-llm recommend --run=saved/<run> --history="ITEM ITEM ..." [--k=10] [--exclude_seen=true] [--user=USER]
@@ -62,18 +64,27 @@ def _run(argv: list[str]) -> int:
     from recbole_llm.evaluation.tables import result_table
     from recbole_llm.quick_start import run
 
-    files, resume, rest = [], None, []
-    for argument in argv:
-        name, _, value = argument.partition("=")
-        if name == "--config_files":
-            files += value.split()
-        elif name == "--resume":
-            resume = value
-        else:
-            rest.append(argument)
-    result = run(config_files=files, command_line=rest, resume=resume)
+    files, argv = _taken(argv, "--config_files")
+    resume, argv = _taken(argv, "--resume")
+    result = run(config_files=" ".join(files).split(), command_line=argv, resume=resume[-1] if resume else None)
     print(result_table(result))
     print(result["path"])
+    return 0
+
+
+def _taken(argv: list[str], name: str) -> tuple[list[str], list[str]]:
+    """Return the values of ``name=value`` arguments, and the other arguments."""
+    return (
+        [argument.partition("=")[2] for argument in argv if argument.partition("=")[0] == name],
+        [argument for argument in argv if argument.partition("=")[0] != name],
+    )
+
+
+def _pretrain(argv: list[str]) -> int:
+    from recbole_llm.quick_start import pretrain
+
+    files, argv = _taken(argv, "--config_files")
+    print(pretrain(config_files=" ".join(files).split(), command_line=argv))
     return 0
 
 
@@ -99,6 +110,7 @@ def _recommend(argv: list[str]) -> int:
 
 _VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
+    "pretrain": _pretrain,
     "prepare": _prepare,
     "recommend": _recommend,
     "doctor": _doctor,

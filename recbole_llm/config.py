@@ -100,6 +100,7 @@ class Config(RecBoleConfig):
     Attributes:
         given: the settings that are not defaults: files, dict and command line merged.
         merged: all settings before RecBole derives others from them; handing them in again gives the same run.
+        is_new_dataset: whether no file in RecBole or in dataset_configs/ describes the data set.
 
     Raises:
         SettingError: for unknown names (the nearest is named) and values that cannot be.
@@ -166,7 +167,7 @@ class Config(RecBoleConfig):
             if path.is_file():
                 settings = {k: v for k, v in read_yaml(path).items() if k not in _NOT_SETTINGS}
                 self.internal_config_dict.update(settings)
-        self._is_new_dataset = not any(
+        self.is_new_dataset = not any(
             (folder / f"{dataset}.yaml").is_file() for folder in (_RECBOLE / "properties/dataset", datasets)
         )
 
@@ -177,7 +178,7 @@ class Config(RecBoleConfig):
         if full_softmax and self.external_config_dict.get("train_neg_sample_args") is None:
             # A full softmax takes no negative samples; RecBole's own default asks for some and then refuses the run.
             settings["train_neg_sample_args"] = None
-        if self._is_new_dataset and "load_col" not in self.external_config_dict:
+        if self.is_new_dataset and "load_col" not in self.external_config_dict:
             # RecBole's default loads users and items alone, without the time that its own protocol sorts by.
             settings["load_col"] = {"inter": [settings[f"{name}_FIELD"] for name in ("USER_ID", "ITEM_ID", "TIME")]}
         fields = settings.get("item_text_fields")

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from recbole.utils import init_logger, init_seed
 
-from recbole_llm import registry, run_folder
-from recbole_llm.config import Config
+from recbole_llm import pretraining, registry, run_folder
+from recbole_llm.config import Config, parse_command_line
 from recbole_llm.data.preparation import create_dataset, data_preparation
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.evaluation import candidates
 from recbole_llm.evaluation.ranks import write_ranks
-from recbole_llm.files import write_json
+from recbole_llm.files import read_yaml, write_json
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.trainer import best_epoch
 
@@ -31,6 +31,7 @@ class Parts:
         dataset: RecBole's data set, all interactions.
         train, valid, test: RecBole's loaders; valid and test are None where the split leaves nothing.
         model: the model, on its device.
+        pretrain_seconds: how long the model's class took before it could be built: the pre-training of a backbone.
     """
 
     config: Config
@@ -39,6 +40,7 @@ class Parts:
     valid: Any
     test: Any
     model: Any
+    pretrain_seconds: float = 0.0
 
 
 def run(
@@ -81,6 +83,7 @@ def run(
         parts = build(config)
         valid_ranking = candidates.candidate_ranking(config, parts.valid, [parts.train])
         test_ranking = candidates.candidate_ranking(config, parts.test, [parts.train, parts.valid])
+        run_folder.write_settings(folder, config.merged)  # the model may have added to them
         trainer = registry.trainer_class(config)(config, parts.model)
     except BaseException:
         if resume is None:
@@ -106,8 +109,14 @@ def run(
         if trainer.eval_collector.has_ranks():
             write_ranks(folder / "ranks-valid.tsv.gz", parts.dataset, *trainer.eval_collector.collected())
     evaluated = time.monotonic()
+    _save_extras(folder, parts)
 
-    seconds = {"prepare": prepared - started, "fit": trainer.fit_seconds(), "evaluate": evaluated - fitted}
+    seconds = {
+        **({"pretrain": parts.pretrain_seconds} if config["pretrain_datasets"] else {}),
+        "prepare": prepared - started - parts.pretrain_seconds,
+        "fit": trainer.fit_seconds(),
+        "evaluate": evaluated - fitted,
+    }
     result = _result(parts, trainer, test, seconds)
     result.update(candidates.results(test_ranking, valid_ranking if validated else None))
     write_json(folder / run_folder.RESULT, result)
@@ -128,11 +137,46 @@ def build(config: Config) -> Parts:
         raise DataError(
             f"no user of {config['dataset']} has a test target: leave-one-out needs histories of 3 interactions or more"
         )
+    before = time.monotonic()
+    if hasattr(config.model_class, "before_build"):
+        config.model_class.before_build(config, dataset)
+    pretrain_seconds = time.monotonic() - before
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model = config.model_class(config, train._dataset).to(config["device"])
     logging.getLogger().info(model)
     config["description"] = checkpoint.describe(config, dataset)
-    return Parts(config, dataset, train, valid, test, model)
+    return Parts(config, dataset, train, valid, test, model, pretrain_seconds)
+
+
+def pretrain(
+    model: str | type = "ST2SI",
+    config_files: Sequence[str | Path] = (),
+    settings: dict[str, Any] | None = None,
+    command_line: Sequence[str] = (),
+) -> Path:
+    """Pre-train a backbone on the data sets of `pretrain_datasets`, without a target; see `recbole_llm.pretraining`.
+
+    Args:
+        model: a model that is pre-trained in this way.
+        config_files: YAML files with settings.
+        settings: settings by name; they override the files.
+        command_line: ``--name=value`` settings; they override all others.
+
+    Returns:
+        The folder of the backbone, for the setting `backbone`.
+
+    Raises:
+        RecBoleLLMError: one of its kinds, whose message says what to do.
+    """
+    given = {**{k: v for file in config_files for k, v in read_yaml(file).items()}, **(settings or {})}
+    given |= parse_command_line(command_line)
+    # A Config needs a data set; the first source stands for the target that there is not.
+    sources = pretraining.names_of(given.get("pretrain_datasets"))
+    if not sources:
+        raise SettingError("pretrain_datasets names no data set: --pretrain_datasets=Food,Cell")
+    config = Config(given.get("model", model), sources[0], config_dict=given)
+    init_logger(config)
+    return pretraining.pretrain(config)
 
 
 def load(run: str | Path, settings: dict[str, Any] | None = None) -> Parts:
@@ -153,6 +197,11 @@ def load(run: str | Path, settings: dict[str, Any] | None = None) -> Parts:
     checkpoint.load_weights(folder / checkpoint.WEIGHTS, parts.model, config["description"])
     parts.model.eval()
     return parts
+
+
+def _save_extras(folder: Path, parts: Parts) -> None:
+    if hasattr(parts.model, "save_extras"):
+        parts.model.save_extras(folder, parts.dataset)
 
 
 def _result(parts: Parts, trainer: Any, test: Any, seconds: dict[str, float]) -> dict[str, Any]:

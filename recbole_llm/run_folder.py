@@ -39,10 +39,15 @@ def create(root: Path, settings: dict[str, Any]) -> Path:
             raise StorageError(f"{root} is not a folder: set checkpoint_dir to one") from None
         except OSError as error:
             raise StorageError(f"the run's folder {folder} cannot be made: {error.strerror}") from error
-        header = f"# recbole_llm {recbole_llm.__version__}; all settings of the run\n"
-        write_text(folder / CONFIG, header + yaml.safe_dump(plain(settings), allow_unicode=True, sort_keys=True))
+        write_settings(folder, settings)
         return folder
     raise StorageError(f"{root} holds a thousand runs of this second: remove some")
+
+
+def write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write `config.yaml`. Raises StorageError."""
+    header = f"# recbole_llm {recbole_llm.__version__}; all settings of the run\n"
+    write_text(folder / CONFIG, header + yaml.safe_dump(plain(settings), allow_unicode=True, sort_keys=True))
 
 
 def open_existing(run: str | Path) -> tuple[Path, dict[str, Any]]:

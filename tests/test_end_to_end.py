@@ -132,6 +132,7 @@ def test_run_folder_holds_weights_settings_and_ranks_alone(finished):
     folder, result = result_of(finished)
     assert sorted(file.name for file in folder.iterdir()) == [
         "config.yaml", "model.safetensors", "ranks-test.tsv.gz", "ranks-valid.tsv.gz", "result.json",
+        "scenario.safetensors",
     ]  # fmt: skip
     assert yaml.safe_load((folder / "config.yaml").read_text()).keys() == result["settings"].keys()
     size = (folder / "model.safetensors").stat().st_size

@@ -9,22 +9,89 @@ from recbole_llm.data.windows import Histories, WindowLimits, Windows, full_wind
 from recbole_llm.errors import DataError
 
 
-class ST2SIInputs:
-    """Everything that ST2SI reads, cut from a data set.
+class CatalogueInputs:
+    """What ST2SI reads of a catalogue, whatever its users did: given histories, and alignment inputs.
 
     Args:
-        dataset: the training part.
         text: token ids of every item, row = item id, row 0 empty.
         query: id of the query token.
         instruction: token ids of the alignment instruction.
         limits: the most that a window holds.
-        train_window: random, full or recent.
         multi_query: whether a query follows every item, or the last one alone.
+
+    Attributes:
+        items: number of item ids, the padding id included.
+        table: row v is T_v^q = {T_v, [Q]}; row `items` is the instruction; without multi-query, row ``items + 1 + v``
+            is T_v without a query.
+    """
+
+    def __init__(
+        self, text: RaggedTable, query: int, instruction: list[int], limits: WindowLimits, multi_query: bool
+    ) -> None:
+        self.items = len(text)
+        self.text = text
+        self.query = query
+        self.instruction = instruction
+        self.limits = limits
+        self.multi_query = multi_query
+        self.table = text.with_row_ends(query).with_row(instruction)
+        self._item_tokens = self.table.lengths[: self.items]
+        if not multi_query:
+            self.table = self.table.followed_by(text)
+            self._item_tokens = text.lengths
+            limits = WindowLimits(limits.items, limits.tokens - 1)  # the one query takes a token
+        self._window_limits = limits
+
+    def alignment_sequences(self) -> Sequences:
+        """Return X_I = {T_I, T_v, [Q]} with label v for every item v that has a text."""
+        items = np.flatnonzero(self.table.lengths[: self.items] > 1)
+        rows = np.stack([np.full_like(items, self.items), items], axis=1).ravel()
+        read = np.tile([False, True], len(items))
+        return Sequences(rows, np.full(len(items), 2), read, np.where(read, rows, 0))
+
+    def prefix_sequences(self, histories: np.ndarray, lengths: np.ndarray) -> Sequences:
+        """Return the windows of given histories, read at their last query.
+
+        Args:
+            histories: int64 [batch, items], item ids from the left.
+            lengths: int64 [batch], how many of them count.
+
+        Raises:
+            DataError: if a history is empty, or holds an item without text.
+        """
+        if (lengths < 1).any():
+            raise DataError("a history is empty: there is nothing to predict from")
+        columns = np.arange(histories.shape[1])
+        inside = columns < lengths[:, None]
+        tokens = np.where(inside, self._item_tokens[histories], 0)
+        if (inside & (self.table.lengths[histories] == 0)).any():
+            raise DataError("a history holds an item without text: set items_without_text=drop")
+        after = tokens[:, ::-1].cumsum(axis=1)[:, ::-1]  # tokens from an item to the end of its history
+        kept = inside & (after <= self._window_limits.tokens) & (columns >= lengths[:, None] - self.limits.items)
+        counts = kept.sum(axis=1)
+        read = _last_of_each(counts)
+        return Sequences(self._rows(histories[kept], counts), counts, read, np.zeros(len(read), dtype=np.int64))
+
+    def _rows(self, items: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        if self.multi_query:
+            return items
+        return np.where(_last_of_each(counts), items, items + self.items + 1)
+
+
+class ST2SIInputs(CatalogueInputs):
+    """Everything that ST2SI reads, cut from a data set.
+
+    Args:
+        dataset: the training part.
+        text: as the following, see `CatalogueInputs`.
+        query: see there.
+        instruction: see there.
+        limits: see there.
+        train_window: random, full or recent.
+        multi_query: see there.
         alignment: whether `training_sequences` holds alignment inputs.
 
     Attributes:
-        table: row v is T_v^q = {T_v, [Q]}; row `items` is the instruction; without multi-query, row ``items + 1 + v``
-            is T_v without a query.
         histories: all users' items, from which windows are cut.
         last_targets: int64 [users], the flat index of each user's last training target.
     """
@@ -40,21 +107,11 @@ class ST2SIInputs:
         multi_query: bool,
         alignment: bool,
     ) -> None:
-        self.items = len(text)
-        self.limits = limits
+        super().__init__(text, query, instruction, limits, multi_query)
         self.train_window = train_window
-        self.multi_query = multi_query
         self.alignment = alignment
-        self.table = text.with_row_ends(query).with_row(instruction)
-        item_tokens = self.table.lengths[: self.items]
-        if not multi_query:
-            self.table = self.table.followed_by(text)
-            item_tokens = text.lengths
-            limits = WindowLimits(limits.items, limits.tokens - 1)  # the one query takes a token
-        self._item_tokens = item_tokens
-        self._token_limit = limits.tokens
         flat, user_start = dataset.history_items.numpy(), dataset.history_start.numpy()
-        self.histories = Histories(flat, user_start, item_tokens, limits)
+        self.histories = Histories(flat, user_start, self._item_tokens, self._window_limits)
         targets = dataset.inter_feat[HISTORY_END].numpy()
         self._is_target = np.zeros(len(flat) + 1, dtype=bool)
         self._is_target[targets] = True
@@ -83,41 +140,6 @@ class ST2SIInputs:
             read &= _last_of_each(counts)
         labels = np.where(read, np.append(items, 0)[positions + 1], 0)
         return Sequences(self._rows(items[positions], counts), counts, read, labels)
-
-    def alignment_sequences(self) -> Sequences:
-        """Return X_I = {T_I, T_v, [Q]} with label v for every item v that has a text."""
-        items = np.flatnonzero(self.table.lengths[: self.items] > 1)
-        rows = np.stack([np.full_like(items, self.items), items], axis=1).ravel()
-        read = np.tile([False, True], len(items))
-        return Sequences(rows, np.full(len(items), 2), read, np.where(read, rows, 0))
-
-    def prefix_sequences(self, histories: np.ndarray, lengths: np.ndarray) -> Sequences:
-        """Return the windows of given histories, read at their last query.
-
-        Args:
-            histories: int64 [batch, items], item ids from the left.
-            lengths: int64 [batch], how many of them count.
-
-        Raises:
-            DataError: if a history is empty, or holds an item without text.
-        """
-        if (lengths < 1).any():
-            raise DataError("a history is empty: there is nothing to predict from")
-        columns = np.arange(histories.shape[1])
-        inside = columns < lengths[:, None]
-        tokens = np.where(inside, self._item_tokens[histories], 0)
-        if (inside & (self.table.lengths[histories] == 0)).any():
-            raise DataError("a history holds an item without text: set items_without_text=drop")
-        after = tokens[:, ::-1].cumsum(axis=1)[:, ::-1]  # tokens from an item to the end of its history
-        kept = inside & (after <= self._token_limit) & (columns >= lengths[:, None] - self.limits.items)
-        counts = kept.sum(axis=1)
-        read = _last_of_each(counts)
-        return Sequences(self._rows(histories[kept], counts), counts, read, np.zeros(len(read), dtype=np.int64))
-
-    def _rows(self, items: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        if self.multi_query:
-            return items
-        return np.where(_last_of_each(counts), items, items + self.items + 1)
 
 
 def _last_of_each(counts: np.ndarray) -> np.ndarray:

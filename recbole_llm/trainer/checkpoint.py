@@ -8,6 +8,7 @@
 import hashlib
 import json
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,12 @@ _OTHER = "other:"  # prefix of what a model keeps beside its parameters (RecBole
 
 def catalogue_hash(dataset: Any) -> str:
     """Return 16 hexadecimal digits that identify the item vocabulary: every item token in the order of the ids."""
-    tokens = "\n".join(str(token) for token in dataset.field2id_token[dataset.iid_field])
-    return hashlib.sha256(tokens.encode()).hexdigest()[:16]
+    return hash_of_tokens(dataset.field2id_token[dataset.iid_field])
+
+
+def hash_of_tokens(tokens: Iterable[str]) -> str:
+    """Return the `catalogue_hash` of a data set with these item tokens."""
+    return hashlib.sha256("\n".join(str(token) for token in tokens).encode()).hexdigest()[:16]
 
 
 def describe(config: Any, dataset: Any) -> dict[str, str]:

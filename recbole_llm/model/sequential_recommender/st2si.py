@@ -32,6 +32,8 @@ from recbole_llm.data.windows import WindowLimits
 from recbole_llm.errors import BackboneError, DataError, SettingError
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.sequential_recommender.st2si_settings import ST2SISettings
+from recbole_llm.pretraining import use_pretrained
+from recbole_llm.scenario import save_scenario
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 
 
@@ -45,6 +47,7 @@ class ST2SI(SequentialRecommender):
     Attributes:
         inputs: the token sequences of users and alignment inputs.
         backbone: the language model, without a head.
+        tokenizer: the language model's.
         projection: the item linear projection.
         state_cache: the stored hidden states of a frozen backbone, once `fill_state_cache` was called.
 
@@ -64,12 +67,17 @@ class ST2SI(SequentialRecommender):
         loaded = load_backbone(self.settings.backbone, dtype=self.settings.tuning.load_dtype(self.precision))
         self._check_backbone(loaded)
         self.backbone = loaded.model
-        self.backbone_fingerprint = loaded.fingerprint
+        self.tokenizer = loaded.tokenizer
         self.inputs = self._inputs(dataset, loaded)
         use_packed_attention(self.backbone)
         prepare_for_tuning(loaded, self.settings.tuning)
         self.projection = ItemLinearProjection(loaded.width, self.n_items)
         self.state_cache: QueryStateCache | None = None
+
+    @staticmethod
+    def before_build(config: Any, dataset: Any) -> None:
+        """Pre-train, if the settings say so, before the data set's model is built. See `use_pretrained`."""
+        use_pretrained(config, dataset)
 
     def _check_backbone(self, loaded: Backbone) -> None:
         if loaded.preset.kind != "decoder":
@@ -188,7 +196,11 @@ class ST2SI(SequentialRecommender):
 
     @torch.no_grad()
     def extra_results(self) -> dict[str, Any]:
-        """Return the ILP accuracy: how often an item's own text is mapped to its id, first and among five (Table 5)."""
+        """Return what `result.json` holds beyond what every model's does.
+
+        The ILP accuracy: how often an item's own text is mapped to its id, first and among five (Table 5). The
+        pre-training: data sets, epochs, seconds, folder.
+        """
         self.eval()
         found = np.zeros(2)
         aligned = self.inputs.alignment_sequences()
@@ -197,7 +209,9 @@ class ST2SI(SequentialRecommender):
             hits = top == labels[:, None]
             found += (hits[:, 0].sum(), hits.any(axis=1).sum())
         top1, top5 = found / len(aligned)
-        return {"ilp_accuracy": {"acc@1": round(float(top1), 4), "acc@5": round(float(top5), 4)}}
+        accuracy = {"acc@1": round(float(top1), 4), "acc@5": round(float(top5), 4)}
+        pretraining = self.settings.pretraining
+        return {"ilp_accuracy": accuracy, **({"pretraining": pretraining} if pretraining else {})}
 
     def _alignment_states(self, aligned: Sequences) -> Iterator[tuple[np.ndarray, Tensor]]:
         labels = aligned.labels[aligned.read]
@@ -260,6 +274,11 @@ class ST2SI(SequentialRecommender):
             return state
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: weights for name, weights in state.items() if name in trained}
+
+    def save_extras(self, folder: Path, dataset: Any) -> None:
+        """Write what a finished run holds beside its weights: with a frozen backbone, `scenario.safetensors`."""
+        if self.settings.frozen:
+            save_scenario(self, dataset, folder / "scenario.safetensors")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups with their rates: the projection's, and the backbone's if any of it is tuned."""

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_llm.backbone.pretrained import read_record
 from recbole_llm.backbone.tuning import TUNING, TuningSettings
 from recbole_llm.errors import SettingError, nearest
 
 # Appendix A.3 of the paper; LoRA is not in the paper, its rate is ours.
 _LEARNING_RATES = {"full": 5e-5, "lora": 3e-4, "ilp": 3e-4}
+_AFTER_PRETRAINING = {**_LEARNING_RATES, "ilp": 1e-4}
 _WINDOWS = ("random", "full", "recent")
 
 
@@ -16,7 +18,8 @@ class ST2SISettings:
     """The settings of `properties/model/ST2SI.yaml`, checked.
 
     Attributes:
-        backbone: a preset, a folder or a hub id.
+        backbone: a preset, a folder or a hub id; after a pre-training, the folder that it gave.
+        pretraining: what is known of the backbone's pre-training, None without one.
         tuning: how the backbone is trained.
         item_text_fields: columns of the `.item` file.
         max_attribute_tokens: the most tokens of one field.
@@ -37,6 +40,7 @@ class ST2SISettings:
     """
 
     backbone: str
+    pretraining: dict[str, Any] | None
     tuning: TuningSettings
     item_text_fields: list[str]
     max_attribute_tokens: int
@@ -73,9 +77,13 @@ class ST2SISettings:
         tuning = TuningSettings.from_config(config)
         # Without multi-query a window has one query: only new windows in every epoch reach all positions.
         drawn = tuning.tuning != "ilp" or not config["multi_query"]
-        rate = config["learning_rate"] or _LEARNING_RATES[tuning.tuning]
+        backbone = str(config["pretrained_backbone"] or config["backbone"])
+        pretraining = read_record(backbone)
+        rates = _LEARNING_RATES if pretraining is None else _AFTER_PRETRAINING
+        rate = config["learning_rate"] or rates[tuning.tuning]
         return cls(
-            backbone=str(config["backbone"]),
+            backbone=backbone,
+            pretraining=pretraining,
             tuning=tuning,
             item_text_fields=config["item_text_fields"],
             max_attribute_tokens=config["max_attribute_tokens"],
