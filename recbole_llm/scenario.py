@@ -180,6 +180,9 @@ def swap(model: Any, scenario: Scenario, dataset: Any = None) -> None:
     The backbone is not touched; the model then gives exactly the scores of one that was built on that catalogue. It is
     for inference: the histories that the model trained on are gone.
 
+    A `Recommender` (and any CUDA graph) that was made of the model before keeps the ids of the old catalogue: make
+    another, of this model and the new data set.
+
     Args:
         model: an `ST2SI`, on any device.
         scenario: of the same backbone.

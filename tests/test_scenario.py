@@ -240,3 +240,14 @@ def test_swapping_is_fast(made, capsys):
     with capsys.disabled():
         print(f"\nswap of {items} items: {min(seconds) * 1000:.1f} ms")
     assert min(seconds) < 2
+
+
+def test_recommendations_after_a_swap(scenario_settings):
+    from recbole_llm.inference import Recommender
+
+    folders = {name: run_folder_of(scenario_settings(name)) for name in ("small", "tea")}
+    parts = {name: quick_start.load(folder) for name, folder in folders.items()}
+    expected = Recommender(parts["tea"].model, parts["tea"].dataset).recommend(["a", "h"], k=3)
+    model = parts["small"].model
+    swap(model, load_scenario(folders["tea"] / "scenario.safetensors"), parts["tea"].dataset)
+    assert Recommender(model, parts["tea"].dataset).recommend(["a", "h"], k=3) == expected
