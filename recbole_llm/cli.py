@@ -19,7 +19,7 @@ recbole-llm: language-model recommenders inside RecBole
       Pre-train ST2SI's backbone on data sets. The last line is its folder: --backbone=<folder> tunes it on another.
   recbole-llm prepare --dataset=D [--raw=FOLDER] [--out=FOLDER] [--report[=FILE]]
       Make RecBole's atomic files of a data set from its publisher's files, and compare its counts with the papers'.
-  recbole-llm recommend --run=saved/<run> --history="ITEM ITEM ..." [--k=10] [--exclude_seen=true] [--user=USER]
+  recbole-llm recommend --run=saved/<run> --history="ITEM,ITEM,..." [--k=10] [--exclude_seen=true] [--user=USER]
   recbole-llm recommend --run=saved/<run> --histories=FILE [--k=10] [--exclude_seen=true]
       Print the best items after a history, oldest item first, or after each line of a file: one line an item with the
       number of the history, rank, item and score.

@@ -22,12 +22,12 @@ def recommend_command(arguments: list[str]) -> int:
     if "run" not in given:
         raise SettingError("recommend needs the folder of a finished run: --run=saved/<run>")
     if ("history" in given) == ("histories" in given):
-        raise SettingError('recommend needs either --history="ITEM ITEM ..." or --histories=FILE')
+        raise SettingError('recommend needs either --history="ITEM,ITEM,..." or --histories=FILE')
     if "user" in given and "histories" in given:
         raise SettingError("--user goes with --history alone")
     k, flags = _values(given)
     settings = {"data_path": given["data_path"]} if "data_path" in given else None
-    histories = [given["history"].split()] if "history" in given else _read_histories(Path(given["histories"]))
+    histories = [_items(given["history"])] if "history" in given else _read_histories(Path(given["histories"]))
     exclude_seen = flags.pop("exclude_seen")
     recommender = Recommender.from_run(given["run"], settings, **flags)
     users = [given["user"]] if "user" in given else None
@@ -65,7 +65,13 @@ def _read_histories(path: Path) -> list[list[str]]:
         raise DataError(f"the histories {path} cannot be read: {error}") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
-            raise DataError(f"line {number} of {path} is empty: it needs one history a line, items separated by spaces")
+            raise DataError(
+                f"line {number} of {path} is empty: it needs one history a line, items separated by commas or spaces"
+            )
     if not lines:
-        raise DataError(f"{path} is empty: it needs one history a line, items separated by spaces")
-    return [line.split() for line in lines]
+        raise DataError(f"{path} is empty: it needs one history a line, items separated by commas or spaces")
+    return [_items(line) for line in lines]
+
+
+def _items(text: str) -> list[str]:
+    return text.replace(",", " ").split()

@@ -31,7 +31,7 @@ def tiny(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch) -> Path:
+def workdir(tmp_path, monkeypatch) -> Path:
     """An empty working folder with a cache of its own; the hub may not be asked."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RECBOLE_LLM_CACHE", str(tmp_path / "cache"))
@@ -40,9 +40,9 @@ def workplace(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def small(workplace) -> Path:
+def small(workdir) -> Path:
     """The data_path of the data set `small` of small_data.py, in an empty working folder."""
-    return write_dataset(workplace)
+    return write_dataset(workdir)
 
 
 @pytest.fixture(scope="session")

@@ -57,14 +57,14 @@ assert "ray" not in sys.modules and "recbole.quick_start" not in sys.modules
 """
 
 
-def test_nothing_of_numpy_changes_at_import_and_ray_is_never_imported(workplace):
+def test_nothing_of_numpy_changes_at_import_and_ray_is_never_imported(workdir):
     environment = {**os.environ, "PYTHONPATH": str(Path(recbole_llm.__file__).parents[1])}
     command = [sys.executable, "-W", "ignore", "-c", IMPORT_ALL]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
 
 
-def test_config_sets_the_names_that_recbole_reads(data, monkeypatch, workplace):
+def test_config_sets_the_names_that_recbole_reads(data, monkeypatch, workdir):
     for name in ("float", "int", "object"):
         monkeypatch.delattr(np, name, raising=False)
     Config(config_dict=quick_settings(data, model="BPR"))
@@ -75,7 +75,7 @@ def test_config_sets_the_names_that_recbole_reads(data, monkeypatch, workplace):
 
 
 @pytest.mark.parametrize("name", ["GCMC", "LightGCN", "NGCF", "NCL"])
-def test_adjacency_is_the_normalised_graph(name, data, monkeypatch, workplace):
+def test_adjacency_is_the_normalised_graph(name, data, monkeypatch, workdir):
     monkeypatch.setitem(compat._NEEDED, "NCL", "json")  # its clustering is not needed to build it
     parts = built(data, name, num_clusters=5) if name == "NCL" else built(data, name)
     users, items = parts.dataset.user_num, parts.dataset.item_num
@@ -89,7 +89,7 @@ def test_adjacency_is_the_normalised_graph(name, data, monkeypatch, workplace):
     assert not hasattr(sp.dok_matrix, "_update")  # scipy itself is as it was
 
 
-def test_spectralcf_trains_on_its_graph(data, workplace):
+def test_spectralcf_trains_on_its_graph(data, workdir):
     model = built(data, "SpectralCF").model
     assert torch.isfinite(model.A_hat.to_dense()).all() and model.A_hat.to_dense().abs().sum() > 0
 
@@ -97,7 +97,7 @@ def test_spectralcf_trains_on_its_graph(data, workplace):
 # -- models that start from an earlier run -----------------------------------------------------------------------------
 
 
-def test_s3rec_is_finetuned_from_its_pretraining(data, workplace):
+def test_s3rec_is_finetuned_from_its_pretraining(data, workdir):
     first = run("S3Rec", settings=quick_settings(data, pretrain_epochs=2, save_step=50))
     start = load(first["path"]).model.state_dict()  # stored although save_step was never reached
     for path in (folder_of(first), first["path"], folder_of(first) + "/model.safetensors"):
@@ -107,7 +107,7 @@ def test_s3rec_is_finetuned_from_its_pretraining(data, workplace):
     assert second["valid"]["ndcg@10"] > 0
 
 
-def test_ract_goes_through_its_three_stages(data, workplace):
+def test_ract_goes_through_its_three_stages(data, workdir):
     settings = quick_settings(data, pretrain_epochs=1, metrics_k=10)
     actor = run("RaCT", settings=settings)
     critic = run("RaCT", settings={**settings, "train_stage": "critic_pretrain", "pre_model_path": folder_of(actor)})
@@ -118,26 +118,26 @@ def test_ract_goes_through_its_three_stages(data, workplace):
     assert final["valid"]["ndcg@10"] > 0
 
 
-def test_ract_logs_where_it_starts(data, workplace, caplog):
+def test_ract_logs_where_it_starts(data, workdir, caplog):
     actor = folder_of(run("RaCT", settings=quick_settings(data, pretrain_epochs=1, metrics_k=10)))
     caplog.set_level(logging.INFO)
     built(data, "RaCT", metrics_k=10, train_stage="critic_pretrain", pre_model_path=actor)
     assert f"Load pretrained model from {actor}" in caplog.messages
 
 
-def test_convncf_starts_from_bpr(data, workplace):
+def test_convncf_starts_from_bpr(data, workdir):
     bpr = run("BPR", settings=quick_settings(data))
     model = built(data, "ConvNCF", train_method="after_pretrain", pre_model_path=folder_of(bpr)).model
     assert torch.equal(model.user_embedding.weight, load(bpr["path"]).model.user_embedding.weight)
 
 
-def test_nais_starts_from_fism(data, workplace):
+def test_nais_starts_from_fism(data, workdir):
     fism = run("FISM", settings=quick_settings(data))
     model = built(data, "NAIS", pretrain_path=folder_of(fism)).model
     assert torch.equal(model.item_src_embedding.weight, load(fism["path"]).model.item_src_embedding.weight)
 
 
-def test_neumf_starts_from_its_halves(data, workplace):
+def test_neumf_starts_from_its_halves(data, workdir):
     mf = run("NeuMF", settings=quick_settings(data, mlp_train=False))
     mlp = run("NeuMF", settings=quick_settings(data, mf_train=False))
     paths = {"mf_pretrain_path": folder_of(mf), "mlp_pretrain_path": folder_of(mlp)}
@@ -146,7 +146,7 @@ def test_neumf_starts_from_its_halves(data, workplace):
     assert torch.equal(model.user_mlp_embedding.weight, load(mlp["path"]).model.user_mlp_embedding.weight)
 
 
-def test_an_earlier_run_must_be_there_and_fit(data, workplace):
+def test_an_earlier_run_must_be_there_and_fit(data, workdir):
     fism = folder_of(run("FISM", settings=quick_settings(data)))
     torch.save({"state_dict": {}}, "recbole.pth")
     with pytest.raises(CheckpointError, match="there is no run '' to start from: set pre_model_path"):
@@ -168,7 +168,7 @@ def test_an_earlier_run_must_be_there_and_fit(data, workplace):
 
 
 @pytest.mark.parametrize("model", ["FDSA", "GRU4RecF", "SASRecF", "S3Rec"])
-def test_item_columns_must_be_loaded(model, data, workplace):
+def test_item_columns_must_be_loaded(model, data, workdir):
     setting = "item_attribute" if model == "S3Rec" else "selected_features"
     load_col = {"inter": ["user_id", "item_id", "timestamp"]}
     with pytest.raises(SettingError, match=rf"{model} reads the item column 'class' \({setting}\).* are: none"):
@@ -181,18 +181,18 @@ def test_item_columns_must_be_loaded(model, data, workplace):
     ("model", "setting", "limit"),
     [("SASRecCPR", "reranker_CAN_NUM", 81), ("GRU4RecCPR", "reranker_CAN_NUM", 81), ("RaCT", "metrics_k", 81)],
 )
-def test_sizes_beyond_the_data_are_refused(model, setting, limit, data, workplace):
+def test_sizes_beyond_the_data_are_refused(model, setting, limit, data, workdir):
     with pytest.raises(SettingError, match=f"{setting}=100 of {model} is too large for tiny: {limit} is the most"):
         built(data, model)
 
 
-def test_more_clusters_than_users_are_refused(data, monkeypatch, workplace):
+def test_more_clusters_than_users_are_refused(data, monkeypatch, workdir):
     monkeypatch.setitem(compat._NEEDED, "NCL", "json")
     with pytest.raises(SettingError, match="num_clusters=1000 of NCL is too large for tiny: 61 is the most"):
         built(data, "NCL")
 
 
-def test_missing_packages_are_named(data, monkeypatch, workplace):
+def test_missing_packages_are_named(data, monkeypatch, workdir):
     monkeypatch.setattr(compat, "find_spec", lambda name: None)
     with pytest.raises(SettingError, match=r"the model NCL needs the package 'faiss', .*: pip install faiss-cpu"):
         registry.model_class("NCL")
@@ -203,7 +203,7 @@ def test_missing_packages_are_named(data, monkeypatch, workplace):
         built(data, "NNCF", neigh_info_method="louvain")
 
 
-def test_refusals_of_recbole_are_sentences(data, workplace):
+def test_refusals_of_recbole_are_sentences(data, workdir):
     with pytest.raises(SettingError, match=r"RecBole's RaCT refuses its settings: 'assert self\.train_stage in"):
         built(data, "RaCT", train_stage="nothing", metrics_k=10)
     with pytest.raises(SettingError, match="RecBole's NAIS refuses its settings: NAIS just support"):
@@ -212,7 +212,7 @@ def test_refusals_of_recbole_are_sentences(data, workplace):
         built(data, "LDiffRec", n_cate=2)
 
 
-def test_knowledge_must_be_there_and_loaded(data, workplace):
+def test_knowledge_must_be_there_and_loaded(data, workdir):
     with pytest.raises(SettingError, match=r"KSR reads .*tiny.kg: name the columns to load in load_col\['kg'\]"):
         built(data, "KSR")
     with pytest.raises(
@@ -229,7 +229,7 @@ def test_knowledge_must_be_there_and_loaded(data, workplace):
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
-def test_the_best_epoch_is_reloaded_not_the_last(data, workplace):
+def test_the_best_epoch_is_reloaded_not_the_last(data, workdir):
     for rate in (0.3, 0.2, 0.5, 0.1):  # one that is too high for the last epoch to be the best
         result = run("BPR", settings=quick_settings(data, epochs=5, learning_rate=rate))
         if result["best_epoch"] < 4:
@@ -242,18 +242,18 @@ def test_the_best_epoch_is_reloaded_not_the_last(data, workplace):
 
 
 @pytest.mark.parametrize("model", ["EASE", "ItemKNN", "AsymKNN", "SLIMElastic", "Pop", "LightGCN", "DMF"])
-def test_other_parameters_survive_the_round_trip(model, data, workplace):
+def test_other_parameters_survive_the_round_trip(model, data, workdir):
     parts = built(data, model, epochs=1)
-    parts.config["run_folder"] = str(workplace)
+    parts.config["run_folder"] = str(workdir)
     registry.trainer_class(parts.config)(parts.config, parts.model).fit(parts.train, parts.valid)
-    checkpoint.save_weights(workplace / "weights", checkpoint.snapshot(parts.model), parts.config["description"])
+    checkpoint.save_weights(workdir / "weights", checkpoint.snapshot(parts.model), parts.config["description"])
     others = parts.model.other_parameter()
     assert any(value is not None for value in others.values())
 
     again = built(data, model).model
     for name in others:
         setattr(again, name, None)
-    checkpoint.load_weights(workplace / "weights", again, parts.config["description"])
+    checkpoint.load_weights(workdir / "weights", again, parts.config["description"])
     for name, value in others.items():
         loaded = getattr(again, name)
         assert type(loaded) is type(value), name
@@ -266,7 +266,7 @@ def test_other_parameters_survive_the_round_trip(model, data, workplace):
 # -- evaluation --------------------------------------------------------------------------------------------------------
 
 
-def test_metrics_that_count_items_are_computed(data, workplace):
+def test_metrics_that_count_items_are_computed(data, workdir):
     metrics = ["NDCG", "ItemCoverage", "AveragePopularity", "GiniIndex", "ShannonEntropy", "TailPercentage"]
     result = run("Pop", settings=quick_settings(data, metrics=metrics))
     assert result["test"]["itemcoverage@10"] == pytest.approx(
@@ -274,7 +274,7 @@ def test_metrics_that_count_items_are_computed(data, workplace):
     )  # Pop recommends the same to all; RecBole counts id 0 too
 
 
-def test_labelled_rows_are_measured(data, workplace):
+def test_labelled_rows_are_measured(data, workdir):
     protocol = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni20"}
     settings = quick_settings(data, eval_args=protocol, metrics=["AUC", "LogLoss"], valid_metric="AUC")
     result = run("DIN", settings=settings)  # RecBole's own protocol for it

@@ -189,9 +189,9 @@ def write_chain(folder, users=60, length=7):
     ("tuning", "window", "epochs", "rates"),
     [("full", "random", 25, (0.01, 0.02)), ("full", "full", 25, (0.01, 0.02)), ("lora", "full", 60, (0.01, 0.05))],
 )
-def test_planted_transitions_are_learned(workplace, tiny, tuning, window, epochs, rates):
+def test_planted_transitions_are_learned(workdir, tiny, tuning, window, epochs, rates):
     settings = small_settings(
-        write_chain(workplace), backbone=str(tiny["llama"]), tuning=tuning, train_window=window, epochs=epochs,
+        write_chain(workdir), backbone=str(tiny["llama"]), tuning=tuning, train_window=window, epochs=epochs,
         learning_rate=rates[0], ilp_learning_rate=rates[1], warmup_steps=5, train_batch_size=16, stopping_step=99,
         lr_scheduler="constant",
     )  # fmt: skip
@@ -202,9 +202,9 @@ def test_planted_transitions_are_learned(workplace, tiny, tuning, window, epochs
     assert result["test"]["recall@1"] > 8 / len(WORDS), "the next of twelve items must come first for most users"
 
 
-def test_loaded_run_scores_as_at_its_end(workplace, tiny):
+def test_loaded_run_scores_as_at_its_end(workdir, tiny):
     settings = small_settings(
-        write_chain(workplace), backbone=str(tiny["opt"]), tuning="full", epochs=3, learning_rate=0.01, warmup_steps=0
+        write_chain(workdir), backbone=str(tiny["opt"]), tuning="full", epochs=3, learning_rate=0.01, warmup_steps=0
     )
     result = run(settings=settings)
     folder = Path(result["path"]).parent
@@ -218,8 +218,8 @@ def test_loaded_run_scores_as_at_its_end(workplace, tiny):
         assert ranks.tolist() == read_ranks(folder / "ranks-test.tsv.gz")["rank"].tolist()
 
 
-def test_same_seed_same_run(workplace, tiny):
-    settings = small_settings(write_chain(workplace), backbone=str(tiny["opt"]), tuning="full", epochs=2)
+def test_same_seed_same_run(workdir, tiny):
+    settings = small_settings(write_chain(workdir), backbone=str(tiny["opt"]), tuning="full", epochs=2)
     first, second, other = (run(settings={**settings, "seed": seed}) for seed in (1, 1, 2))
     assert first["history"] == second["history"]
     assert first["test"] == second["test"]
@@ -230,13 +230,13 @@ def test_same_seed_same_run(workplace, tiny):
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 
-def config_of(workplace, **parts):
+def config_of(workdir, **parts):
     return Config(
         **{
             "model": "ST2SI",
             "dataset": "small",
             **parts,
-            "config_dict": {"data_path": str(workplace), **parts.get("config_dict", {})},
+            "config_dict": {"data_path": str(workdir), **parts.get("config_dict", {})},
         }
     )
 

@@ -90,7 +90,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_metrics_are_those_of_recbole_alone(model, ml_100k_cut, one_thread, workplace):
+def test_metrics_are_those_of_recbole_alone(model, ml_100k_cut, one_thread, workdir):
     settings = {
         "model": model,
         "dataset": "cut",
@@ -110,7 +110,7 @@ def test_metrics_are_those_of_recbole_alone(model, ml_100k_cut, one_thread, work
     theirs = {name: value for name, value in settings.items() if name != "mask_history"}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", RECBOLE_ALONE, json.dumps({**theirs, "gpu_id": ""})]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=workplace, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=workdir, env=environment)
     assert done.returncode == 0, done.stderr
     expected = json.loads(done.stdout.splitlines()[-1])
 
@@ -123,8 +123,8 @@ def test_metrics_are_those_of_recbole_alone(model, ml_100k_cut, one_thread, work
 
 @pytest.mark.parametrize("ties", [False, True], ids=["times", "ties"])
 @pytest.mark.parametrize("split", [{"LS": "valid_and_test"}, {"RS": [0.6, 0.2, 0.2]}], ids=["leave-one-out", "ratio"])
-def test_history_rows_are_recboles(split, ties, workplace):
-    folder = write_atomic_files(workplace / "tiny", ties=ties)
+def test_history_rows_are_recboles(split, ties, workdir):
+    folder = write_atomic_files(workdir / "tiny", ties=ties)
     protocol = {"split": split, "order": "TO", "group_by": "user", "mode": "full"}
     settings = quick_settings(folder, model="SASRec", eval_args=protocol, MAX_ITEM_LIST_LENGTH=6)
     ours = with_protocol(HistoryDataset)(Config(config_dict=settings)).build()
@@ -142,14 +142,14 @@ def test_history_rows_are_recboles(split, ties, workplace):
     assert longest.max() == 6 and theirs[0][:]["item_length"].min() == 1
 
 
-def test_ties_are_in_the_data(workplace):
-    folder = write_atomic_files(workplace / "tiny", ties=True)
+def test_ties_are_in_the_data(workdir):
+    folder = write_atomic_files(workdir / "tiny", ties=True)
     inter = pd.read_csv(folder / "tiny.inter", sep="\t")
     assert inter.duplicated(["user_id:token", "timestamp:float"]).mean() > 0.3
 
 
-def test_general_and_sequential_models_have_the_same_users_and_targets(workplace):
-    folder = write_atomic_files(workplace / "tiny", users=30, ties=True)
+def test_general_and_sequential_models_have_the_same_users_and_targets(workdir):
+    folder = write_atomic_files(workdir / "tiny", users=30, ties=True)
     with (folder / "tiny.inter").open("a") as file:  # histories of one to four interactions
         for length in range(1, 5):
             for position in range(length):

@@ -17,7 +17,7 @@ def finished(tiny, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(workplace):
+def _elsewhere(workdir):
     """Nothing is written into the folder that the tests are started from."""
 
 
@@ -38,6 +38,7 @@ def test_prints_what_the_recommender_returns(finished, capsys, tmp_path):
     scores = [score for row in expected for score in row.scores]
     assert [float(line[3]) for line in lines] == pytest.approx(scores, rel=1e-4, abs=1e-5)
     single = printed(capsys, f"--run={finished}", "--history=a b c", f"--k={len(TITLES)}")
+    assert printed(capsys, f"--run={finished}", "--history=a,b,c", f"--k={len(TITLES)}") == single
     assert [line[2] for line in single] == recommender.recommend(["a", "b", "c"], len(TITLES)).items
 
 
@@ -59,9 +60,9 @@ def test_prints_what_the_recommender_returns(finished, capsys, tmp_path):
         (["--run=R", "--history=nobody", "--k=2"], "there is no item 'nobody' in small"),
     ],
 )
-def test_bad_input(finished, capsys, workplace, arguments, message):
-    (workplace / "empty.txt").write_text("")
-    (workplace / "gap.txt").write_text("a b\n\nc\n")
+def test_bad_input(finished, capsys, workdir, arguments, message):
+    (workdir / "empty.txt").write_text("")
+    (workdir / "gap.txt").write_text("a b\n\nc\n")
     assert main(["recommend", *[a.replace("--run=R", f"--run={finished}") for a in arguments]]) in (1, 2)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")

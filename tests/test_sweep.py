@@ -82,13 +82,13 @@ def test_all_models_of_recbole_are_swept_and_known():
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_model_trains_reloads_and_evaluates(name, data, workplace):
+def test_model_trains_reloads_and_evaluates(name, data, workdir):
     check(name, data)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in models_of_recbole() if name not in QUICK])
-def test_model_trains_reloads_and_evaluates_too(name, data, workplace):
+def test_model_trains_reloads_and_evaluates_too(name, data, workdir):
     if name == "NCL" and find_spec("faiss") is None:
         with pytest.raises(SettingError, match=r"the model NCL needs the package 'faiss'.*pip install faiss-cpu"):
             check(name, data)

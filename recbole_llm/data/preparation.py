@@ -4,6 +4,7 @@ RecBole's `create_dataset` and `data_preparation` unpickle whatever lies under a
 two do the same work without that.
 """
 
+import warnings
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,11 @@ def create_dataset(config: Any) -> Any:
     _check_side_files(config)
     dataset_class = with_protocol(registry.dataset_class(config))
     try:
-        dataset = dataset_class(config)
+        with warnings.catch_warnings():
+            # `recbole/data/dataset/dataset.py:648` fills chained columns in place: right on pandas 2, with a page of
+            # warnings.
+            warnings.simplefilter("ignore", FutureWarning)
+            dataset = dataset_class(config)
     except ValueError as error:
         raise DataError(f"the data set {config['dataset']} cannot be read: {error}") from error
     return dataset

@@ -50,10 +50,10 @@ def parts(root, dataset_class, **changes):
 
 
 @pytest.mark.parametrize("width", [2, 4, 7])
-def test_both_data_sets_give_the_rows_of_the_files(workplace, width):
-    write_benchmark(workplace)
-    ours = parts(workplace, HistoryDataset, MAX_ITEM_LIST_LENGTH=width)
-    theirs = parts(workplace, SequentialDataset, MAX_ITEM_LIST_LENGTH=width)
+def test_both_data_sets_give_the_rows_of_the_files(workdir, width):
+    write_benchmark(workdir)
+    ours = parts(workdir, HistoryDataset, MAX_ITEM_LIST_LENGTH=width)
+    theirs = parts(workdir, SequentialDataset, MAX_ITEM_LIST_LENGTH=width)
     for our_part, their_part, lines in zip(ours, theirs, ROWS.values(), strict=True):
         index = torch.randperm(len(lines))
         our_rows, their_rows = our_part[index], their_part[index]
@@ -71,9 +71,9 @@ def test_both_data_sets_give_the_rows_of_the_files(workplace, width):
     assert torch.equal(ours[0].history_items[ours[0][:][HISTORY_END]], ours[0][:]["item_id"])
 
 
-def test_sequences_that_go_on_are_laid_once(workplace):
-    write_benchmark(workplace)
-    part = parts(workplace, HistoryDataset, MAX_ITEM_LIST_LENGTH=3)[0]
+def test_sequences_that_go_on_are_laid_once(workdir):
+    write_benchmark(workdir)
+    part = parts(workdir, HistoryDataset, MAX_ITEM_LIST_LENGTH=3)[0]
     flat = "".join(part.id2token("item_id", part.history_items.numpy()))
     # u1 once; u2 twice; u3 in training and, at most three items long, again in test; both rows of u6 in one
     assert flat == "abcdae" + "ba" + "fga" + "ahde" + "dcba" + "hg" + "hdef" + "gehcb"
@@ -102,21 +102,21 @@ def test_all_prefixes_are_laid_as_their_sequences(sequences, width):
         assert flat[end - length : end].tolist() == items
 
 
-def test_an_empty_history_is_an_error(workplace):
-    write_benchmark(workplace, {**ROWS, "valid": [("u4", "", "a"), ("u5", "h", "g")]})
+def test_an_empty_history_is_an_error(workdir):
+    write_benchmark(workdir, {**ROWS, "valid": [("u4", "", "a"), ("u5", "h", "g")]})
     with pytest.raises(DataError, match="1 rows of small have an empty history"):
-        parts(workplace, HistoryDataset)
+        parts(workdir, HistoryDataset)
 
 
-def test_a_history_that_is_not_loaded_is_an_error(workplace):
-    write_benchmark(workplace)
+def test_a_history_that_is_not_loaded_is_an_error(workdir):
+    write_benchmark(workdir)
     with pytest.raises(DataError, match="no column 'item_id_list' with the history"):
-        parts(workplace, HistoryDataset, load_col={"inter": ["user_id", "item_id"]})
+        parts(workdir, HistoryDataset, load_col={"inter": ["user_id", "item_id"]})
 
 
 @pytest.mark.parametrize("tuning", ["full", "ilp"])
-def test_st2si_reads_it(workplace, tiny, tuning):
-    write_benchmark(workplace)
-    settings = small_settings(workplace, backbone=str(tiny["llama"]), tuning=tuning, epochs=2, **BENCHMARK)
+def test_st2si_reads_it(workdir, tiny, tuning):
+    write_benchmark(workdir)
+    settings = small_settings(workdir, backbone=str(tiny["llama"]), tuning=tuning, epochs=2, **BENCHMARK)
     result = run(settings=settings)
     assert result["counts"] == {"users": 6, "items": 8, "train": 8, "valid": 2, "test": 3}

@@ -66,8 +66,8 @@ def candidate_settings(folder, **changes):
     return quick_settings(folder, **{"model": "GRU4Rec", "candidates": 6, "candidate_seeds": 3, **changes})
 
 
-def test_excluded_are_padding_target_and_the_whole_history(workplace):
-    folder = write_atomic_files(workplace / "tiny")
+def test_excluded_are_padding_target_and_the_whole_history(workdir):
+    folder = write_atomic_files(workdir / "tiny")
     parts = build(Config(config_dict=candidate_settings(folder, MAX_ITEM_LIST_LENGTH=3)))
     train, test = parts.train._dataset, parts.test._dataset
     excluded = excluded_items(test, [train, parts.valid._dataset])
@@ -81,8 +81,8 @@ def test_excluded_are_padding_target_and_the_whole_history(workplace):
 
 
 @pytest.mark.parametrize("batch", [1, 7, 100])
-def test_hits_are_those_of_a_loop(workplace, batch):
-    folder = write_atomic_files(workplace / "tiny")
+def test_hits_are_those_of_a_loop(workdir, batch):
+    folder = write_atomic_files(workdir / "tiny")
     parts = build(Config(config_dict=candidate_settings(folder)))
     part = parts.test._dataset
     ranking = CandidateRanking(part, [parts.train._dataset], 6, 3)
@@ -107,8 +107,8 @@ def test_hits_are_those_of_a_loop(workplace, batch):
     assert 0 < found["mean"] < 1
 
 
-def test_scores_that_are_not_numbers_are_an_error(workplace):
-    folder = write_atomic_files(workplace / "tiny", users=10)
+def test_scores_that_are_not_numbers_are_an_error(workdir):
+    folder = write_atomic_files(workdir / "tiny", users=10)
     parts = build(Config(config_dict=candidate_settings(folder)))
     part = parts.test._dataset
     ranking = CandidateRanking(part, [], 6, 1)
@@ -118,8 +118,8 @@ def test_scores_that_are_not_numbers_are_an_error(workplace):
 
 
 @pytest.mark.parametrize("model", ["GRU4Rec", "Caser", "SASRec"])
-def test_a_run_of_recboles_models(workplace, model):
-    folder = write_atomic_files(workplace / "tiny")
+def test_a_run_of_recboles_models(workdir, model):
+    folder = write_atomic_files(workdir / "tiny")
     found = run(settings=candidate_settings(folder, model=model, eval_batch_size=17))
     stored = json.loads(Path(found["path"]).read_text())["candidates"]
     assert stored == found["candidates"]
@@ -137,8 +137,8 @@ def test_a_run_of_recboles_models(workplace, model):
     assert ranking.hit_ratio() == stored["hit@1"]
 
 
-def test_all_models_meet_the_same_candidates(workplace, tiny):
-    folder = write_atomic_files(workplace / "tiny")
+def test_all_models_meet_the_same_candidates(workdir, tiny):
+    folder = write_atomic_files(workdir / "tiny")
     drawn = []
     for model in ("GRU4Rec", "ST2SI"):
         changes = {"model": model, "backbone": str(tiny["llama"]), "max_sequence_tokens": 100}
@@ -148,11 +148,11 @@ def test_all_models_meet_the_same_candidates(workplace, tiny):
     assert np.array_equal(*drawn)
 
 
-def test_a_run_of_st2si(workplace, tiny):
-    folder = write_atomic_files(workplace / "tiny", users=20)
+def test_a_run_of_st2si(workdir, tiny):
+    folder = write_atomic_files(workdir / "tiny", users=20)
     found = run(
         settings=small_settings(
-            workplace, dataset=folder.name, backbone=str(tiny["llama"]), tuning="ilp", epochs=1, candidates=5,
+            workdir, dataset=folder.name, backbone=str(tiny["llama"]), tuning="ilp", epochs=1, candidates=5,
             candidate_seeds=1, MAX_ITEM_LIST_LENGTH=5,
         )
     )  # fmt: skip
@@ -160,11 +160,11 @@ def test_a_run_of_st2si(workplace, tiny):
 
 
 @pytest.mark.parametrize("mode", ["uni19", "pop19"])
-def test_recboles_sampled_modes_work_with_st2si(workplace, tiny, mode):
-    folder = write_atomic_files(workplace / "tiny", users=20)
+def test_recboles_sampled_modes_work_with_st2si(workdir, tiny, mode):
+    folder = write_atomic_files(workdir / "tiny", users=20)
     protocol = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": mode}
     settings = small_settings(
-        workplace, dataset=folder.name, backbone=str(tiny["llama"]), tuning="ilp", epochs=1, eval_args=protocol,
+        workdir, dataset=folder.name, backbone=str(tiny["llama"]), tuning="ilp", epochs=1, eval_args=protocol,
         MAX_ITEM_LIST_LENGTH=5, topk=[20],
     )  # fmt: skip
     settings["valid_metric"] = "NDCG@20"
@@ -175,8 +175,8 @@ def test_recboles_sampled_modes_work_with_st2si(workplace, tiny, mode):
         Config(config_dict={**settings, "candidates": 5})
 
 
-def test_wrong_settings(workplace):
-    folder = write_atomic_files(workplace / "tiny", users=20)
+def test_wrong_settings(workdir):
+    folder = write_atomic_files(workdir / "tiny", users=20)
     with pytest.raises(SettingError, match="candidates=1 must be a whole number from 2"):
         Config(config_dict=candidate_settings(folder, candidates=1))
     with pytest.raises(SettingError, match="candidate_seeds=0 must be"):
@@ -185,4 +185,4 @@ def test_wrong_settings(workplace):
         Config(config_dict=candidate_settings(folder, model="Pop"))
     with pytest.raises(DataError, match="catalogue is too small"):
         run(settings=candidate_settings(folder, candidates=75))
-    assert not list((workplace / "saved").glob("*")), "told before anything is trained"
+    assert not list((workdir / "saved").glob("*")), "told before anything is trained"

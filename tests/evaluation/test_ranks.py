@@ -22,12 +22,10 @@ def rank_by_loop(scores, target):
 
 
 @pytest.fixture
-def parts(workplace):
+def parts(workdir):
     histories = {user: items[:6] for user, items in HISTORIES.items()}  # nobody knows all items
-    write_dataset(workplace, histories)
-    return build_parts(
-        workplace, model="Pop", topk=TOPK, metrics=["Recall", "NDCG", "Hit", "MRR"], valid_metric="NDCG@3"
-    )
+    write_dataset(workdir, histories)
+    return build_parts(workdir, model="Pop", topk=TOPK, metrics=["Recall", "NDCG", "Hit", "MRR"], valid_metric="NDCG@3")
 
 
 def random_scores(users, items, seed=0):

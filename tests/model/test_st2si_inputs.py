@@ -34,10 +34,10 @@ INSTRUCTION = [10180, 1928, 260, 4218, 282, 260, 1695, 5033, 42, 216]
 
 
 @pytest.fixture
-def build(workplace, tiny_smollm2):
+def build(workdir, tiny_smollm2):
     def make(titles=TITLES, columns=("title",), **settings):
-        write_dataset(workplace, HISTORIES, titles, columns)
-        return build_parts(workplace, backbone=str(tiny_smollm2), tuning="ilp", **settings)
+        write_dataset(workdir, HISTORIES, titles, columns)
+        return build_parts(workdir, backbone=str(tiny_smollm2), tuning="ilp", **settings)
 
     return make
 
@@ -160,9 +160,9 @@ def test_added_token_is_one_id_that_is_never_written_as_text(build, tiny_smollm2
     torch.testing.assert_close(weight[new], weight[:new].mean(dim=0), atol=1e-6, rtol=0)
 
 
-def test_title_that_spells_the_added_token_stays_text(workplace, tiny_smollm2):
+def test_title_that_spells_the_added_token_stays_text(workdir, tiny_smollm2):
     titles = {**TITLES, "t": "Tea[Q]"}
     parts = build_parts(
-        write_dataset(workplace, HISTORIES, titles), backbone=str(tiny_smollm2), tuning="ilp", query_token="[Q]"
+        write_dataset(workdir, HISTORIES, titles), backbone=str(tiny_smollm2), tuning="ilp", query_token="[Q]"
     )
     assert ([*T, 75, 65, 77, 49152], {5: "c"}) in training_inputs(parts)

@@ -154,9 +154,9 @@ def test_steam_with_llaras_rows(tmp_path):
 
 
 @pytest.mark.parametrize("model", ["ST2SI", "Caser", "SASRec", "GRU4Rec"])
-def test_a_run_on_steam_with_llaras_rows(workplace, tiny, model):
-    prepare("steam-llara", raw=steam(workplace / "raw"), out=workplace)
-    settings = small_settings(workplace, model=model, dataset="steam-llara", epochs=1, candidates=20, candidate_seeds=4)
+def test_a_run_on_steam_with_llaras_rows(workdir, tiny, model):
+    prepare("steam-llara", raw=steam(workdir / "raw"), out=workdir)
+    settings = small_settings(workdir, model=model, dataset="steam-llara", epochs=1, candidates=20, candidate_seeds=4)
     if model == "ST2SI":
         settings["backbone"] = str(tiny["opt"])
     result = run(settings=settings)
@@ -165,9 +165,9 @@ def test_a_run_on_steam_with_llaras_rows(workplace, tiny, model):
     assert result["test"]["mrr"] > 0
 
 
-def test_movielens_from_recboles_own_files_and_two_tables(workplace, capsys):
+def test_movielens_from_recboles_own_files_and_two_tables(workdir, capsys):
     """The shipped settings without the hashes of LLaRA's tables, which do not travel with the project."""
-    raw = workplace / "raw"
+    raw = workdir / "raw"
     raw.mkdir()
     history = "242 302 377 51 346 474 265 465 451 86"
     (raw / "valid.tsv").write_text(f"{HEADER}196\t{history}\t257\n")
@@ -175,10 +175,10 @@ def test_movielens_from_recboles_own_files_and_two_tables(workplace, capsys):
     settings = read_yaml(shipped("dataset_configs") / "ml-100k-llara.yaml")
     for role in ("valid", "test"):
         assert len(settings["prepare"]["sources"][role].pop("sha256")) == 64
-    (workplace / "mine.yaml").write_text(yaml.safe_dump(settings))
+    (workdir / "mine.yaml").write_text(yaml.safe_dump(settings))
     assert cli.main(["prepare", "--dataset=mine.yaml", f"--raw={raw}", "--out=out"]) == 0
     assert "1,682" in capsys.readouterr().out
-    folder = workplace / "out" / "mine"
+    folder = workdir / "out" / "mine"
     assert read(folder, "valid.inter") == [f"196\t{history}\t257"]
     assert len(read(folder, "item")) == 1682
     train = pd.read_csv(folder / "mine.train.inter", sep="\t", dtype=str)
