@@ -1,7 +1,7 @@
 """Putting another catalogue onto a loaded backbone, against building the model of that catalogue anew.
 
-28,000 items of 20 tokens, as Office has them. The backbone is tiny, which favours building anew: a real one takes longer
-to load, and as long to swap.
+28,000 items of 20 tokens, as Office has them. The backbone is tiny, which favours building anew: a real one takes
+longer to load, and as long to swap.
 
     python benchmarks/cpu_scenario_swap.py
 """
