@@ -53,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: the package '{error.name}' is missing: recbole-llm doctor says how to get it", file=sys.stderr)
+        from recbole_llm.doctor import missing_packages
+
+        command = dict(missing_packages()).get(str(error.name), "recbole-llm doctor says how to get it")
+        print(f"error: the package '{error.name}' is missing: {command}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; go on with --resume=<run>", file=sys.stderr)

@@ -60,10 +60,6 @@ class Histories:
         by_tokens = np.searchsorted(self._tokens_before, self._tokens_before[ends] - self.limits.tokens, side="left")
         return np.maximum(np.maximum(first, ends - self.limits.items), by_tokens)
 
-    def tokens(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Return the number of tokens of each window."""
-        return self._tokens_before[ends] - self._tokens_before[starts]
-
 
 @dataclass(frozen=True)
 class Windows:

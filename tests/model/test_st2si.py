@@ -212,6 +212,10 @@ def fill(parts):
     return parts.model
 
 
+def cached_loss_sum(model, samples):
+    return model.pass_loss_sum(model.state_cache.queries(samples))
+
+
 @pytest.mark.parametrize("limits", WINDOWS)
 @pytest.mark.parametrize("window", ["full", "recent"])
 def test_cached_training_has_the_loss_and_gradient_of_the_uncached(build, window, limits):
@@ -224,7 +228,7 @@ def test_cached_training_has_the_loss_and_gradient_of_the_uncached(build, window
     model.zero_grad()
     parts = build(train_window=window, **limits)
     parts.model.load_state_dict(model.state_dict())
-    cached = fill(parts).cached_loss_sum(samples)
+    cached = cached_loss_sum(fill(parts), samples)
     cached.backward()
     assert float(cached) == pytest.approx(float(plain), rel=1e-5)
     assert_same_gradients(gradients(parts.model), expected)
@@ -307,8 +311,8 @@ def test_memory_mapped_store_gives_the_same(build, monkeypatch):
     torch.testing.assert_close(found.labels, expected.labels, atol=0, rtol=0)
     states = [model.state_cache.store.take(found.rows) for model in (mapped, in_memory)]
     torch.testing.assert_close(states[0], states[1], atol=0, rtol=0)
-    mapped.cached_loss_sum(samples).backward()
-    in_memory.cached_loss_sum(samples).backward()
+    cached_loss_sum(mapped, samples).backward()
+    cached_loss_sum(in_memory, samples).backward()
     torch.testing.assert_close(mapped.projection.weight.grad, in_memory.projection.weight.grad, atol=0, rtol=0)
 
 

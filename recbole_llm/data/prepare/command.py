@@ -10,7 +10,7 @@ from recbole_llm.data.prepare.look import Tokenize, look
 from recbole_llm.data.prepare.pipeline import PreparedDataset
 from recbole_llm.data.prepare.report import write_report
 from recbole_llm.data.prepare.spec import load_spec
-from recbole_llm.errors import DataError, SettingError
+from recbole_llm.errors import SettingError
 from recbole_llm.paths import has_interactions
 
 DEFAULT_OUT = Path("dataset")
@@ -76,12 +76,9 @@ def _to_stderr(line: str) -> None:
 
 
 def _tokenize(name: str) -> Tokenize:
-    from transformers import AutoTokenizer  # heavy, and only needed here
+    from recbole_llm.backbone.loading import load_tokenizer  # heavy, and only needed here
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise DataError(f"the tokenizer '{name}' cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+    tokenizer = load_tokenizer(name)
 
     def lengths(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []

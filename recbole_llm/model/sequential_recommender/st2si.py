@@ -149,11 +149,6 @@ class ST2SI(SequentialRecommender):
         """Return the sum of -log p over all queries of `sequences`, in one packed pass."""
         return self.pass_loss_sum(pack(sequences, self.inputs.table))
 
-    def cached_loss_sum(self, samples: np.ndarray) -> Tensor:
-        """Return `loss_sum` of training samples from their stored states."""
-        assert self.state_cache is not None
-        return self.pass_loss_sum(self.state_cache.queries(samples))
-
     def passes(self, sequences: Sequences, budget: int) -> list[Sequences]:
         """Split `sequences` into passes of at most `budget` tokens."""
         groups = within_budget(sequences.tokens(self.inputs.table), budget)
