@@ -50,6 +50,7 @@ def run(
     settings: dict[str, Any] | None = None,
     command_line: Sequence[str] = (),
     resume: str | Path | None = None,
+    folder: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train a model, evaluate its best epoch and store the run.
 
@@ -60,6 +61,7 @@ def run(
         settings: settings by name; they override the files.
         command_line: ``--name=value`` settings; they override all others.
         resume: the folder of an interrupted run, to go on with; its own settings are then the default.
+        folder: where to store the run; None for a new folder in `checkpoint_dir`.
 
     Returns:
         What `result.json` holds, and under "path" where that file is.
@@ -69,11 +71,12 @@ def run(
     """
     started = time.monotonic()
     if resume is not None:
-        folder, stored = run_folder.open_unfinished(resume)
+        kept, stored = run_folder.open_unfinished(resume)
         settings = {**stored, **(settings or {})}
     config = Config(model, dataset, config_files, settings, command_line)
     if resume is None:
-        folder = run_folder.create(Path(config["checkpoint_dir"]), config.merged)
+        kept = run_folder.create(Path(config["checkpoint_dir"]), config.merged, folder)
+    folder = kept
     config["run_folder"] = str(folder)
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
