@@ -22,7 +22,7 @@ from recbole.utils.argument_list import (
     training_arguments,
 )
 
-from recbole_llm import registry
+from recbole_llm import attributes, registry
 from recbole_llm.compat import alias_numpy_names
 from recbole_llm.errors import SettingError, nearest
 from recbole_llm.evaluation import candidates
@@ -181,6 +181,7 @@ class Config(RecBoleConfig):
         if self.is_new_dataset and "load_col" not in self.external_config_dict:
             # RecBole's default loads users and items alone, without the time that its own protocol sorts by.
             settings["load_col"] = {"inter": [settings[f"{name}_FIELD"] for name in ("USER_ID", "ITEM_ID", "TIME")]}
+        attributes.fill(settings, self.model, self.external_config_dict)
         fields = settings.get("item_text_fields")
         if isinstance(fields, str):
             settings["item_text_fields"] = [field.strip() for field in fields.split(",")]

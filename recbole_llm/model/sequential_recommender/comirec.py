@@ -84,10 +84,14 @@ class ComiRec(SequentialRecommender):
                 config["seed"],
             )
         self.loss = NextItemLoss(settings.loss_type)
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=settings.initializer_range)
-        with torch.no_grad():
-            self.item_embedding.weight[0] = 0
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=self.settings.initializer_range)
+        elif isinstance(module, nn.Linear):
+            # Not as small as the embeddings: squash makes short vectors shorter still, and they would never grow.
+            nn.init.xavier_normal_(module.weight)
 
     def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
         """Return the interests [batch, K, size] of histories [batch, width] of which the first `item_seq_len` count."""
