@@ -76,9 +76,7 @@ def check_file(config: Any) -> None:
         with path.open(encoding=config["encoding"] or "utf-8", errors="replace") as file:
             header = file.readline().rstrip("\r\n")
     except FileNotFoundError:
-        raise DataError(
-            f"{config['model']} reads an attribute of items, but {path} does not exist: {advice}"
-        ) from None
+        raise DataError(f"{config['model']} reads an attribute of items, but {path} does not exist: {advice}") from None
     found = [column.split(":")[0] for column in header.split(config["field_separator"])]
     found = [name for name in found if name != config["ITEM_ID_FIELD"]]
     for column in columns:

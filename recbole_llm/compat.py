@@ -22,7 +22,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from recbole_llm import attributes
+from recbole_llm import attributes, s3rec
 from recbole_llm.errors import CheckpointError, DataError, SettingError
 from recbole_llm.trainer import checkpoint
 
@@ -114,6 +114,8 @@ def _repair_once(model_class: type) -> type:
         module.torch = _Overlay(torch, load=_read_run)
     if name == "RaCT":
         model_class.logger = property(lambda self: _JoiningLogger(logging.getLogger()), _ignore)  # type: ignore[attr-defined]
+    if name == "S3Rec":
+        s3rec.repair(model_class)
     if name == "KSR":
         model_class.__init__ = _single_precision(model_class.__init__)  # type: ignore[misc]
     model_class.__init__ = _checked(model_class.__init__)  # type: ignore[misc]
