@@ -11,7 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
+from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
 from recbole.utils.argument_list import dataset_arguments
 from torch import nn
@@ -143,3 +145,21 @@ def _refuse_other_data(folder: Path, parts: Any, config: Any, dataset: Any) -> N
                 f"the id model {folder} knows the {len(other) - 1} {what} of {parts.config['dataset']}, but this run has "
                 f"the {len(mine) - 1} {what} of {config['dataset']}: train it on the same data"
             )
+
+
+def resized_histories(rows: Interaction, field: str, length_field: str, width: int) -> Interaction:
+    """Return the histories of `rows` with `width` columns, the most recent items kept, and their lengths.
+
+    Args:
+        rows: with `field`, int64 [batch, items] from the left, and `length_field`, int64 [batch].
+        field: of the histories.
+        length_field: of their lengths.
+        width: items that the id model reads.
+    """
+    histories, lengths = rows[field], rows[length_field]
+    kept = lengths.clamp(max=width)
+    columns = torch.arange(width, device=histories.device)
+    source = (lengths - kept)[:, None] + columns
+    inside = columns < kept[:, None]
+    recent = histories.gather(1, source.clamp(max=histories.shape[1] - 1)) * inside
+    return Interaction({field: recent, length_field: kept})

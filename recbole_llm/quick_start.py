@@ -31,7 +31,7 @@ class Parts:
         dataset: RecBole's data set, all interactions.
         train, valid, test: RecBole's loaders; valid and test are None where the split leaves nothing.
         model: the model, on its device.
-        pretrain_seconds: how long the model's class took before it could be built: the pre-training of a backbone.
+        pretrain_seconds: how long the model's class took before it could be built: a pre-training.
     """
 
     config: Config
@@ -115,7 +115,7 @@ def run(
     _save_extras(folder, parts)
 
     seconds = {
-        **({"pretrain": parts.pretrain_seconds} if config["pretrain_datasets"] else {}),
+        **({"pretrain": parts.pretrain_seconds} if config["pretrain_datasets"] or config["pre_model_path"] else {}),
         "prepare": prepared - started - parts.pretrain_seconds,
         "fit": trainer.fit_seconds(),
         "evaluate": evaluated - fitted,

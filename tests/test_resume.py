@@ -18,6 +18,8 @@ MODELS = {
     "full": ["--model=ST2SI", "--tuning=full", "--learning_rate=0.001"],  # OPT: dropout 0.1; random windows
     "lora": ["--model=ST2SI", "--tuning=lora", "--learning_rate=0.003", "--lora_dropout=0.2"],
     "SASRec": ["--model=SASRec", "--n_layers=1", "--hidden_size=16", "--inner_size=16"],
+    "ComiRec": ["--model=ComiRec", "--extraction=DR", "--num_interests=2", "--embedding_size=8"],
+    "MLP4Rec": ["--model=MLP4Rec", "--n_layers=2", "--hidden_size=8"],
     "BPR": ["--model=BPR", "--embedding_size=8", "--learning_rate=0.05"],  # draws negative samples
 }
 
@@ -87,6 +89,7 @@ KILLS = [
     ("full", "step", 21), ("full", "weights", 2), ("full", "between", 2),
     ("lora", "step", 13),
     ("SASRec", "step", 50), ("SASRec", "state", 1),
+    ("ComiRec", "step", 50), ("MLP4Rec", "state", 2),
     ("BPR", "step", 50), ("BPR", "state", 3), ("BPR", "result", 1),
 ]  # fmt: skip
 

@@ -15,7 +15,7 @@ from recbole.data.utils import get_dataloader
 from recbole.sampler import KGSampler
 from recbole.utils import ModelType
 
-from recbole_llm import registry
+from recbole_llm import attributes, registry
 from recbole_llm.data.dataset import with_protocol
 from recbole_llm.errors import DataError, SettingError
 
@@ -31,6 +31,7 @@ def create_dataset(config: Any) -> Any:
         if config[name]:
             raise SettingError(f"{name} is not supported: RecBole stores it as a pickle, which is not safe to load")
     _check_side_files(config)
+    attributes.check_file(config)
     dataset_class = with_protocol(registry.dataset_class(config))
     try:
         with warnings.catch_warnings():

@@ -17,7 +17,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
 
-from recbole_llm import id_model
+from recbole_llm import id_model, registry
 from recbole_llm.backbone.loading import Backbone, load_backbone
 from recbole_llm.backbone.packed import use_packed_attention
 from recbole_llm.backbone.precision import resolve_precision
@@ -32,12 +32,12 @@ from recbole_llm.data.adapter_inputs import AdapterBatch, AdapterInputs
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.prompt_batches import PackedPrompts, PromptStyle
 from recbole_llm.data.prompts import PromptLimits, Prompts
-from recbole_llm.errors import DataError, TrainingError
+from recbole_llm.errors import DataError
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.layers.mmd import gaussian_mmd, median_rho
 from recbole_llm.model.layers.virtual_token_adapter import VirtualTokenAdapter, truncated_normal_
 from recbole_llm.model.sequential_recommender.idleadapter_settings import IDLEAdapterSettings
-from recbole_llm.model.user_vector import user_vectors
+from recbole_llm.model.user_vector import check_finite, require_user_vector, user_vector_shape, user_vectors
 from recbole_llm.trainer.adapter_trainer import AdapterTrainer
 
 
@@ -57,7 +57,7 @@ class IDLEAdapter(SequentialRecommender):
 
     Raises:
         BackboneError: if the backbone cannot be had.
-        CheckpointError: if the id model belongs to other data.
+        CheckpointError: if the id model belongs to other data, or is broken.
         DataError: if an item without text is in a history, or a column is missing.
         SettingError: for a value that is not allowed, or an id model without a user vector.
         TrainingError: if the id model's vectors are not numbers.
@@ -73,19 +73,19 @@ class IDLEAdapter(SequentialRecommender):
         self.precision = resolve_precision(config["precision"], torch.device(self.device))
         self.id_folder = id_model.find_or_train(config)
         self.id_model = id_model.load_id_model(self.id_folder, config, dataset)
-        vectors = self._some_vectors(dataset)
+        interests, size = user_vector_shape(self.id_model)
         loaded = load_backbone(settings.backbone, dtype=self.precision)
         self.backbone = loaded.model.requires_grad_(False)
         self.layers = len(loaded.layers)
         self.width = int(loaded.model.config.hidden_size)
-        self.virtual = vectors.shape[1] * settings.virtual_tokens
+        self.virtual = interests * settings.virtual_tokens
         self.inputs = self._inputs(dataset, loaded)
         use_packed_attention(self.backbone)
         visit_layers(loaded.layers)
         if settings.compile:
             compile_layers(loaded.layers)
         self.adapter = VirtualTokenAdapter(
-            vectors.shape[2], self.width, self.layers, settings.virtual_tokens, settings.layerwise, settings.refinement
+            size, self.width, self.layers, settings.virtual_tokens, settings.layerwise, settings.refinement
         )
         self.head = ItemLinearProjection(loaded.width, self.n_items)
         truncated_normal_(self.head.weight)
@@ -93,13 +93,11 @@ class IDLEAdapter(SequentialRecommender):
     @staticmethod
     def before_build(config: Any, dataset: Any) -> None:
         """Train the id model, if it is not there, before the model is built."""
-        IDLEAdapterSettings.from_config(config)  # what is wrong with the settings is said before hours of training
+        # What is wrong with the settings is said before minutes of training.
+        IDLEAdapterSettings.from_config(config)
+        if not config["id_model_path"] and config["id_model"]:
+            require_user_vector(registry.model_class(config["id_model"]))
         id_model.find_or_train(config)
-
-    def _some_vectors(self, dataset: HistoryDataset) -> Tensor:
-        """Return the user vectors of one row: their number and size, and whether the model has any."""
-        rows = dataset[np.arange(1)]
-        return self.user_vectors(rows)
 
     def _inputs(self, dataset: HistoryDataset, loaded: Backbone) -> AdapterInputs:
         settings = self.settings
@@ -135,13 +133,12 @@ class IDLEAdapter(SequentialRecommender):
             SettingError: if the id model has none.
             TrainingError: if one is not a number.
         """
-        self.id_model.eval()
-        vectors = user_vectors(self.id_model, interaction.to(self.device)).float()
-        if not torch.isfinite(vectors).all():
-            raise TrainingError(
-                f"user vectors of the id model {self.id_folder} are not numbers: it diverged; train it with a lower "
-                f"learning_rate in id_model_settings"
-            )
+        rows = interaction.to(self.device)
+        width = self.id_model.max_seq_length
+        if width != rows[self.ITEM_SEQ].shape[1]:
+            rows.update(id_model.resized_histories(rows, self.ITEM_SEQ, self.ITEM_SEQ_LEN, width))
+        vectors = user_vectors(self.id_model, rows).float()
+        check_finite(vectors, self.id_model)
         return vectors
 
     def virtual_tokens(self, vectors: Tensor) -> Tensor:
