@@ -119,7 +119,9 @@ def _settings(config: Any) -> dict[str, Any]:
     if not isinstance(own, dict):
         raise SettingError(f"id_model_settings={own} must hold 'name: value' pairs, such as {{epochs: 100}}")
     if not config["id_model"]:
-        raise SettingError("no id_model is named: it is a sequential model with a user vector, such as ComiRec or SASRec")
+        raise SettingError(
+            "no id_model is named: it is a sequential model with a user vector, such as ComiRec or SASRec"
+        )
     given = {name: config.merged[name] for name in (*_SHARED, *_KEPT) if name in config.merged}
     shared = {name: value for name, value in given.items() if name in config.given or name in _KEPT}
     length = {"MAX_ITEM_LIST_LENGTH": config["MAX_ITEM_LIST_LENGTH"]}
@@ -142,8 +144,8 @@ def _refuse_other_data(folder: Path, parts: Any, config: Any, dataset: Any) -> N
         mine, other = (data.field2id_token[getattr(data, field)] for data in (dataset, theirs))
         if checkpoint.hash_of_tokens(mine) != checkpoint.hash_of_tokens(other):
             raise CheckpointError(
-                f"the id model {folder} knows the {len(other) - 1} {what} of {parts.config['dataset']}, but this run has "
-                f"the {len(mine) - 1} {what} of {config['dataset']}: train it on the same data"
+                f"the id model {folder} knows the {len(other) - 1} {what} of {parts.config['dataset']}, but this run "
+                f"has the {len(mine) - 1} {what} of {config['dataset']}: train it on the same data"
             )
 
 

@@ -21,6 +21,8 @@ from recbole_llm.files import read_yaml, write_json
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.trainer import best_epoch
 
+_WORTH_SAYING = 0.005  # seconds; less is no pre-training
+
 
 @dataclass
 class Parts:
@@ -115,7 +117,7 @@ def run(
     _save_extras(folder, parts)
 
     seconds = {
-        **({"pretrain": parts.pretrain_seconds} if config["pretrain_datasets"] or config["pre_model_path"] else {}),
+        **({"pretrain": parts.pretrain_seconds} if parts.pretrain_seconds >= _WORTH_SAYING else {}),
         "prepare": prepared - started - parts.pretrain_seconds,
         "fit": trainer.fit_seconds(),
         "evaluate": evaluated - fitted,

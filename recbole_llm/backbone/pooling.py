@@ -15,8 +15,8 @@ class Segments:
 
     Attributes:
         pooling: mean, cls (the first row) or last.
-        bounds: int64 [2 x sequences + 1], where the rows that are not pooled and those that are begin and end, by turns:
-            0, first pooled row, end, first pooled row of the next, ...
+        bounds: int64 [2 x sequences + 1], where the rows that are not pooled and those that are begin and end, by
+            turns: 0, first pooled row, end, first pooled row of the next, ...
     """
 
     pooling: Pooling

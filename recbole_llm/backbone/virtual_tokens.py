@@ -1,7 +1,7 @@
 """Virtual tokens: rows of a packed batch whose hidden state is overwritten at every layer's input (IDLE-Adapter).
 
-With D in L' placeholder rows before the prompt H, a layer computes its queries, keys and values from [D; H]: eq. 9 to 11
-are the layer as it is, applied to [D; H]. What the layer makes of the virtual rows is overwritten before the next one.
+With D in L' placeholder rows before the prompt H, a layer computes its queries, keys and values from [D; H]: eq. 9 to
+11 are the layer as it is, applied to [D; H]. What it makes of the virtual rows is overwritten before the next layer.
 """
 
 from collections.abc import Callable
@@ -94,4 +94,4 @@ def compile_layers(layers: nn.ModuleList) -> None:
     A hook knows its layer's number: compiled with it, no two layers would share their compiled code.
     """
     for layer in layers:
-        layer.forward = torch.compile(layer.forward, dynamic=True)  # type: ignore[method-assign]
+        layer.forward = torch.compile(layer.forward, dynamic=True)

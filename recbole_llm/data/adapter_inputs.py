@@ -72,6 +72,7 @@ class AdapterInputs:
     def __init__(
         self, dataset: HistoryDataset, prompts: Prompts, style: PromptStyle, prefixes_per_user: int | None
     ) -> None:
+        self.dataset = dataset
         self.prompts = prompts
         self.style = style
         self.prefixes_per_user = prefixes_per_user
@@ -132,7 +133,10 @@ class AdapterInputs:
         rows = np.unique(np.linspace(0, len(self.ends) - 1, min(most, len(self.ends))).astype(np.int64))
         sequences = self._sequences(rows, virtual=False)
         tokens = sequences.tokens(self.prompts.table)
-        return {"mean_tokens": round(float(tokens.mean()), 1), "mean_items": round(float(sequences.counts.mean()) - 2, 1)}
+        return {
+            "mean_tokens": round(float(tokens.mean()), 1),
+            "mean_items": round(float(sequences.counts.mean()) - 2, 1),
+        }
 
     def _sequences(self, rows: np.ndarray, virtual: bool = True) -> Sequences:
         ends = self.ends[rows]

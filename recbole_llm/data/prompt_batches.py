@@ -13,7 +13,6 @@ from recbole_llm.data.packing import Sequences, pack
 from recbole_llm.data.ragged import RaggedTable, ranges
 
 
-
 @dataclass(frozen=True)
 class PackedPrompts:
     """One packed row of prompts.

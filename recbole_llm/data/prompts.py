@@ -1,7 +1,7 @@
 """Hard prompts: an instruction and the titles of a history as token ids (IDLE-Adapter, 4.1).
 
-The pieces of a prompt are tokenised once each and laid end to end: for WordPiece that gives the tokens of the whole text,
-for byte-level BPE it may differ where a title ends in a punctuation mark before the comma.
+The pieces of a prompt are tokenised once each and laid end to end: for WordPiece that gives the tokens of the whole
+text, for byte-level BPE it may differ where a title ends in a punctuation mark before the comma.
 """
 
 import string

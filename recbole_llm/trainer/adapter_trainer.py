@@ -20,18 +20,18 @@ class AdapterTrainer(PackedTrainer):
     """`PackedTrainer` for IDLE-Adapter."""
 
     def precompute(self, *evaluated: Any, show_progress: bool = False) -> None:
-        """Compute the user vectors of all training rows, and H~ (eq. 12) where it fits; evaluated parts need neither."""
+        """Compute the user vectors of all training rows, and H~ (eq. 12) where it fits; evaluation needs neither."""
         del evaluated
         with torch.no_grad():
             self._user_vectors(show_progress)
             self._language_states(show_progress)
 
     def _user_vectors(self, show_progress: bool) -> None:
-        inputs, dataset = self.model.inputs, self.config["train_dataset"]
+        inputs = self.model.inputs
         starts = range(0, len(inputs.ends), _ROWS)
         parts = []
         for begin in tqdm(starts, desc="User vectors", ncols=100, disable=not show_progress):
-            rows = dataset[np.arange(begin, min(begin + _ROWS, len(inputs.ends)))]
+            rows = inputs.dataset[np.arange(begin, min(begin + _ROWS, len(inputs.ends)))]
             parts.append(self.model.user_vectors(rows))
         inputs.vectors = torch.cat(parts)
 

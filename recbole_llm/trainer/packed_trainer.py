@@ -25,8 +25,8 @@ class PackedTrainer(Trainer):
     """RecBole's Trainer for models that pack their own batches.
 
     The model has `training_samples(rng)`, the samples of one epoch (with a length, and `select(indices)`);
-    `prepared_step(samples)`, the number of queries and the packed passes of one step; `pass_loss_sum(batch)`, the loss of
-    a pass, summed over its queries; and `parameter_groups()`.
+    `prepared_step(samples)`, the number of queries and the packed passes of one step; `pass_loss_sum(batch)`, the loss
+    of a pass, summed over its queries; and `parameter_groups()`.
 
     The gradient of a step is that of the mean cross-entropy over all queries of its `train_batch_size` samples, however
     many passes it takes: the budget changes memory and speed, never the result.

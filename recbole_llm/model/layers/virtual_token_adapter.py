@@ -51,7 +51,9 @@ class VirtualTokenAdapter(nn.Module):
         own, width, size = self.projection_weight.shape
         users, interests, _ = vectors.shape
         flat = vectors.reshape(-1, size) @ self.projection_weight.reshape(own * width, size).T
-        projected = flat.view(-1, own, width).transpose(0, 1) + self.projection_bias[:, None]  # [L, users x interests, d']
+        projected = (
+            flat.view(-1, own, width).transpose(0, 1) + self.projection_bias[:, None]
+        )  # [L, users x interests, d']
         repeated = projected[:, :, None].expand(-1, -1, self.tokens, -1)
         if not self.refinement:
             return repeated.reshape(own, users, interests * self.tokens, width)

@@ -1,9 +1,9 @@
 """IDLE-Adapter: Break the ID-Language Barrier (Yu et al.).
 
-The user vector of a trained, frozen id model (eq. 2) is projected, layer by layer, into virtual tokens (eq. 5 to 7) that
-stand before a hard prompt in every layer of a frozen language model (eq. 8 to 11). The pooled last state is mapped to
-item ids by a linear head (eq. 14). Cross-entropy (eq. 13) is trained together with the discrepancy between the virtual
-tokens and the language model's own states (eq. 12, 15); adapter and head are all that is trained (eq. 16).
+The user vector of a trained, frozen id model (eq. 2) is projected, layer by layer, into virtual tokens (eq. 5 to 7)
+that stand before a hard prompt in every layer of a frozen language model (eq. 8 to 11). The pooled last state is mapped
+to item ids by a linear head (eq. 14). Cross-entropy (eq. 13) is trained together with the discrepancy between the
+virtual tokens and the language model's own states (eq. 12, 15); adapter and head are all that is trained (eq. 16).
 """
 
 import re
@@ -134,7 +134,7 @@ class IDLEAdapter(SequentialRecommender):
             TrainingError: if one is not a number.
         """
         rows = interaction.to(self.device)
-        width = self.id_model.max_seq_length
+        width = int(self.id_model.max_seq_length)  # type: ignore[arg-type]
         if width != rows[self.ITEM_SEQ].shape[1]:
             rows.update(id_model.resized_histories(rows, self.ITEM_SEQ, self.ITEM_SEQ_LEN, width))
         vectors = user_vectors(self.id_model, rows).float()
@@ -252,7 +252,8 @@ class IDLEAdapter(SequentialRecommender):
 
 def _looks_up_positions(model: nn.Module) -> bool:
     """Tell whether positions are rows of a table (BERT, OPT, GPT-2) and not angles (Llama)."""
-    return any(isinstance(module, nn.Embedding) and re.search("pos|wpe", name) for name, module in model.named_modules())
+    tables = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    return any(re.search("pos|wpe", name) for name in tables)
 
 
 def _first_position(model: nn.Module) -> int:
@@ -260,5 +261,3 @@ def _first_position(model: nn.Module) -> int:
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     return 0 if padding is None else padding + 1
-
-
