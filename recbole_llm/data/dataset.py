@@ -126,7 +126,6 @@ class HistoryDataset(SequentialDataset):
     Attributes:
         flat: by list field such as ``item_id_list``, the field's values of all users' interactions in time order,
             [interactions] or [interactions, width].
-        history_items: int64 [interactions], all users' items in time order.
         history_start: int64 [interactions], where the history of the interaction's user begins.
 
     A row of ``inter_feat`` is one prediction, as in RecBole: its target is ``history_items[row["history_end"]]``, its
@@ -140,6 +139,7 @@ class HistoryDataset(SequentialDataset):
 
     @property
     def history_items(self) -> torch.Tensor:
+        """All users' items in time order, int64 [interactions]."""
         return self.flat[self.item_id_list_field]
 
     def _history_fields(self) -> list[str]:
@@ -225,12 +225,15 @@ def cut_histories(
         By list field, [rows, width] or [rows, width, ...].
     """
     column = torch.arange(width, device=ends.device)
-    inside = column < lengths[:, None]
-    source = torch.where(inside, (ends - lengths)[:, None] + column, 0)
+    outside = column >= lengths[:, None]
+    source = (ends - lengths)[:, None] + column
     lists = {}
     for field, values in flat.items():
-        taken = values[source]
-        lists[field] = torch.where(inside.view(*inside.shape, *[1] * (taken.dim() - 2)), taken, 0)
+        # What is outside may lie beyond the end of the array.
+        taken = values.index_select(0, source.clamp(max=len(values) - 1).view(-1)).view(
+            *source.shape, *values.shape[1:]
+        )
+        lists[field] = taken.masked_fill_(outside.view(*outside.shape, *[1] * (values.dim() - 1)), 0)
     return lists
 
 

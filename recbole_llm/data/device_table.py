@@ -1,8 +1,8 @@
 """RecBole's batches, put together on the device where the model is.
 
-RecBole's loader indexes its table on the CPU with Python lists, copies every batch to the device, and waits for it. Here
-the table is moved to the device once, and a batch is a few gathers there: the order of an epoch, too, is moved in one
-piece, so that nothing waits for the device between two steps.
+RecBole's loader indexes its table on the CPU with Python lists, copies every batch to the device, and waits for it.
+Here the table is moved to the device once, and a batch is a few gathers there: the order of an epoch, too, is moved in
+one piece, so that nothing waits for the device between two steps.
 
 What is moved is small: one line a row (user, target, where its history ends and how long it is) and the flat arrays of
 `PrefixDataset`, from which histories are cut as they are needed; the padded histories of all rows, which RecBole makes
@@ -37,7 +37,7 @@ class InteractionTable:
     """One part of a data set on a device; its rows are what ``dataset[index]`` gives.
 
     Args:
-        dataset: a part of a built RecBole data set that `is_plain`.
+        dataset: a part of a built sequential data set of RecBole that `is_plain`.
         device: where the rows will be.
         moved: tensors that are on the device already, by the id of the tensor that they are copies of; parts of one
             data set share flat arrays and features. What this part moves is added.
@@ -53,8 +53,8 @@ class InteractionTable:
         self.device = device
         self._rows = on_device(dataset.inter_feat)
         self._flat = on_device(getattr(dataset, "flat", {}))
-        self._length_field = getattr(dataset, "item_list_length_field", None)
-        self._width = getattr(dataset, "max_item_list_len", 0)
+        self._length_field = dataset.item_list_length_field
+        self._width = dataset.max_item_list_len
         self._features = [
             (key, on_device(features))
             for key, features in ((dataset.uid_field, dataset.user_feat), (dataset.iid_field, dataset.item_feat))

@@ -230,7 +230,7 @@ def _plain(result: Any) -> dict[str, float] | None:
 
 @functools.cache
 def with_run_folder(trainer_class: type) -> type:
-    """Return `trainer_class` with `RunFolderMixin` in front of it, and `DeviceSteps` between it and RecBole's Trainer."""
+    """Return `trainer_class` with `RunFolderMixin` in front of it and `DeviceSteps` before RecBole's own Trainer."""
     bases: tuple[type, ...] = (RunFolderMixin, trainer_class)
     if trainer_class is Trainer:
         bases = (RunFolderMixin, DeviceSteps)
