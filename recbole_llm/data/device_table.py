@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from logging import getLogger
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
@@ -26,6 +25,7 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 from torch import Tensor
+from torch.utils.data import RandomSampler
 
 from recbole_llm.data.dataset import HISTORY_END, HistoryDataset, cut_histories
 
@@ -82,9 +82,13 @@ class TableLoader(AbstractDataLoader):
     def _batches(self, table: InteractionTable) -> Iterator[Any]:
         # torch's loader draws a seed for its workers from the generator before its sampler shuffles.
         torch.empty((), dtype=torch.int64).random_(generator=self.generator)
-        order = torch.from_numpy(np.fromiter(self.sampler, dtype=np.int64)).to(table.device)
-        for index in order.split(self.batch_size):
+        rows, shuffled = self.sample_size, isinstance(self.sampler, RandomSampler)
+        order = torch.randperm(rows, generator=self.generator) if shuffled else torch.arange(rows)
+        for index in order.to(table.device).split(self.batch_size):
             yield self._batch(table.rows(index))
+        if shuffled:
+            # torch's sampler ends with a second permutation, of which it takes `num_samples % rows` = 0 rows.
+            torch.randperm(rows, generator=self.generator)
 
     def _batch(self, rows: Interaction) -> Any:
         raise NotImplementedError
