@@ -1,8 +1,9 @@
 """An epoch of RecBole's models through this project against one through RecBole's own data set, loader and Trainer.
 
 Both start from the same seed and take the same first batches; the loss over them and the validation metrics after them
-must be equal. What RecBole takes is told twice: without autograd's anomaly detection, and with it, which RecBole
-switches on for every process that imports a sequential model.
+must be equal (`recbole_repeats_itself` tells whether RecBole's own are, from one time to the next, on this device).
+What RecBole takes is told twice: without autograd's anomaly detection, and with it, which RecBole switches on for every
+process that imports a sequential model (`recbole/model/sequential_recommender/sine.py:25`).
 
     python benchmarks/id_model_epoch.py --data_path=data --dataset=ml-1m --models=SASRec,GRU4Rec --steps=100
 
@@ -139,7 +140,7 @@ def compare(model: str, arguments: argparse.Namespace, folder: str, known: dict[
     epoch(theirs, their_data, Trainer, min(_WARM_UP, steps))
     epoch(ours, our_data, trainer_class(ours), min(_WARM_UP, steps))
     plain = epoch(theirs, their_data, Trainer, steps)
-    default = epoch(theirs, their_data, Trainer, max(steps // 2, 1), anomaly=True)
+    default = epoch(theirs, their_data, Trainer, steps, anomaly=True)
     here = epoch(ours, our_data, trainer_class(ours), steps)
     print_line(
         name="id_model_epoch", model=model, dataset=arguments.dataset, steps_of_epoch=whole, steps_measured=steps,
@@ -151,6 +152,7 @@ def compare(model: str, arguments: argparse.Namespace, folder: str, known: dict[
         recbole_evaluate_s=plain["evaluate_s"], evaluate_s=here["evaluate_s"],
         recbole_prepare_s=their_data[3], prepare_s=our_data[3],
         equal_loss=plain["loss"] == here["loss"], equal_metrics=plain["metrics"] == here["metrics"],
+        recbole_repeats_itself=plain["loss"] == default["loss"] and plain["metrics"] == default["metrics"],
         loss=here["loss"], recbole_loss=plain["loss"],
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     )  # fmt: skip

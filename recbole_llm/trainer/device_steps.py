@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import torch
+from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.trainer import Trainer
 from torch import Tensor
 from tqdm import tqdm
@@ -55,8 +56,32 @@ class EpochLoss:
         return tuple(self._total) if self._is_tuple else self._total[0]
 
 
+def attention_mask(item_seq: Tensor, bidirectional: bool = False) -> Tensor:
+    """Return what `SequentialRecommender.get_attention_mask` returns, made on the device alone.
+
+    There (`recbole/model/abstract_recommender.py:183`) ``torch.where`` copies its two numbers to the device and waits
+    for each.
+
+    Args:
+        item_seq: int64 [batch, length], 0 where no item is.
+        bidirectional: whether a position also sees those after it.
+
+    Returns:
+        float32 [batch, 1, length or 1, length]: 0 where a position is seen, -10000 where not.
+    """
+    seen = (item_seq != 0)[:, None, None]
+    if not bidirectional:
+        seen = torch.tril(seen.expand(-1, -1, item_seq.size(-1), -1))
+    return torch.zeros(seen.shape, device=item_seq.device).masked_fill_(~seen, -10000.0)
+
+
 class DeviceSteps(Trainer):
     """Stands between a trainer of RecBole and its `Trainer`, whose epoch it takes the place of."""
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        if getattr(type(model), "get_attention_mask", None) is SequentialRecommender.get_attention_mask:
+            model.get_attention_mask = attention_mask
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False

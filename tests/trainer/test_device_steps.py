@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from atomic_files import quick_settings, write_atomic_files
+from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.model.sequential_recommender.sasrec import SASRec
 from recbole.trainer import KGTrainer, RecVAETrainer, Trainer, XGBoostTrainer
 from recbole.utils import init_seed
@@ -143,9 +144,31 @@ def test_trainers_that_are_not_recboles_trainer_are_left_alone():
     assert not issubclass(with_run_folder(XGBoostTrainer), DeviceSteps)
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_mask_is_recboles(both):
+    items = torch.randint(0, 3, (7, 5))
+    expected = SequentialRecommender.get_attention_mask(None, items, both)
+    found = device_steps.attention_mask(items, both)
+    assert found.dtype == expected.dtype and torch.equal(found, expected)
+    assert set(found.unique().tolist()) == {-10000.0, 0.0}
+
+
+def test_mask_of_a_model_with_its_own_stays(folder, workdir):
+    class Own(SASRec):
+        def get_attention_mask(self, item_seq, bidirectional=False):
+            return super().get_attention_mask(item_seq, bidirectional)
+
+    Own.__name__ = "SASRec"
+    for model in (SASRec, Own):
+        parts = parts_of(model, folder, workdir)
+        trainer_class(parts.config)(parts.config, parts.model)
+        assert (parts.model.get_attention_mask is device_steps.attention_mask) == (model is SASRec)
+
+
 @pytest.mark.gpu
-def test_no_step_waits_for_a_gpu(folder, workdir):
-    parts = parts_of("SASRec", folder, workdir, use_gpu=True)
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
+def test_no_step_waits_for_a_gpu(model, folder, workdir):
+    parts = parts_of(model, folder, workdir, use_gpu=True)
     trainer = trainer_class(parts.config)(parts.config, parts.model)
     trainer._train_epoch(parts.train, 0)
     batches = iter(parts.train)
