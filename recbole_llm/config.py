@@ -123,6 +123,8 @@ class Config(RecBoleConfig):
             raise SettingError(str(error)) from error
         _check_value(self, "items_without_text", ("drop", "error", "keep"))
         _check_value(self, "precision", ("auto", "bf16", "fp32"))
+        if not isinstance(self["device_table"], bool):
+            raise SettingError(f"device_table={self['device_table']} must be True or False")
         for name, least in _WHOLE_NUMBERS.items():
             _check_whole(name, self[name], least)
         for name in ("learning_rate", "ilp_learning_rate"):

@@ -110,6 +110,15 @@ def test_resumed_run_ends_as_the_uninterrupted_one(workspace, tiny, uninterrupte
     assert left == [*expected, *(["scenario.safetensors"] if name == "ilp" else [])]
 
 
+def test_resumed_with_recboles_own_loader(workspace, tiny, uninterrupted, tmp_path):
+    """The state of the order of the batches is the same with and without tables on the device."""
+    assert command_line(workspace, arguments_of("SASRec", tiny, tmp_path / "saved"), kill=("step", 50))[0] == -9
+    run = only_run(tmp_path / "saved")
+    code, _, error = command_line(workspace, [f"--resume={run}", "--device_table=False"])
+    assert code == 0, error
+    assert_same_outcome(outcome(run), uninterrupted("SASRec"))
+
+
 def test_interrupted_twice(workspace, tiny, uninterrupted, tmp_path):
     arguments = arguments_of("full", tiny, tmp_path / "saved")
     assert command_line(workspace, arguments, kill=("step", 11))[0] == -9

@@ -17,6 +17,7 @@ from recbole.utils import ModelType
 
 from recbole_llm import attributes, registry
 from recbole_llm.data.dataset import with_protocol
+from recbole_llm.data.device_table import give_tables, loader_class
 from recbole_llm.errors import DataError, SettingError
 
 
@@ -63,7 +64,10 @@ def _check_side_files(config: Any) -> None:
 
 
 def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
-    """Split `dataset` by `eval_args` and return RecBole's training, validation and test loaders."""
+    """Split `dataset` by `eval_args` and return RecBole's training, validation and test loaders.
+
+    With `device_table`, those of a sequential model take their rows from tables on the device, see `device_table`.
+    """
     built = dataset.build()
     if len(built[0]) == 0:
         raise DataError(f"no training interaction of {config['dataset']} is left after the split")
@@ -71,7 +75,7 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
         train_sampler, valid_sampler, test_sampler = create_samplers(config, dataset, built)
     except ValueError as error:  # a user who knows all items leaves nothing to sample
         raise DataError(f"no negative samples can be drawn from {config['dataset']}: {error}") from error
-    train_class = get_dataloader(config, "train")
+    train_class = loader_class(config, get_dataloader(config, "train"))
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
         args = config["train_neg_sample_args"]
         kg_sampler = KGSampler(dataset, args["distribution"], args["alpha"])
@@ -82,5 +86,7 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
     for phase, part, sampler in zip(("valid", "test"), built[1:], (valid_sampler, test_sampler), strict=True):
         if len(part) == 0:
             getLogger().warning("the %s part of %s is empty", phase, config["dataset"])
-        evaluation.append(get_dataloader(config, phase)(config, part, sampler, shuffle=False) if len(part) else None)
+        eval_class = loader_class(config, get_dataloader(config, phase))
+        evaluation.append(eval_class(config, part, sampler, shuffle=False) if len(part) else None)
+    give_tables(config, [train, *evaluation])
     return train, evaluation[0], evaluation[1]
