@@ -20,6 +20,7 @@ from torch import nn
 
 from recbole_llm import run_folder
 from recbole_llm.backbone.gguf import content_hash
+from recbole_llm.config import Config
 from recbole_llm.errors import CheckpointError, SettingError
 from recbole_llm.files import read_json, replacing_folder, storage_errors
 from recbole_llm.trainer import checkpoint
@@ -30,6 +31,7 @@ _SHARED = (
     *("encoding", "item_text_fields", "items_without_text", "benchmark_filename", "eval_args", "metrics", "topk"),
     *("valid_metric", "valid_metric_bigger", "mask_history", "eval_batch_size", "seed", "reproducibility"),
 )
+_FIELDS = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")
 _KEPT = ("use_gpu", "gpu_id", "show_progress", "state", "checkpoint_dir", "resume_seconds", "data_path")
 _COPY = "id_model"  # the folder in the adapter's run that holds what loading the id model takes
 
@@ -122,10 +124,13 @@ def _settings(config: Any) -> dict[str, Any]:
         raise SettingError(
             "no id_model is named: it is a sequential model with a user vector, such as ComiRec or SASRec"
         )
-    given = {name: config.merged[name] for name in (*_SHARED, *_KEPT) if name in config.merged}
-    shared = {name: value for name, value in given.items() if name in config.given or name in _KEPT}
-    length = {"MAX_ITEM_LIST_LENGTH": config["MAX_ITEM_LIST_LENGTH"]}
-    return {**shared, **length, **own, "model": str(config["id_model"]), "dataset": config["dataset"]}
+    merged = config.merged
+    kept = {name: merged[name] for name in _KEPT if name in merged}
+    always = {name: merged[name] for name in (*_FIELDS, "MAX_ITEM_LIST_LENGTH")}
+    # What differs from the defaults, whoever gave it: a resumed run is given all of its settings.
+    defaults = Config(config.model_class, config["dataset"], config_dict={**kept, **always}).merged
+    shared = {name: merged[name] for name in _SHARED if name in merged and merged[name] != defaults.get(name)}
+    return {**kept, **shared, **always, **own, "model": str(config["id_model"]), "dataset": config["dataset"]}
 
 
 def _digest(config: Any, settings: dict[str, Any]) -> str:

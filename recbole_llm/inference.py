@@ -14,7 +14,7 @@ from recbole.utils import ModelType
 from torch import Tensor
 
 from recbole_llm.backbone.single_sequence import SingleSequence
-from recbole_llm.data.dataset import HistoryDataset, PrefixDataset
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import DataError, SettingError, TrainingError, nearest
 from recbole_llm.model.sequential_recommender.st2si import ST2SI
 
@@ -51,7 +51,7 @@ class Recommender:
             copy of its backbone for this: scores differ by bf16's rounding, and further training is not seen. Longer
             histories than the largest graph, batches, other models and the CPU go the plain way.
         allow_untrained: whether histories may hold items that no training interaction has, for models that know items
-            by id alone. (ST2SI reads their texts, and always may.)
+            by id, IDLEAdapter's id model among them. (ST2SI reads their texts alone, and always may.)
 
     Raises:
         SettingError: if the model does not recommend from histories.
@@ -68,7 +68,8 @@ class Recommender:
         self.device = torch.device(model.device)
         self._tokens = np.asarray(dataset.field2id_token[dataset.iid_field])
         self._ids: dict[str, int] = dataset.field2token_id[dataset.iid_field]
-        self._trained = None if allow_untrained else _trained_items(dataset)
+        reads_texts = getattr(model, "reads_text_only", False)
+        self._trained = None if allow_untrained or reads_texts else _trained_items(dataset)
         self._single = self._single_sequence() if cuda_graph else None
 
     @classmethod
@@ -153,8 +154,8 @@ class Recommender:
         if self._trained is not None and not self._trained[ids].all():
             token = history[int(np.argmin(self._trained[ids]))]
             raise DataError(
-                f"item '{token}' of {name} was never trained on, and {type(self.model).__name__} knows items by id "
-                f"alone: leave it out of the history, or set allow_untrained=True"
+                f"item '{token}' of {name} was never trained on, and {type(self.model).__name__} knows items by id: "
+                f"leave it out of the history, or set allow_untrained=True"
             )
         return ids
 
@@ -258,12 +259,10 @@ class Recommender:
         return scores[None], best[None]
 
 
-def _trained_items(dataset: Any) -> np.ndarray | None:
-    """Return which item ids some interaction of `dataset` has: bool [items]; None where the model reads texts."""
-    if isinstance(dataset, HistoryDataset) and not isinstance(dataset, PrefixDataset):
-        return None
+def _trained_items(dataset: Any) -> np.ndarray:
+    """Return which item ids some interaction of `dataset` has: bool [items]."""
     trained = np.zeros(dataset.item_num, dtype=bool)
-    if isinstance(dataset, PrefixDataset):
+    if isinstance(dataset, HistoryDataset):
         trained[dataset.items_of_histories()] = True
     for field in (dataset.iid_field, getattr(dataset, "item_id_list_field", None)):
         if field is not None and field in dataset.inter_feat:

@@ -136,3 +136,27 @@ class PlainModel:
     def linear(self, name: str, rows: Array) -> Array:
         product = rows @ self.weights[f"{name}.weight"].T
         return product + self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else product
+
+
+def plain_virtual_tokens(weights: dict[str, Array], vector: Array, layer: int, tokens: int) -> Array:
+    """Eq. 5 to 7 for one user vector and one layer: D [L', d']; `weights` are those of a `VirtualTokenAdapter`."""
+    projected = weights["projection_weight"][layer] @ vector + weights["projection_bias"][layer]  # eq. 5
+    repeated = np.repeat(projected[None], tokens, axis=0)
+    if "prefix" not in weights:
+        return repeated
+    prefix = weights["prefix"][layer]
+    gate = 1 / (1 + np.exp(-np.concatenate([prefix, repeated], axis=1) @ weights["gate_weight"]))  # eq. 6
+    return gate[:, None] * prefix + (1 - gate[:, None]) * repeated  # eq. 7
+
+
+def plain_mmd(x: Array, y: Array, rho: float) -> float:
+    """Eq. 12 of two sets of rows, term by term."""
+
+    def mean_kernel(left: Array, right: Array) -> float:
+        total = 0.0
+        for a in left:
+            for b in right:
+                total += float(np.exp(-((a - b) ** 2).sum() / (2 * rho)))
+        return total / (len(left) * len(right))
+
+    return mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y)

@@ -138,3 +138,15 @@ def tiny_bert(folder: Path, *, seed: int = 0) -> Path:
         pad_token_id=0,
     )
     return _save(folder, BertModel(config), tokenizer)
+
+
+def rough(model: PreTrainedModel) -> PreTrainedModel:
+    """Give larger weights than a fresh model's, and biases and norms that are not 0 and 1: what is left out shows."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6)
+            else:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return model

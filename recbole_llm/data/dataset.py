@@ -194,13 +194,6 @@ class HistoryDataset(SequentialDataset):
         rows.update(Interaction(lists))
         return rows
 
-
-class PrefixDataset(HistoryDataset):
-    """RecBole's sequential data set for RecBole's own models: its batches are `SequentialDataset`'s, list by list."""
-
-    def _history_fields(self) -> list[str]:
-        return [field for field in self.inter_feat if field != self.uid_field]
-
     def items_of_histories(self) -> np.ndarray:
         """Return the ids of the items that stand in some row's history, int64, sorted."""
         ends = self.inter_feat[HISTORY_END].numpy()
@@ -208,6 +201,13 @@ class PrefixDataset(HistoryDataset):
         opened = np.bincount(ends - self.inter_feat[self.item_list_length_field].numpy(), minlength=size)
         inside = np.cumsum(opened - np.bincount(ends, minlength=size))[:-1] > 0
         return np.unique(self.history_items.numpy()[inside])
+
+
+class PrefixDataset(HistoryDataset):
+    """RecBole's sequential data set for RecBole's own models: its batches are `SequentialDataset`'s, list by list."""
+
+    def _history_fields(self) -> list[str]:
+        return [field for field in self.inter_feat if field != self.uid_field]
 
 
 def cut_histories(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from plain_layers import PlainModel
+from tiny_models import rough
 from transformers import AutoModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
@@ -25,18 +26,6 @@ from recbole_llm.data.ragged import RaggedTable
 
 TYPES = ["bert", "opt", "opt_projected", "llama"]
 LENGTHS = [9, 1, 23, 4]
-
-
-def rough(model):
-    """Larger weights than a fresh model's, and biases and norms that are not 0 and 1: whatever is left out shows."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(6)
-            else:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return model
 
 
 @pytest.fixture

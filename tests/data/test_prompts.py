@@ -198,7 +198,7 @@ def test_bad_template(text, item, message):
 def test_limits_without_room(make):
     with pytest.raises(SettingError, match="max_prompt_tokens=129 is more than the 128 positions of the backbone"):
         make(tokens=129)
-    prompts, tokenizer = make()
+    _, tokenizer = make()
     longest = max(len(tokenizer(written([item]))["input_ids"]) for item in WITH_TEXT)
     make(tokens=longest)
     with pytest.raises(SettingError, match=f"take {longest} tokens, more than max_prompt_tokens={longest - 1}"):
@@ -226,17 +226,21 @@ def adapter_parts(small, tiny, **settings):
     return build_parts(small, **given)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"prompt_item": "{titel}"}, r"no column 'titel'; did you mean 'title'\? Its columns are item_id, title, brand; "
-                                     "set prompt_item"),
-        ({"prompt_item": "{title} {price}"}, "no column 'price'.* Its columns are item_id, title, brand"),
-        ({"item_text_fields": ["titel"], "items_without_text": "keep"},
-         r"no column 'titel'; did you mean 'title'\?.*set item_text_fields"),
-        ({"prompt_item": "{brand}"}, "no item of small has a text in 'brand'"),
-    ],
-)  # fmt: skip
+BAD_FIELDS = [
+    (
+        {"prompt_item": "{titel}"},
+        r"no column 'titel'; did you mean 'title'\? Its columns are item_id, title, brand; set prompt_item",
+    ),
+    ({"prompt_item": "{title} {price}"}, "no column 'price'.* Its columns are item_id, title, brand"),
+    (
+        {"item_text_fields": ["titel"], "items_without_text": "keep"},
+        r"no column 'titel'; did you mean 'title'\?.*set item_text_fields",
+    ),
+    ({"prompt_item": "{brand}"}, "no item of small has a text in 'brand'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD_FIELDS)
 def test_template_that_names_what_is_not_there(small, tiny, settings, message):
     write_dataset(small, titles={item: [text, ""] for item, text in TITLES.items()}, columns=["title", "brand"])
     with pytest.raises(DataError, match=message):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from plain_layers import plain_virtual_tokens
 from scipy.stats import kstest, truncnorm
 
 from recbole_llm.model.layers.virtual_token_adapter import VirtualTokenAdapter, truncated_normal_
@@ -24,17 +25,6 @@ def vectors_of(interests):
     return torch.randn(USERS, interests, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def plain_tokens(weights, vector, layer):
-    """Eq. 5 to 7 for one user vector and one layer: D [L', d']."""
-    projected = weights["projection_weight"][layer] @ vector + weights["projection_bias"][layer]  # eq. 5
-    repeated = np.repeat(projected[None], TOKENS, axis=0)
-    if "prefix" not in weights:
-        return repeated
-    prefix = weights["prefix"][layer]
-    gate = 1 / (1 + np.exp(-np.concatenate([prefix, repeated], axis=1) @ weights["gate_weight"]))  # eq. 6
-    return gate[:, None] * prefix + (1 - gate[:, None]) * repeated  # eq. 7
-
-
 @pytest.mark.parametrize("interests", [1, 3])
 @pytest.mark.parametrize("refinement", [True, False])
 @pytest.mark.parametrize("layerwise", [True, False])
@@ -48,7 +38,7 @@ def test_tokens_equal_the_equations(layerwise, refinement, interests):
     assert found.shape == (layers, USERS, interests * TOKENS, WIDTH)
     for layer in range(layers):
         for user in range(USERS):
-            expected = [plain_tokens(weights, vector, layer) for vector in vectors[user].numpy()]
+            expected = [plain_virtual_tokens(weights, vector, layer, TOKENS) for vector in vectors[user].numpy()]
             np.testing.assert_allclose(found[layer, user], np.concatenate(expected), atol=1e-13)
     gates = weights.get("gate_weight", np.zeros(1))
     assert np.abs(gates).max() > 0.1 or not refinement, "the gate must be seen"

@@ -57,6 +57,7 @@ class ST2SI(SequentialRecommender):
     """
 
     input_type = InputType.POINTWISE
+    reads_text_only = True  # an item that was never trained on is as good as any other in a history
     dataset_class = HistoryDataset
     trainer_class = PackedTrainer
 
