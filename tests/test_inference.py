@@ -37,8 +37,17 @@ def sasrec(small):
     return id_parts(small)
 
 
-@pytest.fixture(params=["llama", "opt", "opt_projected", "one query", *RECBOLE])
+def adapter_parts(data_path, tiny):
+    own = {"embedding_size": 8, "epochs": 0}
+    return build_parts(
+        data_path, model="IDLEAdapter", backbone=str(tiny["bert"]), max_prompt_tokens=128, id_model_settings=own
+    )
+
+
+@pytest.fixture(params=["llama", "opt", "opt_projected", "one query", "IDLEAdapter", *RECBOLE])
 def parts(request, small, tiny):
+    if request.param == "IDLEAdapter":
+        return adapter_parts(small, tiny)
     if request.param in RECBOLE:
         return id_parts(small, request.param)
     one = request.param == "one query"
@@ -176,6 +185,10 @@ def test_item_never_trained_on(small, tiny):
     with pytest.raises(DataError, match=r"item 'x' of small was never trained on, and SASRec knows items by id: leave"):
         recommender_of(parts).recommend(["a", "x"], 2)
     assert len(recommender_of(parts, allow_untrained=True).recommend(["a", "x"], 2).items) == 2
+    both = adapter_parts(small, tiny)  # its id model knows ids
+    with pytest.raises(DataError, match=r"item 'x' of small was never trained on, and IDLEAdapter knows items by id"):
+        recommender_of(both).recommend(["a", "x"], 2)
+    assert len(recommender_of(both).recommend(list("abcdefgh"), 2).items) == 2, "all others were trained on"
     reads_text = build_parts(small, backbone=str(tiny["opt"]), tuning="ilp")
     assert len(recommender_of(reads_text).recommend(["a", "x"], 2).items) == 2
 
