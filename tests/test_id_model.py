@@ -243,7 +243,7 @@ def test_broken_and_unfinished_id_models(small, tiny):
     settings = settings_of(small, tiny, id_model_path=str(folder))
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(CheckpointError, match="the weights .*model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"the weights .*model\.safetensors"):
         run(settings=settings)
     (folder / "model.safetensors").write_bytes(weights)
     (folder / "result.json").unlink()

@@ -17,7 +17,7 @@ from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.inference import Recommender
 
 ML_100K = f"{recbole.__path__[0]}/dataset_example/ml-100k"
-EPOCHS = 2
+EPOCHS = 3
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,10 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("idle_end_to_end")
     arguments = [
         "--model=IDLEAdapter", "--dataset=ml-100k", "--backbone=sbert-minilm", "--id_model=ComiRec",
-        "--user_inter_num_interval=[20,21]", "--item_inter_num_interval=[5,inf)", "--MAX_ITEM_LIST_LENGTH=3",
+        "--user_inter_num_interval=[4,24]", "--item_inter_num_interval=[4,inf)", "--MAX_ITEM_LIST_LENGTH=3",
         "--prompt=Recommend {noun}: {history}.", "--max_attribute_tokens=12", "--max_prompt_tokens=64",
-        "--prefixes_per_user=1", f"--epochs={EPOCHS}", "--train_batch_size=8", "--learning_rate=0.003",
-        "--mmd_weight=0.5", "--use_gpu=False", "--id_model_settings={'epochs': 5}", "--show_progress=False",
+        "--prefixes_per_user=3", f"--epochs={EPOCHS}", "--train_batch_size=16", "--learning_rate=0.002",
+        "--mmd_weight=0.1", "--use_gpu=False", "--id_model_settings={'epochs': 5}", "--show_progress=False",
         "--state=WARNING",
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
