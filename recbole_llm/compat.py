@@ -84,6 +84,24 @@ def missing_package(model: str, package: str) -> SettingError:
     )
 
 
+def hyper_tuning() -> Any:
+    """Return RecBole's module `recbole/trainer/hyper_tuning.py`, whose exhaustive search works with today's hyperopt.
+
+    Repairs `recbole/trainer/hyper_tuning.py:117` (`exhaustive_search`): hyperopt draws with ``integers``, which numpy's
+    old ``RandomState`` does not have.
+
+    Raises:
+        SettingError: if hyperopt is not installed.
+    """
+    from recbole.trainer import hyper_tuning as module
+
+    if find_spec("hyperopt") is None:
+        raise SettingError("tuning needs the package 'hyperopt', which is not installed: pip install hyperopt")
+    if not isinstance(module.np, _Overlay):
+        module.np = _Overlay(np, random=_Overlay(np.random, RandomState=np.random.default_rng))
+    return module
+
+
 @contextlib.contextmanager
 def unchanged_anomaly_detection() -> Iterator[None]:
     """Keep autograd's anomaly detection as it is while a model of RecBole is imported.
