@@ -89,14 +89,9 @@ def hyper_tuning() -> Any:
 
     Repairs `recbole/trainer/hyper_tuning.py:117` (`exhaustive_search`): hyperopt draws with ``integers``, which numpy's
     old ``RandomState`` does not have.
-
-    Raises:
-        SettingError: if hyperopt is not installed.
     """
     from recbole.trainer import hyper_tuning as module
 
-    if find_spec("hyperopt") is None:
-        raise SettingError("tuning needs the package 'hyperopt', which is not installed: pip install hyperopt")
     if not isinstance(module.np, _Overlay):
         module.np = _Overlay(np, random=_Overlay(np.random, RandomState=np.random.default_rng))
     return module

@@ -73,6 +73,10 @@ def data_preparation(config: Any, dataset: Any, test: bool = True) -> tuple[Any,
     if not test:
         # RecBole's samplers want three parts; an empty one stands for the third.
         built = [*built[:2], built[1].copy(built[1].inter_feat[:0])]
+    elif len(built) < 3:
+        raise DataError(
+            f"{config['dataset']} is split into {len(built)} parts: a run needs three, the last for the test"
+        )
     if len(built[0]) == 0:
         raise DataError(f"no training interaction of {config['dataset']} is left after the split")
     try:

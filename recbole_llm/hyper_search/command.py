@@ -1,6 +1,8 @@
 """The verb ``tune``: what it takes, and what it shows."""
 
+import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,9 @@ def tune(
         raise SettingError(
             "early_stop is RecBole's HyperTuning's: with --storage a study has as many trials as planned"
         )
+    package = "hyperopt" if storage is None else "optuna"
+    if find_spec(package) is None:
+        raise SettingError(f"tuning needs the package '{package}': pip install 'recbole-llm[tune]'")
     space = read_space(params_file or default_file(base["model"]))
     space.check(base, base.given)
     if algo == "exhaustive":
@@ -76,7 +81,7 @@ def tune_command(arguments: Sequence[str]) -> int:
     try:
         outcome = tune(base, **options)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on with the study")
+        print("interrupted; the same command goes on with the study", file=sys.stderr)
         return 130
     print(trials_table(outcome))
     print(outcome["path"])

@@ -49,14 +49,14 @@ class Parameter:
             return trial.suggest_float(self.name, math.exp(low), math.exp(high), log=True)
         return trial.suggest_float(self.name, low, high)
 
-    def example(self) -> Any:
-        """Return a value that may be drawn, in the middle of a range."""
+    def examples(self) -> tuple[Any, ...]:
+        """Return the choices, or one value in the middle of a range."""
         if self.kind == "choice":
-            return self.values[0]
+            return self.values
         low, high = self.values[:2]
         if self.kind == "quniform":
-            return round((low + high) / 2 / self.values[2]) * self.values[2]
-        return math.exp((low + high) / 2) if self.kind == "loguniform" else (low + high) / 2
+            return (round((low + high) / 2 / self.values[2]) * self.values[2],)
+        return (math.exp((low + high) / 2) if self.kind == "loguniform" else (low + high) / 2,)
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ class Space:
             if parameter.name not in defaults.merged:
                 close = nearest(parameter.name, defaults.merged)
                 raise SettingError(f"{defaults['model']} has no setting '{parameter.name}' to search{close}")
-            for value in parameter.values if parameter.kind == "choice" else [parameter.example()]:
-                value = self.settings(
-                    {p.name: p.example() for p in self.parameters} | {parameter.name: value}, defaults
-                )
-                Config(config_dict={**given, "model": defaults.model, "dataset": defaults.dataset, **value})
+        rows = max(len(parameter.examples()) for parameter in self.parameters)
+        for row in range(rows):  # every value at least once
+            drawn = {p.name: p.examples()[row % len(p.examples())] for p in self.parameters}
+            named = {"model": defaults["model"], "dataset": defaults["dataset"]}
+            Config(config_dict={**given, **named, **self.settings(drawn, defaults)})
 
     def plain(self) -> dict[str, list[Any]]:
         """Return the space in plain words for YAML and JSON: ``{name: [kind, values]}``."""

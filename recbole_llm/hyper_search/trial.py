@@ -64,9 +64,9 @@ def run_trial(
     except Exception as error:  # a combination that RecBole or the device refuses, in whatever words
         record.reason = str(error) if isinstance(error, RecBoleLLMError) else f"{type(error).__name__}: {error}"
         record.reason = record.reason.splitlines()[0]
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # the next trial's model may need it in larger pieces
+    if torch.cuda.is_available():  # the next trial's model may need the memory, and in larger pieces
+        gc.collect()
+        torch.cuda.empty_cache()
     record.seconds = round(time.monotonic() - started, 2)
     study.store(record)
     return record
@@ -80,4 +80,5 @@ def progress(study: Study, record: Record, records: list[Record], planned: int) 
     so_far = "" if best is None else f"; best {best.score:.4f} in trial {best.number}"
     settings = " ".join(f"{name}={value}" for name, value in record.settings.items())
     done = sum(other.state != "running" for other in records)
-    return f"[{done} of {planned}] trial {record.number} {record.state}{score}{why}, {record.seconds:.0f} s, {settings}{so_far}"
+    what = f"trial {record.number} {record.state}{score}{why}, {record.seconds:.0f} s, {settings}"
+    return f"[{done} of {planned}] {what}{so_far}"
