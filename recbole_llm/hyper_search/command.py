@@ -1,5 +1,6 @@
 """The verb ``tune``: what it takes, and what it shows."""
 
+import json
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -10,9 +11,10 @@ from tabulate import tabulate
 
 from recbole_llm.config import Config, parse_value
 from recbole_llm.errors import SettingError, nearest
+from recbole_llm.evaluation.tables import result_table
 from recbole_llm.hyper_search import hyperopt_search, optuna_search
 from recbole_llm.hyper_search.space import default_file, read_space
-from recbole_llm.hyper_search.study import Study
+from recbole_llm.hyper_search.study import BEST, Study
 
 ALGOS = ("exhaustive", "random", "bayes")
 _OPTIONS = ("params_file", "trials", "max_evals", "algo", "early_stop", "out", "storage", "pruner", "config_files")
@@ -89,7 +91,7 @@ def tune_command(arguments: Sequence[str]) -> int:
 
 
 def trials_table(outcome: dict[str, Any]) -> str:
-    """Return a table of the trials in `tune.json`, the best first, and the winner's test metrics."""
+    """Return a table of the trials in `tune.json`, the best first, and the winner's own."""
     names = list(outcome["space"])
 
     def order(trial: dict[str, Any]) -> tuple[bool, float, int]:
@@ -103,12 +105,11 @@ def trials_table(outcome: dict[str, Any]) -> str:
     ]
     headers = ["trial", "state", outcome["metric"], "best epoch", "evaluated", "seconds", *names]
     table = tabulate(rows, headers=headers, floatfmt=("", "", ".4f", "", "", ".1f"), missingval="-")
-    test = ", ".join(f"{name} {value:.4f}" for name, value in (outcome["test"] or {}).items())
     folder = Path(outcome["path"]).parent
-    return (
-        f"\n{table}\n\ntrial {outcome['best']} is the best on validation; on the test part: {test}\n"
-        f"its run is {(folder / outcome['result']).parent}, its settings are in {folder / 'best.yaml'}"
-    )
+    run = folder / outcome["result"]
+    winner = result_table(json.loads(run.read_text(encoding="utf-8")))
+    what = f"trial {outcome['best']} is the best on validation: its run is {run.parent}, its settings {folder / BEST}"
+    return f"\n{table}\n{winner}\n\n{what}"
 
 
 def _check_one_of(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -45,6 +45,7 @@ def search(study: Study, storage: str, trials: int | None) -> dict[str, Any]:
         StorageError: if the storage cannot be used.
         TrainingError: if no trial is complete.
     """
+    waits = False
     with _alive(study) as worker:
         with study.lock():
             shared = _Shared(study, storage, trials, worker)
@@ -55,10 +56,18 @@ def search(study: Study, storage: str, trials: int | None) -> dict[str, Any]:
                 if trial is None and not shared.running():
                     return study.finish(shared.records())
             if trial is None:
+                if not waits:
+                    print("every trial is taken: waiting for the other workers, in case one ends", flush=True)
+                waits = True
                 time.sleep(POLL_SECONDS)
                 continue
             drawn = study.space.settings(trial.params, study.base)
-            record = run_trial(study, trial.number, drawn, shared.judge(trial))
+            try:
+                record = run_trial(study, trial.number, drawn, shared.judge(trial))
+            except BaseException:  # an interruption, or what no other settings would mend
+                with study.lock():
+                    shared.give_back(trial.number)
+                raise
             with study.lock():
                 shared.end(trial, record)
 
@@ -186,26 +195,33 @@ class _Shared:
         The repetition is there before the lost trial is closed: whenever this worker ends, too, the next one finds
         either both or neither.
         """
-        every = self._all()
-        repeated = {trial.user_attrs.get("instead_of") for trial in every}
-        for trial in every:
+        for trial in self._all():
             worker = trial.user_attrs.get("worker")
             if trial.state != self._states.RUNNING or (worker is not None and not _has_ended(self.study, worker)):
                 continue
             attempt = trial.user_attrs.get("attempt", 1)
-            if attempt >= _ATTEMPTS:
-                drawn = self.study.space.settings(trial.params, self.study.base)
-                reason = f"its worker ended {attempt} times"
-                instead_of = trial.user_attrs.get("instead_of")
-                self.study.store(Record(trial.number, "failed", drawn, reason=reason, instead_of=instead_of))
-            else:
-                if trial.number not in repeated:
-                    chosen = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-                    attributes = {"instead_of": trial.number, "attempt": attempt + 1}
-                    self.trials.enqueue_trial(chosen, user_attrs=attributes)
+            if attempt < _ATTEMPTS:
                 print(f"the worker of trial {trial.number} has ended: the trial is run again", flush=True)
-                self.study.discard(trial.number)
+                self._repeat(trial, attempt + 1)
+                continue
+            drawn = self.study.space.settings(trial.params, self.study.base)
+            record = Record(trial.number, "failed", drawn, reason=f"its worker ended {attempt} times")
+            record.instead_of = trial.user_attrs.get("instead_of")
+            self.study.store(record)
             self.trials.tell(trial.number, state=self._states.FAIL)
+
+    def give_back(self, number: int) -> None:
+        """Put a trial of this worker into the queue again: it was stopped, and is not to blame."""
+        trial = self._all()[number]
+        if trial.state == self._states.RUNNING:
+            self._repeat(trial, trial.user_attrs.get("attempt", 1))
+
+    def _repeat(self, trial: Any, attempt: int) -> None:
+        if not any(other.user_attrs.get("instead_of") == trial.number for other in self._all()):
+            chosen = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            self.trials.enqueue_trial(chosen, user_attrs={"instead_of": trial.number, "attempt": attempt})
+        self.study.discard(trial.number)
+        self.trials.tell(trial.number, state=self._states.FAIL)
 
     def records(self) -> list[Record]:
         """Return every trial once, by number: where a worker ended, its repetition alone."""

@@ -195,7 +195,8 @@ class Study:
         if not (folder / run_folder.RESULT).is_file():
             if not all((folder / name).is_file() for name in (checkpoint.WEIGHTS, checkpoint.RESUME)):
                 quick_start.fit(Config(config_dict=self.settings(best.settings)), folder)  # its weights were removed
-            quick_start.run(resume=folder)
+            here = {name: self.base.merged[name] for name in _PLACES if name in self.base.merged}
+            quick_start.run(resume=folder, settings=here)  # the trial may have run on another machine
         result = json.loads((folder / run_folder.RESULT).read_text(encoding="utf-8"))
         return {**self._write_json(records, best, result), "path": str(self.folder / TUNE)}
 

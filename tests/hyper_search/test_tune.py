@@ -331,7 +331,7 @@ def test_two_processes_share_a_study(place, storage, kill):
         assert out_b.count("is run again") == 1
     else:
         assert out_a.splitlines()[-1] == str(path)
-        assert out_a.split("trial     state")[-1].splitlines()[-8:] == out_b.splitlines()[-8:]
+        assert out_a.splitlines()[-8:] == out_b.splitlines()[-8:]
         assert out_a.count("] trial") + out_b.count("] trial") == 6
 
 
@@ -391,6 +391,30 @@ def test_ended_between_queueing_and_closing(place, monkeypatch):
     second.requeue_lost()
     states = [trial.state.name for trial in second.trials.get_trials()]
     assert states == ["FAIL", "WAITING"]
+
+
+def test_interrupted_trial_is_given_back_however_often(place, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    options = {"params_file": place / "two.hyper", "storage": "j.log"}
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna_search, "run_trial", interrupt)
+        for _ in range(4):
+            with pytest.raises(KeyboardInterrupt):
+                tune(place, **options)
+    outcome = tune(place, **options)
+    assert [trial["state"] for trial in outcome["trials"]] == ["complete"] * 2
+    assert sorted(trial["settings"]["learning_rate"] for trial in outcome["trials"]) == [0.0001, 0.05]
+
+
+def test_winner_whose_weights_were_removed(place):
+    first = tune(place, params_file="two.hyper")
+    run = Path(first["path"]).parent / first["result"]
+    for path in (run, run.parent / "model.safetensors"):
+        path.unlink()
+    again = tune(place, params_file="two.hyper")
+    assert (again["trials"], again["best"], again["test"]) == (first["trials"], first["best"], first["test"])
 
 
 def test_samplers_of_two_workers_do_not_draw_the_same(place):
