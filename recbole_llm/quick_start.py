@@ -21,6 +21,8 @@ from recbole_llm.files import read_yaml, write_json
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.trainer import best_epoch
 
+_WORTH_SAYING = 0.005  # seconds; less is no pre-training
+
 
 @dataclass
 class Parts:
@@ -32,7 +34,7 @@ class Parts:
         train, valid, test: RecBole's loaders; valid and test are None where the split leaves nothing, and test where
             it was not asked for.
         model: the model, on its device.
-        pretrain_seconds: how long the model's class took before it could be built: the pre-training of a backbone.
+        pretrain_seconds: how long the model's class took before it could be built: a pre-training.
     """
 
     config: Config
@@ -51,6 +53,7 @@ def run(
     settings: dict[str, Any] | None = None,
     command_line: Sequence[str] = (),
     resume: str | Path | None = None,
+    folder: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train a model, evaluate its best epoch and store the run.
 
@@ -61,6 +64,7 @@ def run(
         settings: settings by name; they override the files.
         command_line: ``--name=value`` settings; they override all others.
         resume: the folder of an interrupted run, to go on with; its own settings are then the default.
+        folder: where to store the run; None for a new folder in `checkpoint_dir`.
 
     Returns:
         What `result.json` holds, and under "path" where that file is.
@@ -70,11 +74,12 @@ def run(
     """
     started = time.monotonic()
     if resume is not None:
-        folder, stored = run_folder.open_unfinished(resume)
+        kept, stored = run_folder.open_unfinished(resume)
         settings = {**stored, **(settings or {})}
     config = Config(model, dataset, config_files, settings, command_line)
     if resume is None:
-        folder = run_folder.create(Path(config["checkpoint_dir"]), config.merged)
+        kept = run_folder.create(Path(config["checkpoint_dir"]), config.merged, folder)
+    folder = kept
     _begin(config, folder)
 
     try:
@@ -108,7 +113,7 @@ def run(
     _save_extras(folder, parts)
 
     seconds = {
-        **({"pretrain": parts.pretrain_seconds} if config["pretrain_datasets"] else {}),
+        **({"pretrain": parts.pretrain_seconds} if parts.pretrain_seconds >= _WORTH_SAYING else {}),
         "prepare": prepared - started - parts.pretrain_seconds,
         "fit": fit_seconds,
         "evaluate": evaluated - fitted,

@@ -13,6 +13,7 @@ from recbole.trainer import Trainer
 from recbole_llm.errors import TrainingError
 from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank
 from recbole_llm.trainer import checkpoint
+from recbole_llm.trainer.device_steps import DeviceSteps
 
 
 class RunFolderMixin(Trainer):
@@ -239,8 +240,13 @@ def _plain(result: Any) -> dict[str, float] | None:
 
 @functools.cache
 def with_run_folder(trainer_class: type) -> type:
-    """Return `trainer_class` with `RunFolderMixin` in front of it."""
-    return type(trainer_class.__name__, (RunFolderMixin, trainer_class), {})
+    """Return `trainer_class` with `RunFolderMixin` in front of it and `DeviceSteps` before RecBole's own Trainer."""
+    bases: tuple[type, ...] = (RunFolderMixin, trainer_class)
+    if trainer_class is Trainer:
+        bases = (RunFolderMixin, DeviceSteps)
+    elif issubclass(trainer_class, Trainer):
+        bases = (RunFolderMixin, trainer_class, DeviceSteps)
+    return type(trainer_class.__name__, bases, {})
 
 
 def best_epoch(history: list[dict[str, Any]], metric: str, bigger: bool) -> int | None:
