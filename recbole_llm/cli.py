@@ -17,6 +17,10 @@ recbole-llm: language-model recommenders inside RecBole
       Go on with an interrupted run.
   recbole-llm pretrain --pretrain_datasets=A,B [--backbone=L] [--pretrain_epochs=15] [--name=value ...]
       Pre-train ST2SI's backbone on data sets. The last line is its folder: --backbone=<folder> tunes it on another.
+  recbole-llm tune --model=M --dataset=D [--params_file=FILE] [--algo=exhaustive|random|bayes] [--trials=N]
+                   [--early_stop=N] [--out=FOLDER] [--storage=FILE|URL [--pruner=median|halving|hyperband|none]]
+      Search the settings that are best on validation, in a parameter file as RecBole's; the last line is the path of
+      tune.json. The same command goes on with the study; with --storage any number of processes share it.
   recbole-llm prepare --dataset=D [--raw=FOLDER] [--out=FOLDER] [--report[=FILE]]
       Make RecBole's atomic files of a data set from its publisher's files, and compare its counts with the papers'.
   recbole-llm recommend --run=saved/<run> --history="ITEM,ITEM,..." [--k=10] [--exclude_seen=true] [--user=USER]
@@ -91,6 +95,12 @@ def _pretrain(argv: list[str]) -> int:
     return 0
 
 
+def _tune(argv: list[str]) -> int:
+    from recbole_llm.hyper_search.command import tune_command
+
+    return tune_command(argv)
+
+
 def _doctor(argv: list[str]) -> int:
     from recbole_llm.doctor import report
 
@@ -114,6 +124,7 @@ def _recommend(argv: list[str]) -> int:
 _VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "pretrain": _pretrain,
+    "tune": _tune,
     "prepare": _prepare,
     "recommend": _recommend,
     "doctor": _doctor,

@@ -63,12 +63,24 @@ def _check_side_files(config: Any) -> None:
             raise SettingError(f"{config['model']} reads {path}: name the columns to load in load_col['{suffix}']")
 
 
-def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
+def data_preparation(config: Any, dataset: Any, test: bool = True) -> tuple[Any, Any, Any]:
     """Split `dataset` by `eval_args` and return RecBole's training, validation and test loaders.
 
     With `device_table`, those of a sequential model take their rows from tables on the device, see `device_table`.
+
+    Args:
+        config: the settings.
+        dataset: all interactions.
+        test: False leaves the test part alone: nothing reads it, it may be missing, and its loader is None.
     """
     built = dataset.build()
+    if not test:
+        # RecBole's samplers want three parts; an empty one stands for the third.
+        built = [*built[:2], built[1].copy(built[1].inter_feat[:0])]
+    elif len(built) < 3:
+        raise DataError(
+            f"{config['dataset']} is split into {len(built)} parts: a run needs three, the last for the test"
+        )
     if len(built[0]) == 0:
         raise DataError(f"no training interaction of {config['dataset']} is left after the split")
     try:
@@ -84,7 +96,7 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
         train = train_class(config, built[0], train_sampler, shuffle=config["shuffle"])
     evaluation = []
     for phase, part, sampler in zip(("valid", "test"), built[1:], (valid_sampler, test_sampler), strict=True):
-        if len(part) == 0:
+        if len(part) == 0 and (test or phase == "valid"):
             getLogger().warning("the %s part of %s is empty", phase, config["dataset"])
         eval_class = loader_class(config, get_dataloader(config, phase))
         evaluation.append(eval_class(config, part, sampler, shuffle=False) if len(part) else None)
