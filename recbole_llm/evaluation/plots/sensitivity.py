@@ -66,7 +66,8 @@ def sensitivity(results: Results, setting: str, metric: str) -> Figure:
             "give runs that differ in it"
         )
     figure, (ax,) = grid(1, 5.4, _HEIGHT)
-    others = {name for by_value in lines.values() for name in differing(sum(by_value.values(), []), setting)}
+    on_one_line = [[record for runs in by_value.values() for record in runs] for by_value in lines.values()]
+    others = {name for runs in on_one_line for name in differing(runs, setting)}
     if others:  # such as a learning rate chosen anew for every value: the reader must know
         ax.set_title(
             wrapped(f"these runs differ also in {', '.join(sorted(others))}", 60), color=MUTED, weight="normal"
