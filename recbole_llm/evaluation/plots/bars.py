@@ -47,14 +47,14 @@ def _draw(ax: Axes, results: Results, dataset: str, metric: str) -> str:
     for place, label in enumerate(results.labels):
         records = results.of(dataset, label)
         if not records:
-            ax.text(0, place, " no finished run", va="center", color=MUTED)
+            ax.annotate("no finished run", (0, place), (5, 0), textcoords="offset points", va="center", color=MUTED)
             continue
         mean = point(place, records, metric)
         ax.barh(place, mean.mean, height=0.62, color=look[label].colour, alpha=0.6)  # whiskers show on it
         low, high = mean.mean, mean.mean
         if (dataset, label, metric) in results.intervals:
             low, high = results.intervals[dataset, label, metric]
-            meaning = ", interval over users"
+            meaning = ", 95 % interval over users"
         elif mean.deviation is not None:
             low, high = mean.mean - mean.deviation, mean.mean + mean.deviation
             meaning = ", ± standard deviation over seeds"

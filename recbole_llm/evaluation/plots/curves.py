@@ -18,7 +18,7 @@ def curves(results: Results, metric: str) -> Figure:
     can be compared.
 
     Args:
-        results: runs with a history; epochs are counted from 1 here.
+        results: runs with a history; epochs are counted from 0, as there.
         metric: of validation, as in `result.json`.
 
     Raises:
@@ -33,17 +33,17 @@ def curves(results: Results, metric: str) -> Figure:
         records = results.of(dataset)
         _draw(left, [(r, _validated(r, metric)) for r in records], look, best=True)
         _draw(right, [(r, _losses(r)) for r in records], look, best=False)
-        left.set(title=dataset, xlabel="epoch", ylabel=f"validation {metric_name(metric)}")
-        right.set(title="", xlabel="epoch", ylabel="training loss")
+        left.set(title=dataset, xlabel="epoch, from 0", ylabel=f"validation {metric_name(metric)}")
+        right.set(title="", xlabel="epoch, from 0", ylabel="training loss")
     return figure
 
 
 def _validated(record: Record, metric: str) -> list[tuple[int, float]]:
-    return [(e["epoch"] + 1, e["valid"][metric]) for e in record.history if metric in (e.get("valid") or {})]
+    return [(e["epoch"], e["valid"][metric]) for e in record.history if metric in (e.get("valid") or {})]
 
 
 def _losses(record: Record) -> list[tuple[int, float]]:
-    losses = [(e["epoch"] + 1, e["train_loss"]) for e in record.history if e.get("train_loss") is not None]
+    losses = [(e["epoch"], e["train_loss"]) for e in record.history if e.get("train_loss") is not None]
     return losses if any(loss for _, loss in losses) else []  # Pop and its like learn nothing and write 0
 
 

@@ -11,7 +11,7 @@ from recbole_llm.errors import SettingError
 from recbole_llm.evaluation.plots.records import Results, printable
 from recbole_llm.evaluation.plots.style import INK, Look, label_ends, looks, metric_name, panels, plain_number, styled
 
-_NAMES = {
+WAYS = {
     "popularity": "by popularity of the target",
     "history_length": "by length of the history",
     "text_length": "by length of the item's text",
@@ -22,7 +22,7 @@ _SPREAD = 0.5  # how much of a group's width its points take
 
 @styled
 def groups(results: Results, metric: str) -> Figure:
-    """Return a row of panels a data set, one panel a way to group, with a point and its interval a label and group.
+    """Return one panel a data set and way to group, with a point and its interval a label and group.
 
     Args:
         results: a comparison's, which has groups.
@@ -36,18 +36,13 @@ def groups(results: Results, metric: str) -> Figure:
         raise SettingError(
             f"there are no groups of targets with {metric}: they are in a comparison whose runs kept their ranks"
         )
-    datasets = [name for name in results.datasets if any(entry["dataset"] == name for entry in entries)]
-    ways = list(dict.fromkeys(entry["by"] for entry in entries))
-    figure, rows = panels(len(datasets), len(ways), 4.8, _HEIGHT)
-    for dataset, row in zip(datasets, rows, strict=True):
-        for way, ax in zip(ways, row, strict=True):
-            here = [entry for entry in entries if entry["dataset"] == dataset and entry["by"] == way]
-            if not here:
-                ax.set_axis_off()
-                continue
-            _draw(ax, here, results.labels, metric)
-            title = f"{dataset}, {_NAMES.get(way, printable(way))}"
-            ax.set(title=title, ylabel=f"test {metric_name(metric)}")
+    parts = list(dict.fromkeys((entry["dataset"], entry["by"]) for entry in entries))
+    figure, rows = panels(len(parts), 1, 6.0, _HEIGHT)
+    for (dataset, way), (ax,) in zip(parts, rows, strict=True):
+        here = [entry for entry in entries if (entry["dataset"], entry["by"]) == (dataset, way)]
+        _draw(ax, here, results.labels, metric)
+        title = f"{dataset}, {WAYS.get(way, printable(way))}"
+        ax.set(title=title, ylabel=f"test {metric_name(metric)}")
     return figure
 
 
@@ -63,8 +58,9 @@ def _draw(ax: Axes, entries: list[dict[str, Any]], labels: list[str], metric: st
         mine = sorted((e for e in entries if e["label"] == label), key=lambda e: e["order"])
         places = [names.index(entry["group"]) + shift for entry in mine]
         ends.append(_line(ax, places, [entry["metrics"][metric] for entry in mine], label, look[label]))
-    wrapped = [f"{textwrap.fill(printable(name), 14)}\n{plain_number(targets[name])} targets" for name in names]
-    ax.set_xticks(range(len(names)), wrapped)
+    ticks = [f"{textwrap.fill(printable(name), 14)}\n({plain_number(targets[name])})" for name in names]
+    ax.set_xticks(range(len(names)), ticks)
+    ax.set_xlabel("group (number of targets)")
     ax.tick_params(axis="x", length=0, labelcolor=INK)
     ax.grid(axis="x", visible=False)
     ax.set_xlim(-0.5, len(names) - 0.5)

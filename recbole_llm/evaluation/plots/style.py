@@ -180,13 +180,14 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], height: 
     line = FONT_SIZE * 1.3 / (height * 72)
     # Centres that keep their distance: the nearest such heights are an isotonic regression of what is left of each.
     gaps = np.concatenate([[0.0], np.cumsum((lines[1:] + lines[:-1]) / 2 * line)])
-    places = isotonic_regression(points[order, 1] - gaps).x + gaps
-    places -= max(0.0, places[-1] - 1.0)
+    free = np.clip(isotonic_regression(points[order, 1] - gaps).x, 0.0, max(0.0, 1.0 - gaps[-1]))
+    places = free + gaps
     for index, place in zip(order, places, strict=True):
         x, y, _, colour = ends[index]
         ax.annotate(
             texts[index], (x, y), (1.05, float(place)), textcoords="axes fraction", color=colour, va="center",
-            annotation_clip=False, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1},
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1},
         )  # fmt: skip
 
 

@@ -4,18 +4,18 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from recbole_llm.errors import SettingError
 from recbole_llm.evaluation.plots.bars import bars
 from recbole_llm.evaluation.plots.curves import curves
-from recbole_llm.evaluation.plots.groups import groups
+from recbole_llm.evaluation.plots.groups import WAYS, groups
 from recbole_llm.evaluation.plots.records import Results, from_comparison, printable
 from recbole_llm.evaluation.plots.style import DARK_PALETTE, PALETTE, metric_name
 from recbole_llm.evaluation.plots.trade_off import trade_off
@@ -43,6 +43,7 @@ def render(comparison: dict[str, Any]) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["breakable"] = breakable
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     results = from_comparison(comparison)
@@ -83,6 +84,15 @@ def _settings(cell: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, json.dumps(settings[name], ensure_ascii=False)) for name in sorted(settings)]
 
 
+def _grouped(results: Results, way: str) -> Results:
+    return replace(results, groups=[entry for entry in results.groups if entry["by"] == way])
+
+
+def breakable(value: Any) -> Markup:
+    """Return text that a narrow column may break after the parts of a setting's name, not inside them."""
+    return escape(value).replace("_", Markup("_<wbr>")).replace("=", Markup("=<wbr>"))
+
+
 def _pictures(results: Results) -> dict[str, list[Picture]]:
     """Return the figures that the results suffice for, one a data set and kind."""
     found: dict[str, list[Picture]] = {"bar_pictures": [], "group_pictures": [], "other_pictures": []}
@@ -96,7 +106,10 @@ def _pictures(results: Results) -> dict[str, list[Picture]]:
             ("bar_pictures", lambda one, m=each: bars(one, [m]), f"Test {metric_name(each)}")
             for each in results.metrics
         ),
-        ("group_pictures", lambda one: groups(one, metric), f"Test {name} by group of targets, with intervals"),
+        *(
+            ("group_pictures", lambda one, w=way: groups(_grouped(one, w), metric), f"Test {name} {WAYS.get(way, way)}")
+            for way in dict.fromkeys(entry["by"] for entry in results.groups)
+        ),
         ("other_pictures", lambda one: trade_off(one, metric), f"Speed against quality: training time and test {name}"),
         (
             "other_pictures",

@@ -83,29 +83,30 @@ def _summary(entry: dict[str, Any]) -> Cell:
 
 
 def significance_tables(comparison: dict[str, Any]) -> list[Table]:
-    """Return one table a data set: paired tests over users."""
-    columns = [
-        *("Model", "Against", "Metric", "Difference", "From", "To", "t-test p", "Wilcoxon p"),
-        *("t-test p, Holm", "Wilcoxon p, Holm", "Users", "Mark"),
-    ]
+    """Return one table a data set and metric: paired tests over users."""
+    columns = ["Model", "Against", "Difference", "t-test p", "Holm", "Wilcoxon p", "Holm", "Users", "Mark"]
     tables = []
-    for dataset in comparison["datasets"]:
+    for dataset, metric in dict.fromkeys((entry["dataset"], entry["metric"]) for entry in comparison["significance"]):
         rows = [
             [
                 text(entry["label"]),
                 text(entry["against"]),
-                text(metric_name(entry["metric"])),
-                *(number(entry[name], signed(entry[name], 4)) for name in ("difference", "low", "high")),
-                *(number(entry[name], probability(entry[name])) for name in ("p_t", "p_wilcoxon")),
-                *(number(entry[name], probability(entry[name])) for name in ("p_t_holm", "p_wilcoxon_holm")),
+                Cell(
+                    signed(entry["difference"], 4),
+                    entry["difference"],
+                    (f"{signed(entry['low'], 4)} to {signed(entry['high'], 4)}",),
+                ),
+                *(
+                    number(entry[name], probability(entry[name]))
+                    for name in ("p_t", "p_t_holm", "p_wilcoxon", "p_wilcoxon_holm")
+                ),
                 number(entry["users"]),
                 Cell(entry["mark"] or NOTHING, len(entry["mark"])),
             ]
             for entry in comparison["significance"]
-            if entry["dataset"] == dataset
+            if (entry["dataset"], entry["metric"]) == (dataset, metric)
         ]
-        if rows:
-            tables.append(Table(dataset, columns, rows, first_number=3))
+        tables.append(Table(f"{dataset}: {metric_name(metric)}", columns, rows, first_number=2))
     return tables
 
 
@@ -168,8 +169,8 @@ def paper_tables(comparison: dict[str, Any]) -> list[Table]:
                     [
                         text(label),
                         text(metric_name(metric)),
-                        number(value, f"{value:.4f}"),
-                        number(ours, None if ours is None else f"{ours:.4f}"),
+                        _metric(value),
+                        _metric(ours),
                         number(distance, None if distance is None else f"{signed(distance, 1)} %"),
                     ]
                 )
@@ -190,35 +191,17 @@ def run_tables(comparison: dict[str, Any]) -> list[Table]:
     """Return how every run went, and the validation and test metrics of each."""
     cells = comparison["cells"]
     stages = list(dict.fromkeys(stage for cell in cells for stage in cell.get("seconds") or {}))
-    rows = [[*_which(cell), *_cost(cell, stages)] for cell in cells]
+    which = ["Model", "Data set", "Seed", "Status"]
     columns = [
-        *(
-            "Model",
-            "Data set",
-            "Seed",
-            "Status",
-            "Epochs",
-            "Best epoch",
-            *(f"{stage.capitalize()}, s" for stage in stages),
-        ),
+        *(*which, "Epochs", "Best epoch", *(f"{stage.capitalize()}, s" for stage in stages)),
         *("Trained parameters", "Frozen parameters", "Memory, GiB", "GPU memory, GiB", "Device"),
     ]
-    tables = [Table("Cost", columns, rows, first_number=4)]
+    tables = [Table("Cost", columns, [[*_which(cell), *_cost(cell, stages)] for cell in cells], len(which))]
     for part, caption in (("test", "Test metrics"), ("valid", "Validation metrics of the best epoch")):
         metrics = list(dict.fromkeys(metric for cell in cells for metric in cell.get(part) or {}))
         if metrics:
-            rows = [
-                [
-                    *_which(c),
-                    *(number(v, None if v is None else f"{v:.4f}") for v in map((c.get(part) or {}).get, metrics)),
-                ]
-                for c in cells
-            ]
-            tables.append(
-                Table(
-                    caption, ["Model", "Data set", "Seed", "Status", *map(metric_name, metrics)], rows, first_number=4
-                )
-            )
+            rows = [[*_which(cell), *(_metric((cell.get(part) or {}).get(name)) for name in metrics)] for cell in cells]
+            tables.append(Table(caption, [*which, *map(metric_name, metrics)], rows, len(which)))
     return tables
 
 
@@ -229,6 +212,10 @@ def _which(cell: dict[str, Any]) -> list[Cell]:
         number(cell["seed"], str(cell["seed"])),
         Cell(cell["status"], cell["status"], failed=cell["status"] != "done"),
     ]
+
+
+def _metric(value: float | None) -> Cell:
+    return number(value, None if value is None else f"{value:.4f}")
 
 
 def _cost(cell: dict[str, Any], stages: Iterable[str]) -> list[Cell]:
