@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from recbole_llm.errors import SettingError
-from recbole_llm.evaluation.plots.records import Record, Results, point
+from recbole_llm.evaluation.plots.records import Point, Record, Results, point
 from recbole_llm.evaluation.plots.sensitivity import draw_lines
 from recbole_llm.evaluation.plots.style import MUTED, grid, looks, metric_name, styled
 
@@ -40,8 +40,10 @@ def backbones(results: Results, metric: str) -> Figure:
     figure, axes = grid(len(sizes))
     for (dataset, by_family), ax in zip(sizes.items(), axes, strict=True):
         points = {
-            family: [point(size, records, metric, *_OF_THE_BACKBONE) for size, records in sorted(by_size.items())]
-            for family, by_size in by_family.items()
+            family: sorted(
+                (point(_size(runs[0]), runs, metric, *_OF_THE_BACKBONE) for runs in by_name.values()), key=_x
+            )
+            for family, by_name in by_family.items()
         }
         reference = _reference(results.of(dataset), metric)
         if reference is not None:
@@ -60,15 +62,24 @@ def family_of(backbone: str) -> str:
     return Path(backbone).name.split("-")[0].lower()
 
 
-def _lines(records: list[Record]) -> dict[str, dict[float, list[Record]]]:
+def _size(record: Record) -> float:
+    return float(sum(record.parameters.values()))
+
+
+def _x(one: Point) -> float:
+    return one.x
+
+
+def _lines(records: list[Record]) -> dict[str, dict[str, list[Record]]]:
+    """Return the runs by family, and in it by the language model's name."""
     ways = {(r.model, r.tuning) for r in records if r.backbone}
-    lines: dict[str, dict[float, list[Record]]] = {}
+    lines: dict[str, dict[str, list[Record]]] = {}
     for record in records:
         if record.backbone:
             family = family_of(record.backbone)
             own = " ".join(str(part) for part in (record.model, record.tuning) if part)
             name = family if len(ways) == 1 else f"{own}, {family}"
-            lines.setdefault(name, {}).setdefault(float(sum(record.parameters.values())), []).append(record)
+            lines.setdefault(name, {}).setdefault(Path(record.backbone).name, []).append(record)
     return lines
 
 

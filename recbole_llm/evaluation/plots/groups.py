@@ -37,7 +37,7 @@ def groups(results: Results, metric: str) -> Figure:
             f"there are no groups of targets with {metric}: they are in a comparison whose runs kept their ranks"
         )
     parts = list(dict.fromkeys((entry["dataset"], entry["by"]) for entry in entries))
-    figure, rows = panels(len(parts), 1, 6.0, _HEIGHT)
+    figure, rows = panels(len(parts), 1, 5.4, _HEIGHT)
     for (dataset, way), (ax,) in zip(parts, rows, strict=True):
         here = [entry for entry in entries if (entry["dataset"], entry["by"]) == (dataset, way)]
         _draw(ax, here, results.labels, metric)

@@ -175,7 +175,7 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], height: 
     """
     texts = [wrapped(text) for _, _, text, _ in ends]
     points = in_axes(ax, [(x, y) for x, y, _, _ in ends])
-    order = np.argsort(points[:, 1], kind="stable")
+    order = np.lexsort((-np.arange(len(ends)), points[:, 1]))  # from below; the first of equal ends is the topmost
     lines = np.array([text.count("\n") + 1 for text in texts])[order]
     line = FONT_SIZE * 1.3 / (height * 72)
     # Centres that keep their distance: the nearest such heights are an isotonic regression of what is left of each.
