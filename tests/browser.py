@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,19 +18,30 @@ def chromium():
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+# The browser reads commands from descriptor 3 and answers on 4.
+_WITH_PIPES = """
+import fcntl, os, sys
+pair = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+for at, number in enumerate(pair, start=3):
+    os.dup2(number, at)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
 class Browser:
     """One page of a browser of its own; everything that it asks for and every error of a script is kept."""
 
     def __init__(self, profile: Path):
         read_commands, self._commands = os.pipe()
         self._answers, write_answers = os.pipe()
-        # The protocol's descriptors are 3 and 4, which the shell makes out of ours.
         options = (
-            f"--headless=new --remote-debugging-pipe --no-sandbox --no-first-run --disable-gpu --disable-extensions "
-            f"--disable-dev-shm-usage --disable-background-networking --user-data-dir={profile} about:blank"
+            *("--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--no-first-run", "--disable-gpu"),
+            *("--disable-extensions", "--disable-dev-shm-usage", "--disable-background-networking"),
+            *(f"--user-data-dir={profile}", "about:blank"),
         )
+        arguments = (str(read_commands), str(write_answers), str(chromium()), *options)
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f"exec {chromium()} {options} 3<&{read_commands} 4>&{write_answers}"],
+            [sys.executable, "-c", _WITH_PIPES, *arguments],
             pass_fds=(read_commands, write_answers),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -112,27 +124,15 @@ class Browser:
         """Press the mouse in the middle of an element, as a person would."""
         element = f"document.querySelectorAll({json.dumps(selector)})[{index}]"
         self.evaluate(f"{element}.scrollIntoView({{block: 'center', inline: 'center', behavior: 'instant'}})")
-        box = self.evaluate(
-            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({element}.getBoundingClientRect())"
-        )
+        middle = "(({x, y, width, height}) => [x + width / 2, y + height / 2])"
+        x, y = self.evaluate(f"{middle}({element}.getBoundingClientRect())")
         for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
-    def press(self, key, code):
+    def press(self, key, code, text="\r"):
         """Press a key where the focus is."""
-        for kind in ("keyDown", "keyUp"):
-            self.call(
-                "Input.dispatchKeyEvent",
-                type=kind,
-                key=key,
-                code=key,
-                windowsVirtualKeyCode=code,
-                text="\r" if key == "Enter" and kind == "keyDown" else "",
-            )
-
-    def screenshot(self, path: Path, whole=True):
-        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
-        path.write_bytes(base64.b64decode(data))
+        for kind, typed in (("keyDown", text), ("keyUp", "")):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, text=typed)
 
     def print_pdf(self, path: Path):
         data = self.call("Page.printToPDF", printBackground=False, paperWidth=8.27, paperHeight=11.69)["data"]

@@ -38,15 +38,15 @@ def result(model="SASRec", dataset="ml-100k", seed=2020, backbone=None, tuning=N
     }
 
 
-def comparison():
-    """Three models on two data sets with two seeds; IDLEAdapter failed on ml-100k, and lacks one run on Scientific."""
+def comparison(datasets=DATASETS):
+    """Three models on data sets with two seeds; IDLEAdapter failed on ml-100k, and lacks one run on Scientific."""
     draw = np.random.default_rng(0)
 
     def number(scale=0.1):
         return round(float(draw.uniform(0.1, 1) * scale), 4)
 
     cells = []
-    for dataset, label, seed in itertools.product(DATASETS, LABELS, SEEDS):
+    for dataset, label, seed in itertools.product(datasets, LABELS, SEEDS):
         status, reason = "done", None
         if label == "IDLEAdapter" and dataset == "ml-100k":
             status, reason = "failed", REASON
@@ -88,7 +88,7 @@ def comparison():
             }
         )
     summary, intervals, groups, tests = [], [], [], []
-    for dataset, metric in itertools.product(DATASETS, METRICS):
+    for dataset, metric in itertools.product(datasets, METRICS):
         means = {}
         for label in LABELS:
             values = [
@@ -118,7 +118,7 @@ def comparison():
                     }
                 )  # fmt: skip
     for dataset, by, (order, group) in itertools.product(
-        DATASETS, ("popularity", "history_length"), enumerate(("head", "tail", "never"))
+        datasets, ("popularity", "history_length"), enumerate(("head", "tail", "never"))
     ):
         for label in LABELS if dataset == "Scientific" else LABELS[:2]:
             metrics = {}
@@ -133,7 +133,7 @@ def comparison():
         "version": "0.1.0",
         "created": "2026-11-21T21:50:10+00:00",
         "command": "recbole-llm compare --models=SASRec,ST2SI,IDLEAdapter --dataset=Scientific,ml-100k --seeds=2",
-        "datasets": DATASETS,
+        "datasets": datasets,
         "models": LABELS,
         "metrics": METRICS,
         "seeds": SEEDS,

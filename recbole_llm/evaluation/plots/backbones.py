@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from recbole_llm.errors import SettingError
-from recbole_llm.evaluation.plots.records import Point, Record, Results, point
+from recbole_llm.evaluation.plots.records import Point, Record, Results, mean, point
 from recbole_llm.evaluation.plots.sensitivity import draw_lines
 from recbole_llm.evaluation.plots.style import MUTED, grid, looks, metric_name, styled
 
@@ -85,5 +85,5 @@ def _lines(records: list[Record]) -> dict[str, dict[str, list[Record]]]:
 
 def _reference(records: list[Record], metric: str) -> tuple[str, float] | None:
     labels = dict.fromkeys(record.label for record in records if not record.backbone)
-    means = {label: point(0, [r for r in records if r.label == label], metric).mean for label in labels}
+    means = {label: mean(0, [r for r in records if r.label == label], metric).mean for label in labels}
     return max(means.items(), key=lambda pair: pair[1]) if means else None

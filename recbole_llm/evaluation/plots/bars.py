@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from recbole_llm.errors import SettingError
-from recbole_llm.evaluation.plots.records import Results, point
+from recbole_llm.evaluation.plots.records import Results, mean
 from recbole_llm.evaluation.plots.style import INK, MUTED, looks, metric_name, panels, plain_number, styled, wrapped
 
 
@@ -21,7 +21,7 @@ def bars(results: Results, metrics: list[str]) -> Figure:
         metrics: test metrics, as in `result.json`.
 
     Raises:
-        SettingError: if there is no finished run, or runs of one label are different settings.
+        SettingError: if there is no finished run, or two runs of one label have the same seed.
     """
     datasets = [name for name in results.datasets if results.of(name)]
     if not datasets:
@@ -49,19 +49,21 @@ def _draw(ax: Axes, results: Results, dataset: str, metric: str) -> str:
         if not records:
             ax.annotate("no finished run", (0, place), (5, 0), textcoords="offset points", va="center", color=MUTED)
             continue
-        mean = point(place, records, metric)
-        ax.barh(place, mean.mean, height=0.62, color=look[label].colour, alpha=0.6)  # whiskers show on it
-        low, high = mean.mean, mean.mean
+        found = mean(place, records, metric)
+        ax.barh(place, found.mean, height=0.62, color=look[label].colour, alpha=0.6)  # whiskers show on it
+        low, high = found.mean, found.mean
         if (dataset, label, metric) in results.intervals:
             low, high = results.intervals[dataset, label, metric]
             meaning = ", 95 % interval over users"
-        elif mean.deviation is not None:
-            low, high = mean.mean - mean.deviation, mean.mean + mean.deviation
+        elif found.deviation is not None:
+            low, high = found.mean - found.deviation, found.mean + found.deviation
             meaning = ", ± standard deviation over seeds"
         if low < high:
             ax.plot([low, high], [place, place], color=INK, linewidth=1.2, marker="|", markersize=6, label="_whisker")
         widest = max(widest, high)
-        ax.annotate(f"{mean.mean:.4f}", (max(high, mean.mean), place), (5, 0), textcoords="offset points", va="center")
+        ax.annotate(
+            f"{found.mean:.4f}", (max(high, found.mean), place), (5, 0), textcoords="offset points", va="center"
+        )
     ax.set_xlim(0, widest * 1.3 or 1.0)
     ax.set_ylim(len(results.labels) - 0.45, -0.55)
     ax.set_yticks(range(len(results.labels)), [wrapped(label) for label in results.labels])

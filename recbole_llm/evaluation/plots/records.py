@@ -240,28 +240,34 @@ class Point:
     deviation: float | None
 
 
-def point(x: float, records: Sequence[Record], metric: str, *allowed: str) -> Point:
-    """Return the point of runs that differ in their seed alone.
-
-    Args:
-        x: where it stands.
-        records: at least one run.
-        metric: a test metric.
-        allowed: settings that may differ all the same.
+def mean(x: float, records: Sequence[Record], metric: str) -> Point:
+    """Return the point of runs of one setting at `x`.
 
     Raises:
-        SettingError: if two of them are different settings, so that their mean would mean nothing.
+        SettingError: if two have the same seed, so that their deviation would mean nothing, or one lacks the metric.
     """
-    others = differing(records, *allowed)
     seeds = [record.seed for record in records]
-    if others or len(set(seeds)) < len(seeds):
-        what = f"differ also in {', '.join(others[:3])}" if others else "have the same seed"
-        raise SettingError(
-            f"the runs {records[0].source} and {records[-1].source} stand at one point of the plot, but {what}: "
-            "give runs of one setting"
-        )
+    if len(set(seeds)) < len(seeds):
+        raise SettingError(_at_one_point(records, "have the same seed"))
     values = [value_of(record, metric) for record in records]
     return Point(x, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def point(x: float, records: Sequence[Record], metric: str, *allowed: str) -> Point:
+    """Return `mean` of runs of which it is not known yet that they differ in their seed alone.
+
+    Raises:
+        SettingError: if they differ in a setting that is not `allowed` to, so that their mean would mean nothing.
+    """
+    others = differing(records, *allowed)
+    if others:
+        raise SettingError(_at_one_point(records, f"differ also in {', '.join(others[:3])}"))
+    return mean(x, records, metric)
+
+
+def _at_one_point(records: Sequence[Record], what: str) -> str:
+    runs = f"{records[0].source} and {records[-1].source}"
+    return f"the runs {runs} stand at one point of the plot, but {what}: give runs of one setting"
 
 
 def value_of(record: Record, metric: str) -> float:

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recbole_llm.errors import SettingError
-from recbole_llm.evaluation.plots.records import Results, point
+from recbole_llm.evaluation.plots.records import Results, mean
 from recbole_llm.evaluation.plots.style import (
     FONT_SIZE,
     grid,
@@ -34,7 +34,7 @@ def trade_off(results: Results, metric: str) -> Figure:
         metric: of the test.
 
     Raises:
-        SettingError: if there is no finished run, or runs of one label are different settings.
+        SettingError: if there is no finished run, or two runs of one label have the same seed.
     """
     datasets = [name for name in results.datasets if results.of(name)]
     if not datasets:
@@ -50,11 +50,13 @@ def trade_off(results: Results, metric: str) -> Figure:
             if not records:
                 continue
             seconds = statistics.fmean(r.seconds.get("fit", 0.0) + r.seconds.get("pretrain", 0.0) for r in records)
-            mean = point(seconds, records, metric).mean
+            quality = mean(seconds, records, metric).mean
             style = look[label]
-            ax.plot([seconds], [mean], color=style.colour, marker=style.marker, markersize=8, linestyle="", label=label)
+            ax.plot(
+                [seconds], [quality], color=style.colour, marker=style.marker, markersize=8, linestyle="", label=label
+            )
             own = "" if where else f" ({', '.join(sorted({r.device for r in records}))})"
-            points.append((seconds, mean, label + own, style.colour))
+            points.append((seconds, quality, label + own, style.colour))
         number_axis(ax, "x", [x for x, *_ in points])
         number_axis(ax, "y", [y for _, y, *_ in points], logarithmic=False)
         ax.margins(0.2, 0.18)
