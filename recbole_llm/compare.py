@@ -150,27 +150,11 @@ def compare(options: Options, command: str | None = None) -> dict[str, Any]:
 
 
 def _planned(options: Options) -> list[Cell]:
+    if not options.models:
+        return []
     own = options.model_settings
     own = read_model_settings(own) if isinstance(own, (str, Path)) else {k: dict(v) for k, v in own.items()}
-    models = []
-    for entry in options.models:
-        label, _, model = entry.partition(":")
-        model = model or own.get(label, {}).get("model", label)
-        registry.model_class(model)  # an unknown name ends here
-        own.get(label, {}).pop("model", None)
-        models.append((label, model))
-    labels = [label for label, _ in models]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise SettingError(f"two models are called {label}: name them apart, as --models=NAME:{label},...")
-    for label, of_label in own.items():
-        if models and label not in labels:
-            raise SettingError(f"model_settings has settings of '{label}', which is not compared{nearest(label, labels)}")
-        for name in ("dataset", "seed"):
-            if name in of_label:
-                raise SettingError(f"model_settings gives '{label}' a {name} of its own: all models have the same")
-    if not models:
-        return []
+    models = _labelled(options.models, own)
     settings = {k: v for file in options.config_files for k, v in read_yaml(file).items()}
     settings = {k: v for k, v in settings.items() if k not in ("model", "dataset")}
     line = dict(options.settings)
@@ -183,6 +167,25 @@ def _planned(options: Options) -> list[Cell]:
     else:
         seeds = list(options.seeds)
     return plan_cells(models, options.dataset, seeds, settings, line, own)
+
+
+def _labelled(entries: Sequence[str], own: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return label and model of each entry, taking ``model`` out of the labels' `own` settings."""
+    models: dict[str, str] = {}
+    for entry in entries:
+        label, _, model = entry.partition(":")
+        if label in models:
+            raise SettingError(f"two models are called {label}: name them apart, as --models=NAME:{label},...")
+        models[label] = model or own.get(label, {}).get("model", label)
+        registry.model_class(models[label])  # an unknown name ends here
+        own.get(label, {}).pop("model", None)
+    for label, settings in own.items():
+        if label not in models:
+            raise SettingError(f"model_settings has settings of '{label}', which is not compared{nearest(label, models)}")
+        for name in ("dataset", "seed"):
+            if name in settings:
+                raise SettingError(f"model_settings gives '{label}' a {name} of its own: all models have the same")
+    return list(models.items())
 
 
 def _with_handed(planned: list[Cell], handed: list[Cell]) -> list[Cell]:

@@ -113,7 +113,9 @@ def plan_cells(
             merged = Config(command_line=arguments).merged
             twin = asked.setdefault(run_folder.digest(merged), label)
             if twin != label:
-                raise SettingError(f"{twin} and {label} ask for the same run of {model}: give one of them other settings")
+                raise SettingError(
+                    f"{twin} and {label} ask for the same run of {model}: give one of them other settings"
+                )
             cells += [Cell(dataset, label, model, seed, given, {**merged, "seed": seed}) for seed in seeds]
     return cells
 
@@ -166,8 +168,8 @@ class CellRunner:
                 self._state = read_yaml(self.folder / STATE)
             yield file.fileno()
 
-    def finish(self, cell: Cell, lock: int) -> None:
-        """Bring `cell` to its end: take its finished run, go on with an interrupted one, or start it."""
+    def finish(self, cell: Cell, lock: int, name: str) -> None:
+        """Bring `cell`, called `name`, to its end: take its finished run, go on with an interrupted one, or start it."""
         note = self._state["cells"].setdefault(cell.key, {"before": [folder.name for folder in _runs(cell)]})
         folder = _own_run(cell, note["before"])
         if folder is None or not (folder / run_folder.RESULT).exists():
@@ -175,7 +177,7 @@ class CellRunner:
             resumed = folder is not None and (folder / run_folder.CONFIG).exists()
             arguments = [f"--resume={folder}"] if resumed else cell.arguments()
             log = self.folder / "logs" / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', cell.key)}.log"
-            self.say(f"{'going on' if resumed else 'started'}, output in {log}")
+            self.say(f"{name}: {'going on' if resumed else 'started'}, output in {log}")
             code = start_run(arguments, log, lock)
             if code != 0:
                 cell.status, cell.reason = "failed", reason(log, code)
@@ -265,18 +267,15 @@ def reason(log: Path, code: int) -> str:
 
 def finish_all(cells: Sequence[Cell], runner: CellRunner) -> None:
     """Finish every cell that has no run yet, telling how far it is."""
-    say = runner.say
     with runner.alone() as lock:
         for number, cell in enumerate(cells, 1):
             if cell.run is not None or not cell.merged:
                 continue  # handed in, or known only by its absence
             started = time.monotonic()
             name = f"[{number}/{len(cells)}] {cell.label} on {cell.dataset}, seed {cell.seed}"
-            runner.say = lambda text, name=name: say(f"{name}: {text}")
-            runner.finish(cell, lock)
+            runner.finish(cell, lock, name)
             took = time.monotonic() - started
-            say(f"{name}: {'done' if cell.run else f'failed ({cell.reason})'} after {took:.0f} s")
-        runner.say = say
+            runner.say(f"{name}: {'done' if cell.run else f'failed ({cell.reason})'} after {took:.0f} s")
 
 
 def read_model_settings(path: str | Path) -> dict[str, dict[str, Any]]:

@@ -39,7 +39,8 @@ def analyse(
         ranks: of each cell's test targets; None where it has none.
         settings: of a run on each data set, from which it can be built again.
         show: metrics of the table; empty: see `shown_metrics`.
-        ours, baselines: labels; empty: see `sides`.
+        ours: labels; empty: see `sides`.
+        baselines: labels; empty: see `sides`.
         papers: whether to add what the papers print.
 
     Raises:
@@ -87,7 +88,9 @@ def shown_metrics(cells: Sequence[dict[str, Any]], show: Sequence[str]) -> list[
     known = list(dict.fromkeys(name for cell in cells for name in cell["test"]))
     for name in show:
         if known and name not in known:
-            raise SettingError(f"show={name} is no metric of the runs{nearest(name, known)} They have {', '.join(known)}")
+            raise SettingError(
+                f"show={name} is no metric of the runs{nearest(name, known)} They have {', '.join(known)}"
+            )
     if show:
         return list(show)
     cut = max((int(name.partition("@")[2]) for name in known if "@" in name), default=0)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 ROWS = ("models", "metrics")
-_ABSENT = "–"
+_ABSENT = "–"  # noqa: RUF001
 _NAMES = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP", "auc": "AUC", "gauc": "GAUC", "mae": "MAE", "rmse": "RMSE"}
 _LATEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{character: f"\\{character}" for character in "&%$#_{}"},
-    **{"–": "--", "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "|": r"$|$", '"': "''"},
+    **{_ABSENT: "--", "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "|": r"$|$", '"': "''"},
 }
 
 
@@ -52,18 +52,14 @@ def metric_name(metric: str) -> str:
 def make_grid(comparison: dict[str, Any]) -> Grid:
     """Return models, improvements and the papers' rows as one grid, with footnotes for what is missing."""
     columns = [(dataset, metric) for dataset in comparison["datasets"] for metric in comparison["metrics"]]
-    footnotes: list[str] = []
-    notes = {}
-    for dataset in comparison["datasets"]:
-        for label in comparison["models"]:
-            text = _why(comparison, dataset, label)
-            if text:
-                footnotes.append(text)
-                notes[dataset, label] = len(footnotes)
-    values = {}
-    for label in comparison["models"]:
-        for dataset, metric in columns:
-            values[label, dataset, metric] = Value(note=notes.get((dataset, label), 0))
+    pairs = [(dataset, label) for dataset in comparison["datasets"] for label in comparison["models"]]
+    why = {pair: text for pair in pairs if (text := _why(comparison, *pair))}
+    notes = {pair: number for number, pair in enumerate(why, 1)}
+    values = {
+        (label, dataset, metric): Value(note=notes.get((dataset, label), 0))
+        for label in comparison["models"]
+        for dataset, metric in columns
+    }
     models = list(comparison["models"])
     for entry in comparison["summary"]:
         where = (entry["label"], entry["dataset"], entry["metric"])
@@ -80,7 +76,7 @@ def make_grid(comparison: dict[str, Any]) -> Grid:
             models += [] if row in models else [row]
             for metric in printed.keys() & set(comparison["metrics"]):
                 values[row, dataset, metric] = Value(f"{printed[metric]:.4f}")
-    return Grid(models, columns, values, footnotes)
+    return Grid(models, columns, values, list(why.values()))
 
 
 def _why(comparison: dict[str, Any], dataset: str, label: str) -> str:
@@ -98,7 +94,9 @@ def caption(comparison: dict[str, Any]) -> list[str]:
     """Return the sentences that say how to read the table."""
     seeds = max((entry["seeds"] for entry in comparison["summary"]), default=0)
     spread = f"; mean and standard deviation over {seeds} seeds" if seeds > 1 else ""
-    sentences = [f"Test metrics of the epoch that was best on validation{spread}. Best in bold, second-best underlined."]
+    sentences = [
+        f"Test metrics of the epoch that was best on validation{spread}. Best in bold, second-best underlined."
+    ]
     if any(entry["improvement"] is not None for entry in comparison["summary"]):
         sentences.append(
             f"Improvements are over the best of {', '.join(comparison['baselines'])}. ** and *: better than it with "
@@ -169,9 +167,7 @@ def latex_table(comparison: dict[str, Any], rows: str = "models") -> str:
     head = []
     if rows == "models" and len(datasets) > 1:
         spans = " & ".join(f"\\multicolumn{{{count}}}{{c}}{{{latex(dataset)}}}" for dataset in datasets)
-        rules = "".join(
-            f"\\cmidrule(lr){{{2 + n * count}-{1 + (n + 1) * count}}}" for n in range(len(datasets))
-        )
+        rules = "".join(f"\\cmidrule(lr){{{2 + n * count}-{1 + (n + 1) * count}}}" for n in range(len(datasets)))
         head = [f" & {spans} \\\\", rules]
         header = ["Model", *[latex(metric_name(metric)) for metric in comparison["metrics"]] * len(datasets)]
     lines = [" & ".join(line) + r" \\" for line in body]
@@ -222,7 +218,7 @@ _FIELDS = (
 
 
 def csv_table(comparison: dict[str, Any]) -> str:
-    """Return one line a data set, model and metric, with all that is known of it; ``low`` and ``high`` are the interval.
+    """Return one line a data set, model and metric; ``low`` and ``high`` are the interval over users.
 
     The papers' numbers have the source ``paper``.
     """

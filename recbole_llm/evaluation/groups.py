@@ -4,8 +4,8 @@ Every target is measured by itself, also where a user has several; the intervals
 `significance.bootstrap_intervals`.
 
 * **popularity**, by what the training part holds. *head*: the items more popular than this one hold less than 20 % of
-  the training interactions; *tail*: the items less popular hold less than 20 %; *middle*: neither, or both; *never*: the
-  item has no training interaction. Shares of interactions, not of items: where most items are rare, as in review data,
+  the training interactions; *tail*: the items less popular hold less than 20 %; *middle*: neither, or both; *never*:
+  the item has no training interaction. Shares of interactions, not of items: where most items are rare, as in review data,
   a fifth of the items would hold nearly everything. Items of equal popularity are always in one group.
 * **history_length**: how many interactions the user has in the training and validation parts, whatever the model reads
   of them; four groups of about equally many targets.
@@ -15,7 +15,6 @@ Every target is measured by itself, also where a user has several; the intervals
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,8 @@ from recbole.data.dataset import Dataset
 from recbole.utils import ModelType
 
 from recbole_llm.config import Config
-from recbole_llm.data.dataset import HistoryDataset, with_protocol
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.preparation import create_dataset
 from recbole_llm.errors import DataError
 from recbole_llm.evaluation.significance import DRAWS, SEED, bootstrap_intervals
 from recbole_llm.evaluation.user_values import list_values
@@ -64,7 +64,7 @@ def read_facts(settings: dict[str, Any]) -> Facts:
         raise DataError("the split is given by files whose rows do not say what a user did before")
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
     # HistoryDataset has RecBole's rows without a padded history in each
-    dataset = with_protocol(HistoryDataset if sequential else Dataset)(config)
+    dataset = create_dataset(config, HistoryDataset if sequential else Dataset)
     item, user = dataset.iid_field, dataset.uid_field
     frame = dataset.inter_feat
     items = np.bincount(frame[item], minlength=dataset.item_num)
@@ -161,7 +161,8 @@ def group_metrics(
         facts: of the data set.
         runs: the ranks of its runs (seeds), columns user, item and rank; all have the same targets.
         metrics: names that `user_values.has_user_values`.
-        draws, seed: of the bootstrap.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
 
     Returns:
         Entries with by, group, order (of the groups of one kind), targets, and per metric mean, low and high.

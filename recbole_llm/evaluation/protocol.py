@@ -103,7 +103,7 @@ def _require_same_targets(first: Measured, other: Measured) -> None:
             f"{first.name} and {other.name} cannot stand in one table: with this split users have several targets, "
             f"which RecBole ranks in one list for a general model and one after another for a sequential one"
         )
-    mine, theirs = (set(zip(run.ranks["user"], run.ranks["item"], strict=True)) for run in (first, other))
+    mine, theirs = (set(zip(ranks["user"], ranks["item"], strict=True)) for ranks in (first.ranks, other.ranks))
     if mine != theirs:
         user, item = min(mine ^ theirs)
         raise SettingError(
