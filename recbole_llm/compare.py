@@ -181,7 +181,9 @@ def _labelled(entries: Sequence[str], own: dict[str, dict[str, Any]]) -> list[tu
         own.get(label, {}).pop("model", None)
     for label, settings in own.items():
         if label not in models:
-            raise SettingError(f"model_settings has settings of '{label}', which is not compared{nearest(label, models)}")
+            raise SettingError(
+                f"model_settings has settings of '{label}', which is not compared{nearest(label, models)}"
+            )
         for name in ("dataset", "seed"):
             if name in settings:
                 raise SettingError(f"model_settings gives '{label}' a {name} of its own: all models have the same")

@@ -107,7 +107,8 @@ def _labels(results: Sequence[dict[str, Any]]) -> list[str]:
             for name in sorted(set().union(*same) - _NO_PART_OF_A_MODEL)
             if any(settings.get(name) != same[0].get(name) for settings in same)
         ]
-        own = ", ".join(f"{name}={result['settings'].get(name)}" for name in differing)
+        values = {name: result["settings"].get(name) for name in differing}
+        own = ", ".join(f"{name}={value}" for name, value in values.items() if value is not None)
         labels.append(f"{result['model']} ({own})" if own else result["model"])
     return labels
 

@@ -5,8 +5,8 @@ few means of the seeds against each other. That asks whether the *random numbers
 difference. With three to ten seeds a test has next to no power, the seeds' deviation says nothing of other users, and a
 model without random numbers (Pop) has none. What a table claims is that a model is better for *users like these*: the
 users are the sample, there are hundreds to a hundred thousand of them, and every model is measured on each, so the test
-is paired. Several seeds are averaged user by user first, which takes the random numbers of training out of the
-difference.
+is paired. Several seeds are averaged user by user first, which leaves less of the random numbers of training in the
+difference; the table has the deviation over seeds beside it.
 """
 
 import warnings
