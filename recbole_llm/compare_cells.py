@@ -169,7 +169,7 @@ class CellRunner:
             yield file.fileno()
 
     def finish(self, cell: Cell, lock: int, name: str) -> None:
-        """Bring `cell`, called `name`, to its end: take its finished run, go on with an interrupted one, or start it."""
+        """Bring `cell`, called `name`, to its end: take its finished run, or resume it, or start it."""
         note = self._state["cells"].setdefault(cell.key, {"before": [folder.name for folder in _runs(cell)]})
         folder = _own_run(cell, note["before"])
         if folder is None or not (folder / run_folder.RESULT).exists():

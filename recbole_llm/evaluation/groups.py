@@ -5,8 +5,8 @@ Every target is measured by itself, also where a user has several; the intervals
 
 * **popularity**, by what the training part holds. *head*: the items more popular than this one hold less than 20 % of
   the training interactions; *tail*: the items less popular hold less than 20 %; *middle*: neither, or both; *never*:
-  the item has no training interaction. Shares of interactions, not of items: where most items are rare, as in review data,
-  a fifth of the items would hold nearly everything. Items of equal popularity are always in one group.
+  the item has no training interaction. Shares of interactions, not of items: where most items are rare, as in review
+  data, a fifth of the items would hold nearly everything. Items of equal popularity are always in one group.
 * **history_length**: how many interactions the user has in the training and validation parts, whatever the model reads
   of them; four groups of about equally many targets.
 * **text_length**: words of the target's text fields, so that no tokenizer has a say; four groups likewise.
