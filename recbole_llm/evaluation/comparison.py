@@ -20,6 +20,7 @@ from recbole_llm.files import read_yaml
 from recbole_llm.paths import shipped
 
 _PACKAGES = ("recbole", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "pandas", "scikit-learn")
+_ROUNDING = 5e-4  # several times that of RecBole's four decimals
 Ranks = Sequence[pd.DataFrame | None]
 
 
@@ -76,6 +77,7 @@ def analyse(
         _add_users(analysis, dataset, runs, measurable, ours)
         _add_groups(analysis, dataset, runs, measurable, settings[dataset])
     _add_marks(summary, analysis["significance"], ours, baselines)
+    analysis["notes"] += _ties(summary, analysis["intervals"])
     return analysis
 
 
@@ -161,6 +163,21 @@ def _add_marks(
             if (test["dataset"], test["metric"]) == where and pair == {entry["label"], best["label"]}:
                 gain = test["difference"] if test["label"] == entry["label"] else -test["difference"]
                 entry["mark"] = test["mark"] if gain > 0 else ""
+
+
+def _ties(summary: list[dict[str, Any]], intervals: list[dict[str, Any]]) -> list[str]:
+    """Return a note for each value of the table that differs from what the ranks give, by more than its rounding."""
+    means = {(entry["dataset"], entry["label"], entry["metric"]): entry["mean"] for entry in intervals}
+    notes = []
+    for entry in summary:
+        where = (entry["dataset"], entry["label"], entry["metric"])
+        if abs(means.get(where, entry["mean"]) - entry["mean"]) > _ROUNDING:
+            notes.append(
+                f"{entry['label']} on {entry['dataset']} gives many items the same score. RecBole breaks such ties at "
+                f"random: {entry['metric']} is {entry['mean']:.4f} in the table. Tests, intervals and groups count "
+                f"them against the target: {means[where]:.4f}"
+            )
+    return notes
 
 
 def _runs_of(

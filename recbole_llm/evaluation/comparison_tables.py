@@ -98,8 +98,10 @@ def caption(comparison: dict[str, Any]) -> list[str]:
         f"Test metrics of the epoch that was best on validation{spread}. Best in bold, second-best underlined."
     ]
     if any(entry["improvement"] is not None for entry in comparison["summary"]):
+        measured = {entry["label"] for entry in comparison["summary"]}
+        baselines = ", ".join(label for label in comparison["baselines"] if label in measured)
         sentences.append(
-            f"Improvements are over the best of {', '.join(comparison['baselines'])}. ** and *: better than it with "
+            f"Improvements are over the best of {baselines}. ** and *: better than it with "
             f"p < 0.01 and p < 0.05 in both the paired t-test and Wilcoxon's signed-rank test over users, corrected "
             f"after Holm for all pairs of models."
         )
