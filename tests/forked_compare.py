@@ -1,6 +1,6 @@
 """The verb ``compare`` in a process of its own, whose runs are forked from it instead of started anew.
 
-A run then costs a fraction of a second. It is a process all the same: it is ended alone or together with the comparison.
+A run then costs a fraction of a second. It is a process all the same: it is ended alone or with the comparison.
 """
 
 import os

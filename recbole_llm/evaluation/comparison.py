@@ -166,18 +166,19 @@ def _add_marks(
 
 
 def _ties(summary: list[dict[str, Any]], intervals: list[dict[str, Any]]) -> list[str]:
-    """Return a note for each value of the table that differs from what the ranks give, by more than its rounding."""
+    """Return a note for each label whose values in the table differ from what its ranks give, by more than rounding."""
     means = {(entry["dataset"], entry["label"], entry["metric"]): entry["mean"] for entry in intervals}
-    notes = []
+    differing: dict[tuple[str, str], list[str]] = {}
     for entry in summary:
-        where = (entry["dataset"], entry["label"], entry["metric"])
-        if abs(means.get(where, entry["mean"]) - entry["mean"]) > _ROUNDING:
-            notes.append(
-                f"{entry['label']} on {entry['dataset']} gives many items the same score. RecBole breaks such ties at "
-                f"random: {entry['metric']} is {entry['mean']:.4f} in the table. Tests, intervals and groups count "
-                f"them against the target: {means[where]:.4f}"
-            )
-    return notes
+        found = means.get((entry["dataset"], entry["label"], entry["metric"]), entry["mean"])
+        if abs(found - entry["mean"]) > _ROUNDING:
+            told = f"{entry['metric']} {entry['mean']:.4f} and {found:.4f}"
+            differing.setdefault((entry["dataset"], entry["label"]), []).append(told)
+    return [
+        f"{label} on {dataset} gives many items the same score. RecBole puts them in an arbitrary order, as does the "
+        f"table; tests, intervals and groups count a tie against the target: {', '.join(told)}"
+        for (dataset, label), told in differing.items()
+    ]
 
 
 def _runs_of(
