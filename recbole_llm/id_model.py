@@ -27,10 +27,11 @@ from recbole_llm.trainer import checkpoint
 # Settings of a run that are its id model's too: the data, the protocol, and how a run is kept.
 _SHARED = (
     *(name for name in dataset_arguments if name != "MAX_ITEM_LIST_LENGTH"),
-    *("encoding", "item_text_fields", "items_without_text", "benchmark_filename", "eval_args", "metrics", "topk"),
+    *("attribute_field", "attribute_separator", "encoding", "item_text_fields", "items_without_text"),
+    *("benchmark_filename", "eval_args", "metrics", "topk"),
     *("valid_metric", "valid_metric_bigger", "mask_history", "eval_batch_size", "seed", "reproducibility"),
 )
-_KEPT = ("use_gpu", "gpu_id", "show_progress", "state", "checkpoint_dir", "resume_seconds", "data_path")
+_KEPT = ("device_table", "use_gpu", "gpu_id", "show_progress", "state", "checkpoint_dir", "resume_seconds", "data_path")
 _COPY = "id_model"  # the folder in the adapter's run that holds what loading the id model takes
 
 

@@ -277,6 +277,24 @@ def pretrain(
     return pretraining.pretrain(config)
 
 
+def compare(**options: Any) -> dict[str, Any]:
+    """Compare models side by side: what the verb ``compare`` does, from Python.
+
+    Args:
+        options: see `recbole_llm.compare.Options`, such as
+            ``models=["ST2SI", "SASRec"], dataset=["ml-100k"], seeds=3, settings={"epochs": 10}``.
+
+    Returns:
+        What `comparison.json` holds, and under "path" where that file is.
+
+    Raises:
+        RecBoleLLMError: one of its kinds, whose message says what to do.
+    """
+    from recbole_llm import compare as comparing
+
+    return comparing.compare(comparing.Options(**options))
+
+
 def load(run: str | Path, settings: dict[str, Any] | None = None, test: bool = True) -> Parts:
     """Load a finished run: its data, and its model with the best weights, in eval mode.
 

@@ -21,8 +21,12 @@ from recbole_llm.data.device_table import give_tables, loader_class
 from recbole_llm.errors import DataError, SettingError
 
 
-def create_dataset(config: Any) -> Any:
+def create_dataset(config: Any, dataset_class: type | None = None) -> Any:
     """Return the data set of a run: RecBole's class for the model, or the model's own `dataset_class`.
+
+    Args:
+        config: the settings.
+        dataset_class: takes the place of that class.
 
     Raises:
         DataError: if a file is missing, empty or lacks a column, or nothing is left after filtering.
@@ -33,7 +37,7 @@ def create_dataset(config: Any) -> Any:
             raise SettingError(f"{name} is not supported: RecBole stores it as a pickle, which is not safe to load")
     _check_side_files(config)
     attributes.check_file(config)
-    dataset_class = with_protocol(registry.dataset_class(config))
+    dataset_class = with_protocol(dataset_class or registry.dataset_class(config))
     try:
         with warnings.catch_warnings():
             # `recbole/data/dataset/dataset.py:648` fills chained columns in place: right on pandas 2, with a page of
