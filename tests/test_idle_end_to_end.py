@@ -32,7 +32,7 @@ def finished(tmp_path_factory):
         "--prompt=Recommend {noun}: {history}.", "--max_attribute_tokens=12", "--max_prompt_tokens=64",
         "--prefixes_per_user=3", f"--epochs={EPOCHS}", "--train_batch_size=16", "--learning_rate=0.002",
         "--mmd_weight=0.1", "--use_gpu=False", "--id_model_settings={'epochs': 5}", "--show_progress=False",
-        "--state=WARNING",
+        "--state=WARNING", "--precision=fp32",
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
