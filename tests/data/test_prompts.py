@@ -229,7 +229,7 @@ def adapter_parts(small, tiny, **given_settings):
         "max_prompt_tokens": 128,
         "id_model_settings": quick,
         "MAX_ITEM_LIST_LENGTH": 5,
-        **settings,
+        **given_settings,
     }
     return build_parts(small, **given)
 
