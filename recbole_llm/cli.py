@@ -23,6 +23,11 @@ recbole-llm: language-model recommenders inside RecBole
   recbole-llm recommend --run=saved/<run> --histories=FILE [--k=10] [--exclude_seen=true]
       Print the best items after a history, oldest item first, or after each line of a file: one line an item with the
       number of the history, rank, item and score.
+  recbole-llm plot --kind=curves|bars|groups|sensitivity|backbones|pretraining|trade_off
+                   --runs=saved/<run>,... | --comparison=FILE [--setting=S] [--metric=ndcg@10] [--out=FOLDER]
+      Draw finished runs or a comparison as PNG and SVG; sensitivity draws against the numeric setting S.
+  recbole-llm report --comparison=FILE [--out=report.html]
+      Write one HTML page that holds all of a comparison: tables, plots, settings and commands.
   recbole-llm doctor [--data_path=FOLDER]
       Show versions, device, language models and data sets, and what to do about what is missing.
 
@@ -111,11 +116,25 @@ def _recommend(argv: list[str]) -> int:
     return recommend_command(argv)
 
 
+def _plot(argv: list[str]) -> int:
+    from recbole_llm.evaluation.plots.command import plot_command
+
+    return plot_command(argv)
+
+
+def _report(argv: list[str]) -> int:
+    from recbole_llm.evaluation.report.command import report_command
+
+    return report_command(argv)
+
+
 _VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "pretrain": _pretrain,
     "prepare": _prepare,
     "recommend": _recommend,
+    "plot": _plot,
+    "report": _report,
     "doctor": _doctor,
 }
 
