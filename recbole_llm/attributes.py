@@ -67,10 +67,10 @@ def check_file(config: Any) -> None:
     if not columns:
         return
     path = Path(config["data_path"]) / f"{config['dataset']}.item"
-    others = " and ".join(sorted(set(SETTINGS) - set(_OPTIONAL)))
+    *others, last = sorted(set(SETTINGS) - set(_OPTIONAL))
     advice = (
-        f"name a column with {SETTINGS[config['model']]}, add one to the file, or take a model that needs no attribute "
-        f"(those that do are {others.replace(' and ', ', ', len(SETTINGS) - len(_OPTIONAL) - 2)})"
+        f"name a column with {SETTINGS[config['model']]}, add one to the file, or take another model "
+        f"({', '.join(others)} and {last} need an attribute)"
     )
     try:
         with path.open(encoding=config["encoding"] or "utf-8", errors="replace") as file:

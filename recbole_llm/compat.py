@@ -77,6 +77,19 @@ def missing_package(model: str, package: str) -> SettingError:
     )
 
 
+def hyper_tuning() -> Any:
+    """Return RecBole's module `recbole/trainer/hyper_tuning.py`, whose exhaustive search works with today's hyperopt.
+
+    Repairs `recbole/trainer/hyper_tuning.py:117` (`exhaustive_search`): hyperopt draws with ``integers``, which numpy's
+    old ``RandomState`` does not have.
+    """
+    from recbole.trainer import hyper_tuning as module
+
+    if not isinstance(module.np, _Overlay):
+        module.np = _Overlay(np, random=_Overlay(np.random, RandomState=np.random.default_rng))
+    return module
+
+
 @contextlib.contextmanager
 def unchanged_anomaly_detection() -> Iterator[None]:
     """Keep autograd's anomaly detection as it is while a model of RecBole is imported.

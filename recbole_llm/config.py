@@ -256,6 +256,14 @@ def _names_of_all_models() -> frozenset[str]:
     return frozenset(name for folder in folders for file in folder.glob("*.yaml") for name in read_yaml(file))
 
 
+def has_setting(model: str, name: str) -> bool:
+    """Tell whether a setting is one of `model`, or none of a model's own; an unknown name is left to `Config`."""
+    if name in _general_names() or name not in _names_of_all_models():
+        return True
+    files = [folder / "properties/model" / f"{model}.yaml" for folder in (_RECBOLE, shipped("properties").parent)]
+    return any(name in read_yaml(file) for file in files if file.is_file())
+
+
 def known_datasets(data_path: Path) -> list[str]:
     """Return the names of the data sets that are here or that this package can prepare."""
     here = [folder.name for folder in data_path.glob("*") if has_interactions(folder)]

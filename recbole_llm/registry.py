@@ -16,6 +16,7 @@ from recbole.utils import get_trainer as recbole_trainer
 from recbole_llm import compat
 from recbole_llm.data.dataset import PrefixDataset
 from recbole_llm.errors import SettingError, nearest
+from recbole_llm.files import read_yaml
 from recbole_llm.paths import shipped
 
 _OUR_MODELS = "recbole_llm.model.sequential_recommender"
@@ -58,6 +59,12 @@ def model_class(model: str | type) -> type:
             return compat.repair(recbole_model(model))
     except ModuleNotFoundError as error:
         raise compat.missing_package(model, str(error.name)) from error
+
+
+def reads_text(model: str) -> bool:
+    """Tell whether a model of this package reads item text with a language model: its settings then have `backbone`."""
+    path = shipped("properties") / "model" / f"{model}.yaml"
+    return path.is_file() and "backbone" in read_yaml(path)
 
 
 def dataset_class(config: Any) -> type:

@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,8 @@ def create(root: Path, settings: dict[str, Any], wanted: str | Path | None = Non
             folder.mkdir(parents=True)
         write_settings(folder, settings)
         return folder
-    digest = hashlib.sha256(json.dumps(plain(settings), sort_keys=True, default=str).encode()).hexdigest()[:6]
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{settings['model']}-{settings['dataset']}-{now}-{digest}"
+    name = f"{settings['model']}-{settings['dataset']}-{now}-{digest(settings)}"
     for number in range(1000):
         folder = root / (f"{name}-{number}" if number else name)
         try:
@@ -53,6 +53,18 @@ def create(root: Path, settings: dict[str, Any], wanted: str | Path | None = Non
         write_settings(folder, settings)
         return folder
     raise StorageError(f"{root} holds a thousand runs of this second: remove some")
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """Return the hash of the settings that ends the name of a run's folder."""
+    return hashlib.sha256(json.dumps(plain(settings), sort_keys=True, default=str).encode()).hexdigest()[:6]
+
+
+def created_with(root: Path, settings: dict[str, Any]) -> list[Path]:
+    """Return the folders in `root` that `create` made for these settings, oldest first."""
+    prefix = re.escape(f"{settings['model']}-{settings['dataset']}-")
+    pattern = re.compile(rf"{prefix}\d{{8}}-\d{{6}}-{digest(settings)}(-\d+)?")
+    return sorted(folder for folder in root.glob("*") if pattern.fullmatch(folder.name))
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["child_runs", "recbole_llm.model.sequential_recommender.st2si", "torch.utils.tensorboard"]
+    ["child_runs", "recbole_llm.model.sequential_recommender.st2si", "torch.utils.tensorboard", "recbole_llm.compare"]
 )
 
 

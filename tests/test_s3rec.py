@@ -54,21 +54,23 @@ def test_one_run_is_recboles_two(data, workdir, trainings):
     assert (stored["train_stage"], stored["pre_model_path"]) == ("finetune", str(trainings[0]))
 
 
-def test_pretraining_is_found_by_what_shapes_it(data, workdir, trainings):
-    run("S3Rec", settings=settings_of(data, epochs=0))
-    for same in ({"topk": [3], "valid_metric": "NDCG@3"}, {"save_step": 1}, {"loss_type": "BPR"}, {"epochs": 2}):
-        run("S3Rec", settings=settings_of(data, **{"epochs": 0, **same}))
-        assert len(trainings) == 1, same
-    for number, other in enumerate(({"seed": 1}, {"mask_ratio": 0.5}, {"item_attribute": "category"}), start=2):
-        run("S3Rec", settings=settings_of(data, **{"epochs": 0, **other}))
-        assert len(set(trainings)) == len(trainings) == number, other
+def test_pretraining_is_found_by_what_shapes_it(data, workdir):
+    def shape(folder=data, **settings):
+        return s3rec._shape(Config("S3Rec", config_dict=settings_of(folder, **settings)))
 
-
-def test_pretraining_of_other_files_is_not_taken(workdir, trainings):
-    for seed in (0, 1):
-        folder = write_atomic_files(workdir / str(seed) / "tiny", users=30, items=30, seed=seed)
-        run("S3Rec", settings=settings_of(folder, epochs=0))
-    assert len(set(trainings)) == 2
+    same = {
+        "topk": [3],
+        "valid_metric": "NDCG@3",
+        "save_step": 1,
+        "loss_type": "BPR",
+        "epochs": 2,
+        "train_stage": "both",
+    }
+    assert shape(**same) == shape()
+    for other in ({"seed": 1}, {"mask_ratio": 0.5}, {"item_attribute": "category"}, {"MAX_ITEM_LIST_LENGTH": 7}):
+        assert shape(**other) != shape(), other
+    assert shape(write_atomic_files(workdir / "tiny", users=30, items=30)) == shape()  # the same files elsewhere
+    assert shape(write_atomic_files(workdir / "2" / "tiny", users=30, items=30, seed=1)) != shape()
 
 
 def test_a_killed_pretraining_is_made_again(data, workdir, monkeypatch):

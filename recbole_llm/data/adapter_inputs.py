@@ -77,6 +77,7 @@ class AdapterInputs:
         self.style = style
         self.prefixes_per_user = prefixes_per_user
         self.items = dataset.history_items.numpy()
+        self.offsets = prompts.token_offsets(self.items)
         self.ends = dataset.inter_feat[HISTORY_END].numpy()
         self.lengths = dataset.inter_feat[dataset.item_list_length_field].numpy()
         self.users = dataset.inter_feat[dataset.uid_field].numpy()
@@ -140,7 +141,9 @@ class AdapterInputs:
 
     def _sequences(self, rows: np.ndarray, virtual: bool = True) -> Sequences:
         ends = self.ends[rows]
-        return self.prompts.sequences(self.items, ends, self.lengths[rows], self.items[ends], virtual)
+        return self.prompts.sequences(
+            self.items, ends, self.lengths[rows], self.items[ends], virtual, offsets=self.offsets
+        )
 
     def _packed(self, sequences: Sequences, virtual: int) -> PackedPrompts:
         return pack_prompts(sequences, self.prompts.table, self.style, virtual)

@@ -21,8 +21,12 @@ from recbole_llm.data.device_table import give_tables, loader_class
 from recbole_llm.errors import DataError, SettingError
 
 
-def create_dataset(config: Any) -> Any:
+def create_dataset(config: Any, dataset_class: type | None = None) -> Any:
     """Return the data set of a run: RecBole's class for the model, or the model's own `dataset_class`.
+
+    Args:
+        config: the settings.
+        dataset_class: takes the place of that class.
 
     Raises:
         DataError: if a file is missing, empty or lacks a column, or nothing is left after filtering.
@@ -33,7 +37,7 @@ def create_dataset(config: Any) -> Any:
             raise SettingError(f"{name} is not supported: RecBole stores it as a pickle, which is not safe to load")
     _check_side_files(config)
     attributes.check_file(config)
-    dataset_class = with_protocol(registry.dataset_class(config))
+    dataset_class = with_protocol(dataset_class or registry.dataset_class(config))
     try:
         with warnings.catch_warnings():
             # `recbole/data/dataset/dataset.py:648` fills chained columns in place: right on pandas 2, with a page of
@@ -63,12 +67,24 @@ def _check_side_files(config: Any) -> None:
             raise SettingError(f"{config['model']} reads {path}: name the columns to load in load_col['{suffix}']")
 
 
-def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
+def data_preparation(config: Any, dataset: Any, test: bool = True) -> tuple[Any, Any, Any]:
     """Split `dataset` by `eval_args` and return RecBole's training, validation and test loaders.
 
     With `device_table`, those of a sequential model take their rows from tables on the device, see `device_table`.
+
+    Args:
+        config: the settings.
+        dataset: all interactions.
+        test: False leaves the test part alone: nothing reads it, it may be missing, and its loader is None.
     """
     built = dataset.build()
+    if not test:
+        # RecBole's samplers want three parts; an empty one stands for the third.
+        built = [*built[:2], built[1].copy(built[1].inter_feat[:0])]
+    elif len(built) < 3:
+        raise DataError(
+            f"{config['dataset']} is split into {len(built)} parts: a run needs three, the last for the test"
+        )
     if len(built[0]) == 0:
         raise DataError(f"no training interaction of {config['dataset']} is left after the split")
     try:
@@ -84,7 +100,7 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
         train = train_class(config, built[0], train_sampler, shuffle=config["shuffle"])
     evaluation = []
     for phase, part, sampler in zip(("valid", "test"), built[1:], (valid_sampler, test_sampler), strict=True):
-        if len(part) == 0:
+        if len(part) == 0 and (test or phase == "valid"):
             getLogger().warning("the %s part of %s is empty", phase, config["dataset"])
         eval_class = loader_class(config, get_dataloader(config, phase))
         evaluation.append(eval_class(config, part, sampler, shuffle=False) if len(part) else None)

@@ -151,8 +151,18 @@ class Prompts:
             .with_row(end)
         )
 
+    def token_offsets(self, items: np.ndarray) -> np.ndarray:
+        """Return int64 [items + 1]: the tokens of the items before each place, separators included."""
+        return np.concatenate([[0], np.cumsum(self._item_tokens[items])])
+
     def sequences(
-        self, items: np.ndarray, ends: np.ndarray, lengths: np.ndarray, labels: np.ndarray, virtual: bool = True
+        self,
+        items: np.ndarray,
+        ends: np.ndarray,
+        lengths: np.ndarray,
+        labels: np.ndarray,
+        virtual: bool = True,
+        offsets: np.ndarray | None = None,
     ) -> Sequences:
         """Return one sequence a history, whose last row has the label.
 
@@ -162,13 +172,14 @@ class Prompts:
             lengths: int64 [histories], how many items before that belong to it.
             labels: int64 [histories], the next item, 0 where it is not known.
             virtual: whether placeholders come first.
+            offsets: `token_offsets` of `items`, where they are at hand.
 
         Raises:
             DataError: if a history is empty, or its items have no text.
         """
         if (lengths < 1).any():
             raise DataError("a history is empty: there is nothing to predict from")
-        before = np.concatenate([[0], np.cumsum(self._item_tokens[items])])
+        before = self.token_offsets(items) if offsets is None else offsets
         starts = np.maximum(
             np.searchsorted(before, before[ends] - self._room), ends - np.minimum(lengths, self.limits.items)
         )

@@ -9,6 +9,8 @@ from recbole.trainer import Trainer
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_llm.trainer.graphed_loss import GraphedLoss, is_capturable
+
 _STEPS_BETWEEN_LOSSES = 256  # reading losses waits for the device
 _SECONDS_BETWEEN_NOTES = 1.0  # of the progress bar
 
@@ -82,6 +84,9 @@ class DeviceSteps(Trainer):
         super().__init__(config, model)
         if getattr(type(model), "get_attention_mask", None) is SequentialRecommender.get_attention_mask:
             model.get_attention_mask = attention_mask
+        self.graphed_loss: GraphedLoss | None = None
+        if is_capturable(config, model, torch.device(self.device)):
+            self.graphed_loss = GraphedLoss(model, model.calculate_loss)
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
@@ -106,11 +111,14 @@ class DeviceSteps(Trainer):
         return total.total()
 
     def _step(self, interaction: Any, loss_func: Any, scaler: Any) -> Tensor | tuple[Tensor, ...]:
-        self.optimizer.zero_grad()
-        with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
-            losses = loss_func(interaction)
-        loss = sum(losses) if isinstance(losses, tuple) else losses
-        scaler.scale(loss).backward()
+        losses: Tensor | tuple[Tensor, ...]
+        if self.graphed_loss is not None and loss_func == self.model.calculate_loss:
+            losses = self.graphed_loss(interaction)
+        else:
+            self.optimizer.zero_grad()
+            with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
+                losses = loss_func(interaction)
+            scaler.scale(sum(losses) if isinstance(losses, tuple) else losses).backward()
         if self.clip_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
         scaler.step(self.optimizer)

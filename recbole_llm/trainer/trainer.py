@@ -147,6 +147,15 @@ class RunFolderMixin(Trainer):
             "more": self.more_resume_state(),
         }
 
+    def store_finished(self) -> None:
+        """Store that training is over, for a later `resume_checkpoint` to evaluate the best weights with.
+
+        Training does not go on from here, so neither the last weights nor the optimiser's state are stored.
+        """
+        self.finished = True
+        state = {**self._resume_state(finished=True), "model": {}, "optimizers": {}, "more": {}}
+        checkpoint.save_resume(self.run_folder / checkpoint.RESUME, state)
+
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         # RecVAE's trainer has one for the encoder and one for the decoder beside `optimizer`.
         return {name: value for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)}
@@ -172,9 +181,11 @@ class RunFolderMixin(Trainer):
         """
         path = Path(resume_file)
         state = checkpoint.load_resume(path, self.description)
-        checkpoint.load_state(path, self.model, state["model"])
-        for name, optimizer in self._optimizers().items():
-            optimizer.load_state_dict(state["optimizers"][name])
+        if not state["finished"]:
+            checkpoint.load_state(path, self.model, state["model"])
+            for name, optimizer in self._optimizers().items():
+                optimizer.load_state_dict(state["optimizers"][name])
+            self.load_more_resume_state(state["more"])
         self.start_epoch = self.epochs_done = state["epoch"]
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
@@ -184,7 +195,6 @@ class RunFolderMixin(Trainer):
         self.train_loss_dict = {entry["epoch"]: entry["train_loss"] for entry in self.history}
         self.finished = state["finished"]
         self.seconds_before = state["seconds"]
-        self.load_more_resume_state(state["more"])
         self._pending = state
         self.logger.info("Going on after epoch %d", state["epoch"] - 1)
 

@@ -194,3 +194,22 @@ def test_results_on_a_gpu_are_those_of_recboles_loader(model, folder, workdir):
         result = run(model, settings=settings)
         found.append({name: result[name] for name in ("valid", "test", "history")})
     assert found[0] == found[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
+def test_graph_trains_as_single_kernels_do(model, folder, workdir):
+    outcomes = []
+    for graph in (True, False):
+        parts = parts_of(model, folder, workdir, use_gpu=True)
+        trainer = trainer_class(parts.config)(parts.config, parts.model)
+        assert trainer.graphed_loss is not None
+        if not graph:
+            trainer.graphed_loss = None
+        losses = [trainer._train_epoch(parts.train, epoch) for epoch in range(3)]
+        assert not graph or trainer.graphed_loss._graph is not None
+        outcomes.append((losses, parts.model.state_dict(), torch.cuda.get_rng_state()))
+    assert outcomes[0][0] == outcomes[1][0]
+    assert torch.equal(outcomes[0][2], outcomes[1][2])
+    for name, weights in outcomes[1][1].items():
+        assert torch.equal(weights, outcomes[0][1][name]), name

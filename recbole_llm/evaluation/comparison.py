@@ -1,0 +1,271 @@
+"""From the cells of a comparison to what its tables, plots and report show."""
+
+import logging
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from recbole.evaluator.register import smaller_metrics
+
+from recbole_llm import registry
+from recbole_llm.errors import RecBoleLLMError, SettingError, nearest
+from recbole_llm.evaluation.groups import group_metrics, read_facts
+from recbole_llm.evaluation.protocol import is_general
+from recbole_llm.evaluation.significance import bootstrap_intervals, compare_pairs
+from recbole_llm.evaluation.user_values import has_user_values, mean_over_seeds, ranked_together, user_values
+from recbole_llm.files import read_yaml
+from recbole_llm.paths import shipped
+
+_PACKAGES = ("recbole", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "pandas", "scikit-learn")
+_ROUNDING = 5e-4  # several times that of RecBole's four decimals
+Ranks = Sequence[pd.DataFrame | None]
+
+
+def analyse(
+    cells: list[dict[str, Any]],
+    ranks: Ranks,
+    settings: dict[str, dict[str, Any]],
+    show: Sequence[str] = (),
+    ours: Sequence[str] = (),
+    baselines: Sequence[str] = (),
+    papers: bool = False,
+) -> dict[str, Any]:
+    """Return what `comparison.json` holds beside its version, time and command.
+
+    Args:
+        cells: as in the file, in the order of the table; all of one data set were measured by one protocol.
+        ranks: of each cell's test targets; None where it has none.
+        settings: of a run on each data set, from which it can be built again.
+        show: metrics of the table; empty: see `shown_metrics`.
+        ours: labels; empty: see `sides`.
+        baselines: labels; empty: see `sides`.
+        papers: whether to add what the papers print.
+
+    Raises:
+        SettingError: for a metric or a label that is not there.
+    """
+    datasets = list(dict.fromkeys(cell["dataset"] for cell in cells))
+    labels = list(dict.fromkeys(cell["label"] for cell in cells))
+    metrics = shown_metrics(cells, show)
+    ours, baselines = sides(cells, ours, baselines)
+    summary = _summary(cells, datasets, labels, metrics)
+    analysis: dict[str, Any] = {
+        "datasets": datasets,
+        "models": labels,
+        "ours": ours,
+        "baselines": baselines,
+        "metrics": metrics,
+        "seeds": sorted({cell["seed"] for cell in cells}),
+        "cells": cells,
+        "summary": summary,
+        "significance": [],
+        "intervals": [],
+        "groups": [],
+        "counts": {dataset: _counts(cells, dataset) for dataset in datasets},
+        "packages": _packages(),
+        "papers": printed_in_papers(datasets) if papers else None,
+        "notes": [],
+    }
+    measurable = [metric for metric in metrics if has_user_values(metric)]
+    for dataset in datasets if measurable else ():
+        runs = _runs_of(cells, ranks, dataset, labels, analysis["notes"])
+        if not runs:
+            continue
+        _add_users(analysis, dataset, runs, measurable, ours)
+        _add_groups(analysis, dataset, runs, measurable, settings[dataset])
+    _add_marks(summary, analysis["significance"], ours, baselines)
+    analysis["notes"] += _ties(summary, analysis["intervals"])
+    return analysis
+
+
+def shown_metrics(cells: Sequence[dict[str, Any]], show: Sequence[str]) -> list[str]:
+    """Return the metrics of the table: `show`, else NDCG and Recall at the largest cut-off and MRR, else all there are.
+
+    Raises:
+        SettingError: if no run has such a metric.
+    """
+    known = list(dict.fromkeys(name for cell in cells for name in cell["test"]))
+    for name in show:
+        if known and name not in known:
+            raise SettingError(
+                f"show={name} is no metric of the runs{nearest(name, known)} They have {', '.join(known)}"
+            )
+    if show:
+        return list(show)
+    cut = max((int(name.partition("@")[2]) for name in known if "@" in name), default=0)
+    return [name for name in (f"ndcg@{cut}", f"recall@{cut}", "mrr") if name in known] or known
+
+
+def sides(
+    cells: Sequence[dict[str, Any]], ours: Sequence[str], baselines: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Return our labels and the baselines: by default, models of this package that read text, and all others.
+
+    Raises:
+        SettingError: for a label that is not compared.
+    """
+    models = {cell["label"]: cell["model"] for cell in cells}
+    for option, names in (("ours", ours), ("baselines", baselines)):
+        for name in names:
+            if name not in models:
+                raise SettingError(f"{option}={name} is not compared{nearest(name, models)}")
+    chosen = ours or [name for name, model in models.items() if registry.reads_text(model) and name not in baselines]
+    return list(chosen), list(baselines or [name for name in models if name not in chosen])
+
+
+def is_better(metric: str, value: float, other: float) -> bool:
+    """Tell whether `value` is better than `other`: higher, but for RecBole's errors and losses."""
+    return value < other if metric.partition("@")[0] in smaller_metrics else value > other
+
+
+def _summary(
+    cells: Sequence[dict[str, Any]], datasets: Sequence[str], labels: Sequence[str], metrics: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return one entry a data set, label and metric that has a value, the best and second-best marked."""
+    entries = []
+    for dataset in datasets:
+        for metric in metrics:
+            means: list[dict[str, Any]] = []
+            for label in labels:
+                chosen = [cell for cell in cells if (cell["dataset"], cell["label"]) == (dataset, label)]
+                values = [cell["test"][metric] for cell in chosen if metric in cell["test"]]
+                if values:
+                    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+                    mean = {"mean": float(np.mean(values)), "deviation": deviation, "seeds": len(values)}
+                    means.append({"dataset": dataset, "label": label, "metric": metric, **mean})
+            ordered = sorted({entry["mean"] for entry in means})
+            if metric.partition("@")[0] not in smaller_metrics:
+                ordered.reverse()
+            for entry in means:
+                place = ordered.index(entry["mean"])
+                entries.append({**entry, "best": place == 0, "second": place == 1, "improvement": None, "mark": ""})
+    return entries
+
+
+def _add_marks(
+    summary: list[dict[str, Any]], significance: list[dict[str, Any]], ours: Sequence[str], baselines: Sequence[str]
+) -> None:
+    """Set the improvement of our models over the best baseline, and its mark if it is one."""
+    for entry in summary:
+        where = (entry["dataset"], entry["metric"])
+        others = [e for e in summary if (e["dataset"], e["metric"]) == where and e["label"] in baselines]
+        if entry["label"] not in ours or not others:
+            continue
+        sign = -1 if entry["metric"].partition("@")[0] in smaller_metrics else 1
+        best = max(others, key=lambda other: sign * other["mean"])
+        if best["mean"]:
+            entry["improvement"] = sign * 100 * (entry["mean"] - best["mean"]) / best["mean"]
+        for test in significance:
+            pair = {test["label"], test["against"]}
+            if (test["dataset"], test["metric"]) == where and pair == {entry["label"], best["label"]}:
+                gain = test["difference"] if test["label"] == entry["label"] else -test["difference"]
+                entry["mark"] = test["mark"] if gain > 0 else ""
+
+
+def _ties(summary: list[dict[str, Any]], intervals: list[dict[str, Any]]) -> list[str]:
+    """Return a note for each label whose values in the table differ from what its ranks give, by more than rounding."""
+    means = {(entry["dataset"], entry["label"], entry["metric"]): entry["mean"] for entry in intervals}
+    differing: dict[tuple[str, str], list[str]] = {}
+    for entry in summary:
+        found = means.get((entry["dataset"], entry["label"], entry["metric"]), entry["mean"])
+        if abs(found - entry["mean"]) > _ROUNDING:
+            told = f"{entry['metric']} {entry['mean']:.4f} and {found:.4f}"
+            differing.setdefault((entry["dataset"], entry["label"]), []).append(told)
+    return [
+        f"{label} on {dataset} gives many items the same score. RecBole puts them in an arbitrary order, as does the "
+        f"table; tests, intervals and groups count a tie against the target: {', '.join(told)}"
+        for (dataset, label), told in differing.items()
+    ]
+
+
+def _runs_of(
+    cells: Sequence[dict[str, Any]], ranks: Ranks, dataset: str, labels: Sequence[str], notes: list[str]
+) -> dict[str, list[tuple[str, pd.DataFrame]]]:
+    """Return for each label the (model, ranks) of its runs on one data set."""
+    runs: dict[str, list[tuple[str, pd.DataFrame]]] = {}
+    for label in labels:
+        done = [
+            (cell, found)
+            for cell, found in zip(cells, ranks, strict=True)
+            if (cell["dataset"], cell["label"], cell["status"]) == (dataset, label, "done")
+        ]
+        with_ranks = [(cell["model"], found) for cell, found in done if found is not None]
+        if len(with_ranks) < len(done):
+            notes.append(f"{label} on {dataset}: a run has no ranks, so no tests, intervals and groups are given")
+        elif done:
+            runs[label] = with_ranks
+    return runs
+
+
+def _add_users(
+    analysis: dict[str, Any],
+    dataset: str,
+    runs: dict[str, list[tuple[str, pd.DataFrame]]],
+    metrics: Sequence[str],
+    ours: Sequence[str],
+) -> None:
+    """Add the tests and intervals over users."""
+    tables = {}
+    for label, of_label in runs.items():
+        seeds = [user_values(ranks, metrics, ranked_together(is_general(model), ranks)) for model, ranks in of_label]
+        tables[label] = mean_over_seeds(seeds)
+    # ours first, so that a difference is what ours gain
+    labels = sorted(tables, key=lambda label: label not in ours)
+    for metric in metrics:
+        values = np.stack([tables[label][metric].to_numpy() for label in labels], axis=1)
+        for pair in compare_pairs(labels, values):
+            analysis["significance"].append({"dataset": dataset, "metric": metric, **vars(pair)})
+        low, high = bootstrap_intervals(values)
+        for n, label in enumerate(labels):
+            bounds = {"mean": float(values[:, n].mean()), "low": float(low[n]), "high": float(high[n])}
+            analysis["intervals"].append({"dataset": dataset, "label": label, "metric": metric, **bounds})
+
+
+def _add_groups(
+    analysis: dict[str, Any],
+    dataset: str,
+    runs: dict[str, list[tuple[str, pd.DataFrame]]],
+    metrics: Sequence[str],
+    settings: dict[str, Any],
+) -> None:
+    try:
+        facts = read_facts(settings)
+        found = [(label, group_metrics(facts, [ranks for _, ranks in runs[label]], metrics)) for label in runs]
+    except RecBoleLLMError as error:
+        analysis["notes"].append(f"{dataset}: metrics by group are left out: {error}")
+        return
+    for label, groups in found:
+        analysis["groups"] += [{"dataset": dataset, "label": label, **group} for group in groups]
+    if facts.text_length is None:
+        analysis["notes"].append(f"{dataset}: metrics by length of text are left out: its items have no text here")
+
+
+def _counts(cells: Sequence[dict[str, Any]], dataset: str) -> dict[str, int]:
+    """Return the largest of the runs' counts: a general model also trains on a user's first interaction."""
+    counts = [cell["counts"] for cell in cells if cell["dataset"] == dataset and cell["counts"]]
+    return {name: max(count[name] for count in counts) for name in (counts[0] if counts else ())}
+
+
+def _packages() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            logging.getLogger().debug("%s is not installed", name)
+    return found
+
+
+def printed_in_papers(datasets: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the papers' own numbers for those of `datasets` that they have: data set, method, metric."""
+    printed: dict[str, dict[str, dict[str, float]]] = {}
+    for table in read_yaml(shipped("properties") / "paper" / "tables.yaml").values():
+        for dataset in datasets:
+            for method, values in table["datasets"].get(dataset, {}).items():
+                if method != "improvement":
+                    row = dict(zip(table["metrics"], values, strict=True))
+                    printed.setdefault(dataset, {}).setdefault(method, {}).update(row)
+    return printed
