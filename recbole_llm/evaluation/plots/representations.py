@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from scipy.stats import gaussian_kde, wasserstein_distance
 from torch import Tensor
 
 from recbole_llm import run_folder
 from recbole_llm.errors import CheckpointError, SettingError, TrainingError
-from recbole_llm.evaluation.plots.style import grid, looks, styled
+from recbole_llm.evaluation.plots.style import grid, looks, plain_number, styled
 from recbole_llm.model.layers.mmd import gaussian_mmd, median_rho
 from recbole_llm.quick_start import Parts, load
 
@@ -28,6 +29,7 @@ ID_MODEL, LANGUAGE_MODEL, ADAPTER = "id model", "language model", "adapter"
 _MODEL = "IDLEAdapter"
 _POINTS = 160  # of the axis, for the range of each of the three
 _TAIL = 0.002  # share of coordinates that may lie outside it, at either end
+_WIDTHS = 5.0  # ratio of deviations from which on a narrow curve beside a wide one is a mere needle
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,16 @@ def curves_of(coordinates: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str,
 
 @styled
 def draw(found: Representations, layer: int, title: str) -> Figure:
-    """Return the densities of the three at a layer, counted from 1. Raises TrainingError, see `curves_of`."""
-    places, densities = curves_of(found.at(layer))
+    """Return the densities of the three at a layer, counted from 1.
+
+    Where one is far narrower than another, the horizontal axis is linear over the narrow one and logarithmic beyond
+    (matplotlib's asinh), and the vertical one logarithmic.
+
+    Raises:
+        TrainingError: see `curves_of`.
+    """
+    coordinates = found.at(layer)
+    places, densities = curves_of(coordinates)
     figure, (ax,) = grid(1, 5.4, 3.3)
     look = looks(list(densities))
     for name, density in densities.items():
@@ -110,7 +120,21 @@ def draw(found: Representations, layer: int, title: str) -> Figure:
         peak = [int(density.argmax())]
         ax.plot(places, density, color=style.colour, marker=style.marker, markevery=peak, label=name)
     ax.set(title=title, xlabel="value of a coordinate", ylabel="density")
-    ax.set_ylim(bottom=0)
+    deviations = [values.std() for values in coordinates.values()]
+    if max(deviations) >= _WIDTHS * min(deviations):
+        width = min(deviations)
+        ax.set_xscale("asinh", linear_width=width)
+        peaks = [density.max() for density in densities.values()]
+        ax.set_yscale("log")
+        ax.set_ylim(min(peaks) / 100, max(peaks) * 2)
+        decades = 10.0 ** np.arange(np.ceil(np.log10(width)), np.log10(np.abs(places).max()) + 1)
+        ax.xaxis.set_major_locator(FixedLocator(sorted([*-decades, 0.0, *decades])))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlim(places[0], places[-1])
+        ax.xaxis.set_major_formatter(FuncFormatter(plain_number))
+        ax.yaxis.set_major_formatter(FuncFormatter(plain_number))
+    else:
+        ax.set_ylim(bottom=0)
     ax.legend(frameon=False)
     return figure
 

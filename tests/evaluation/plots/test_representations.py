@@ -188,3 +188,18 @@ def test_other_plots_have_no_run(capsys):
 def test_vectors_without_a_density_are_refused(value, what):
     with pytest.raises(TrainingError, match=f"the coordinates of the adapter are {what}"):
         module.curves_of({"id model": np.arange(5.0), "adapter": np.full(5, value)})
+
+
+@pytest.mark.parametrize(("width", "scales"), [(1.0, ("linear", "linear")), (0.01, ("asinh", "log"))])
+def test_a_narrow_curve_beside_a_wide_one_can_be_seen(width, scales):
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(2, 40, 8, generator=generator)
+    narrow = width * torch.randn(2, 40, 8, generator=generator)
+    figure = module.draw(module.Representations(narrow[0, :, None, :4], wide, narrow), 2, "title")
+    figure.canvas.draw()
+    (ax,) = figure.axes
+    assert (ax.get_xscale(), ax.get_yscale()) == scales
+    adapter = ax.lines[2]
+    within = np.abs(np.asarray(adapter.get_xdata())) < 2 * width
+    seen = ax.transAxes.inverted().transform(ax.transData.transform(np.stack([adapter.get_xdata()[within]] * 2, 1)))
+    assert np.ptp(seen[:, 0]) > 0.25, "of the axes' width"
