@@ -202,4 +202,4 @@ def test_a_narrow_curve_beside_a_wide_one_can_be_seen(width, scales):
     adapter = ax.lines[2]
     within = np.abs(np.asarray(adapter.get_xdata())) < 2 * width
     seen = ax.transAxes.inverted().transform(ax.transData.transform(np.stack([adapter.get_xdata()[within]] * 2, 1)))
-    assert np.ptp(seen[:, 0]) > 0.25, "of the axes' width"
+    assert np.ptp(seen[:, 0]) > 0.15, "of the axes' width; 0.007 on plain axes"
