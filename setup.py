@@ -11,5 +11,9 @@ DATA = ("properties", "dataset_configs")
 setup(
     packages=[*find_packages(include=["recbole_llm", "recbole_llm.*"]), *(f"recbole_llm.{name}" for name in DATA)],
     package_dir={f"recbole_llm.{name}": name for name in DATA},
-    package_data={"recbole_llm": ["py.typed"], **{f"recbole_llm.{name}": ["**/*"] for name in DATA}},
+    package_data={
+        "recbole_llm": ["py.typed"],
+        "recbole_llm.evaluation.report": ["page.*"],
+        **{f"recbole_llm.{name}": ["**/*"] for name in DATA},
+    },
 )

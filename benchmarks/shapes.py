@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModel, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
+from transformers import AutoModel, BertConfig, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
 
 from recbole_llm.config import Config
 from recbole_llm.quick_start import build
@@ -38,7 +38,10 @@ SHAPES = {
         hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
         vocab_size=49152, max_position_embeddings=8192, tie_word_embeddings=True,
     ),
+    "bge-base": BertConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
+    "minilm": BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
     "tiny": opt(64, 2, 4),
+    "tiny-bert": BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256),
 }  # fmt: skip
 
 
@@ -77,13 +80,15 @@ def write_catalogue(
             file.write(f"i{item}\t{title}\n")
 
 
-def build_run(shape: str, users: int, items: int, **settings: Any) -> tuple[Any, Any]:
-    """Return parts and trainer of an ST2SI run on a generated catalogue with a random model of `shape`."""
+def build_run(
+    shape: str, users: int, items: int, model: str = "ST2SI", history: float = 7.87, **settings: Any
+) -> tuple[Any, Any]:
+    """Return parts and trainer of a run on a generated catalogue with a random language model of `shape`."""
     root = Path(tempfile.mkdtemp())
-    write_catalogue(root, users, items)
+    write_catalogue(root, users, items, history)
     folder = write_backbone(shape, root / shape)
     config = Config(
-        "ST2SI",
+        model,
         "bench",
         config_dict={
             "data_path": str(root), "checkpoint_dir": str(root), "backbone": str(folder), "state": "ERROR",

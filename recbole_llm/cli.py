@@ -17,6 +17,10 @@ recbole-llm: language-model recommenders inside RecBole
       Go on with an interrupted run.
   recbole-llm pretrain --pretrain_datasets=A,B [--backbone=L] [--pretrain_epochs=15] [--name=value ...]
       Pre-train ST2SI's backbone on data sets. The last line is its folder: --backbone=<folder> tunes it on another.
+  recbole-llm tune --model=M --dataset=D [--params_file=FILE] [--algo=exhaustive|random|bayes] [--trials=N]
+                   [--early_stop=N] [--out=FOLDER] [--storage=FILE|URL [--pruner=median|halving|hyperband|none]]
+      Search the settings that are best on validation, in a parameter file as RecBole's; the last line is the path of
+      tune.json. The same command goes on with the study; with --storage any number of processes share it.
   recbole-llm prepare --dataset=D [--raw=FOLDER] [--out=FOLDER] [--report[=FILE]]
       Make RecBole's atomic files of a data set from its publisher's files, and compare its counts with the papers'.
   recbole-llm recommend --run=saved/<run> --history="ITEM,ITEM,..." [--k=10] [--exclude_seen=true] [--user=USER]
@@ -28,6 +32,11 @@ recbole-llm: language-model recommenders inside RecBole
       Models side by side: runs what is missing, and goes on where it was interrupted. Settings go to the models that
       have them; --model_settings=FILE has each model's own. Also --config_files, --show=METRICS, --ours, --baselines,
       --rows=models|metrics, --format=markdown|latex|csv, --papers, --out. The last line is the path of the JSON.
+  recbole-llm plot --kind=curves|bars|groups|sensitivity|backbones|pretraining|trade_off
+                   --runs=saved/<run>,... | --comparison=FILE [--setting=S] [--metric=ndcg@10] [--out=FOLDER]
+      Draw finished runs or a comparison as PNG and SVG; sensitivity draws against the numeric setting S.
+  recbole-llm report --comparison=FILE [--out=report.html]
+      Write one HTML page that holds all of a comparison: tables, plots, settings and commands.
   recbole-llm doctor [--data_path=FOLDER]
       Show versions, device, language models and data sets, and what to do about what is missing.
 
@@ -96,6 +105,12 @@ def _pretrain(argv: list[str]) -> int:
     return 0
 
 
+def _tune(argv: list[str]) -> int:
+    from recbole_llm.hyper_search.command import tune_command
+
+    return tune_command(argv)
+
+
 def _doctor(argv: list[str]) -> int:
     from recbole_llm.doctor import report
 
@@ -116,6 +131,18 @@ def _recommend(argv: list[str]) -> int:
     return recommend_command(argv)
 
 
+def _plot(argv: list[str]) -> int:
+    from recbole_llm.evaluation.plots.command import plot_command
+
+    return plot_command(argv)
+
+
+def _report(argv: list[str]) -> int:
+    from recbole_llm.evaluation.report.command import report_command
+
+    return report_command(argv)
+
+
 def _compare(argv: list[str]) -> int:
     from recbole_llm.compare import compare_command
 
@@ -125,9 +152,12 @@ def _compare(argv: list[str]) -> int:
 _VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "pretrain": _pretrain,
+    "tune": _tune,
     "prepare": _prepare,
     "recommend": _recommend,
     "compare": _compare,
+    "plot": _plot,
+    "report": _report,
     "doctor": _doctor,
 }
 

@@ -22,6 +22,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from recbole_llm import attributes, s3rec
 from recbole_llm.errors import CheckpointError, DataError, SettingError
 from recbole_llm.trainer import checkpoint
 
@@ -44,14 +45,6 @@ _STAGED_MODELS = ("ConvNCF", "NAIS", "NeuMF", "RaCT", "S3Rec")
 _NEEDED = {"NCL": "faiss"}  # recbole/model/general_recommender/ncl.py:87
 # Where the name to install is not the name to import.
 _DISTRIBUTIONS = {"faiss": "faiss-cpu", "community": "python-louvain", "kmeans_pytorch": "kmeans-pytorch"}
-
-# Settings that name columns of the `.item` file which a model reads.
-_ITEM_COLUMNS = {
-    "FDSA": "selected_features",
-    "GRU4RecF": "selected_features",
-    "SASRecF": "selected_features",
-    "S3Rec": "item_attribute",
-}
 
 
 @dataclasses.dataclass
@@ -82,6 +75,19 @@ def missing_package(model: str, package: str) -> SettingError:
         f"the model {model} needs the package '{package}', which is not installed: "
         f"pip install {_DISTRIBUTIONS.get(package, package)}"
     )
+
+
+def hyper_tuning() -> Any:
+    """Return RecBole's module `recbole/trainer/hyper_tuning.py`, whose exhaustive search works with today's hyperopt.
+
+    Repairs `recbole/trainer/hyper_tuning.py:117` (`exhaustive_search`): hyperopt draws with ``integers``, which numpy's
+    old ``RandomState`` does not have.
+    """
+    from recbole.trainer import hyper_tuning as module
+
+    if not isinstance(module.np, _Overlay):
+        module.np = _Overlay(np, random=_Overlay(np.random, RandomState=np.random.default_rng))
+    return module
 
 
 @contextlib.contextmanager
@@ -121,6 +127,8 @@ def _repair_once(model_class: type) -> type:
         module.torch = _Overlay(torch, load=_read_run)
     if name == "RaCT":
         model_class.logger = property(lambda self: _JoiningLogger(logging.getLogger()), _ignore)  # type: ignore[attr-defined]
+    if name == "S3Rec":
+        s3rec.repair(model_class)
     if name == "KSR":
         model_class.__init__ = _single_precision(model_class.__init__)  # type: ignore[misc]
     model_class.__init__ = _checked(model_class.__init__)  # type: ignore[misc]
@@ -260,14 +268,13 @@ def _check_item_columns(config: Any, dataset: Any) -> None:
     Raises:
         SettingError: if a column is not loaded.
     """
-    setting = _ITEM_COLUMNS.get(config["model"])
+    setting = attributes.SETTINGS.get(config["model"])
     if setting is None:
         return
     loaded = (
         [] if dataset.item_feat is None else [name for name in dataset.item_feat.columns if name != dataset.iid_field]
     )
-    wanted = config[setting] if isinstance(config[setting], list) else [config[setting]]
-    for column in wanted:
+    for column in attributes.columns_of(config):
         if column not in loaded:
             raise SettingError(
                 f"{config['model']} reads the item column '{column}' ({setting}), but the item columns that are loaded "

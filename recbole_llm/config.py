@@ -22,7 +22,7 @@ from recbole.utils.argument_list import (
     training_arguments,
 )
 
-from recbole_llm import registry
+from recbole_llm import attributes, registry
 from recbole_llm.compat import alias_numpy_names
 from recbole_llm.errors import SettingError, nearest
 from recbole_llm.evaluation import candidates
@@ -123,6 +123,8 @@ class Config(RecBoleConfig):
             raise SettingError(str(error)) from error
         _check_value(self, "items_without_text", ("drop", "error", "keep"))
         _check_value(self, "precision", ("auto", "bf16", "fp32"))
+        if not isinstance(self["device_table"], bool):
+            raise SettingError(f"device_table={self['device_table']} must be True or False")
         for name, least in _WHOLE_NUMBERS.items():
             _check_whole(name, self[name], least)
         for name in ("learning_rate", "ilp_learning_rate"):
@@ -130,6 +132,7 @@ class Config(RecBoleConfig):
             if rate is not None and not (isinstance(rate, (int, float)) and rate >= 0):
                 raise SettingError(f"{name}={rate} must be a number from 0")
         _check_valid_metric(self)
+        _check_loss_type(self)
         candidates.check_settings(self)
 
     def compatibility_settings(self) -> None:
@@ -181,6 +184,7 @@ class Config(RecBoleConfig):
         if self.is_new_dataset and "load_col" not in self.external_config_dict:
             # RecBole's default loads users and items alone, without the time that its own protocol sorts by.
             settings["load_col"] = {"inter": [settings[f"{name}_FIELD"] for name in ("USER_ID", "ITEM_ID", "TIME")]}
+        attributes.fill(settings, self.model, self.external_config_dict)
         fields = settings.get("item_text_fields")
         if isinstance(fields, str):
             settings["item_text_fields"] = [field.strip() for field in fields.split(",")]
@@ -224,6 +228,12 @@ def _check_valid_metric(config: Config) -> None:
             f"valid_metric={metric} is not computed{nearest(metric, known)} Metrics are {', '.join(config['metrics'])} "
             f"at topk={config['topk']}, and mrr"
         )
+
+
+def _check_loss_type(config: Config) -> None:
+    # RecBole takes from it what a training row holds, and fails at the first sample of a loss that it does not know.
+    if config["MODEL_INPUT_TYPE"] is None and config["train_neg_sample_args"]["distribution"] != "none":
+        raise SettingError(f"loss_type={config['loss_type']} of {config['model']} is not one of CE, BPR")
 
 
 def _check_whole(name: str, value: Any, least: int) -> None:

@@ -129,6 +129,20 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the value in a JSON file.
+
+    Raises:
+        DataError: if the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"the file {path} does not exist") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from None
+
+
 class _Loader(yaml.SafeLoader):
     """yaml.SafeLoader that also reads ``5e-5`` as a number (YAML 1.2), as RecBole's own loader does."""
 

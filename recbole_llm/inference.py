@@ -14,7 +14,7 @@ from recbole.utils import ModelType
 from torch import Tensor
 
 from recbole_llm.backbone.single_sequence import SingleSequence
-from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.dataset import HistoryDataset, PrefixDataset
 from recbole_llm.errors import DataError, SettingError, TrainingError, nearest
 from recbole_llm.model.sequential_recommender.st2si import ST2SI
 
@@ -260,9 +260,11 @@ class Recommender:
 
 def _trained_items(dataset: Any) -> np.ndarray | None:
     """Return which item ids some interaction of `dataset` has: bool [items]; None where the model reads texts."""
-    if isinstance(dataset, HistoryDataset):
+    if isinstance(dataset, HistoryDataset) and not isinstance(dataset, PrefixDataset):
         return None
     trained = np.zeros(dataset.item_num, dtype=bool)
+    if isinstance(dataset, PrefixDataset):
+        trained[dataset.items_of_histories()] = True
     for field in (dataset.iid_field, getattr(dataset, "item_id_list_field", None)):
         if field is not None and field in dataset.inter_feat:
             trained[np.unique(dataset.inter_feat[field].numpy())] = True

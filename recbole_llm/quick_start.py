@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from recbole_llm.files import read_yaml, write_json
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.trainer import best_epoch
 
+_WORTH_SAYING = 0.005  # seconds; less is no pre-training
+
 
 @dataclass
 class Parts:
@@ -29,9 +31,10 @@ class Parts:
     Attributes:
         config: the settings.
         dataset: RecBole's data set, all interactions.
-        train, valid, test: RecBole's loaders; valid and test are None where the split leaves nothing.
+        train, valid, test: RecBole's loaders; valid and test are None where the split leaves nothing, and test where
+            it was not asked for.
         model: the model, on its device.
-        pretrain_seconds: how long the model's class took before it could be built: the pre-training of a backbone.
+        pretrain_seconds: how long the model's class took before it could be built: a pre-training.
     """
 
     config: Config
@@ -50,6 +53,7 @@ def run(
     settings: dict[str, Any] | None = None,
     command_line: Sequence[str] = (),
     resume: str | Path | None = None,
+    folder: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train a model, evaluate its best epoch and store the run.
 
@@ -60,6 +64,7 @@ def run(
         settings: settings by name; they override the files.
         command_line: ``--name=value`` settings; they override all others.
         resume: the folder of an interrupted run, to go on with; its own settings are then the default.
+        folder: where to store the run; None for a new folder in `checkpoint_dir`.
 
     Returns:
         What `result.json` holds, and under "path" where that file is.
@@ -69,22 +74,18 @@ def run(
     """
     started = time.monotonic()
     if resume is not None:
-        folder, stored = run_folder.open_unfinished(resume)
+        kept, stored = run_folder.open_unfinished(resume)
         settings = {**stored, **(settings or {})}
     config = Config(model, dataset, config_files, settings, command_line)
     if resume is None:
-        folder = run_folder.create(Path(config["checkpoint_dir"]), config.merged)
-    config["run_folder"] = str(folder)
-    init_seed(config["seed"], config["reproducibility"])
-    init_logger(config)
-    logging.getLogger().info(config)
+        kept = run_folder.create(Path(config["checkpoint_dir"]), config.merged, folder)
+    folder = kept
+    _begin(config, folder)
 
     try:
-        parts = build(config)
+        parts, trainer = _parts_and_trainer(config, folder)
         valid_ranking = candidates.candidate_ranking(config, parts.valid, [parts.train])
         test_ranking = candidates.candidate_ranking(config, parts.test, [parts.train, parts.valid])
-        run_folder.write_settings(folder, config.merged)  # the model may have added to them
-        trainer = registry.trainer_class(config)(config, parts.model)
     except BaseException:
         if resume is None:
             shutil.rmtree(folder, ignore_errors=True)  # nothing happened that one could go on with
@@ -96,7 +97,7 @@ def run(
     prepared = time.monotonic()
 
     trainer.fit(parts.train, parts.valid, show_progress=config["show_progress"])
-    fitted = time.monotonic()
+    fitted, fit_seconds = time.monotonic(), trainer.fit_seconds()
 
     trainer.eval_collector.candidates = test_ranking
     test = trainer.evaluate(parts.test, load_best_model=True, show_progress=config["show_progress"])
@@ -112,9 +113,9 @@ def run(
     _save_extras(folder, parts)
 
     seconds = {
-        **({"pretrain": parts.pretrain_seconds} if config["pretrain_datasets"] else {}),
+        **({"pretrain": parts.pretrain_seconds} if parts.pretrain_seconds >= _WORTH_SAYING else {}),
         "prepare": prepared - started - parts.pretrain_seconds,
-        "fit": trainer.fit_seconds(),
+        "fit": fit_seconds,
         "evaluate": evaluated - fitted,
     }
     result = _result(parts, trainer, test, seconds)
@@ -124,16 +125,81 @@ def run(
     return {**result, "path": str(folder / run_folder.RESULT)}
 
 
-def build(config: Config) -> Parts:
-    """Make data set, loaders and model of a run, with RecBole's own order of seeds."""
+def fit(config: Config, folder: Path, callback: Callable[[int, float], None] | None = None) -> dict[str, Any]:
+    """Train a model as `run` does, and choose its best epoch on validation; the test part is neither read nor needed.
+
+    What is left in `folder` is a run whose training is finished: `run` with ``resume=folder`` evaluates its best epoch
+    on the test part and stores `result.json`.
+
+    Args:
+        config: the settings.
+        folder: where the run is stored; made if it is missing.
+            A training that was interrupted there goes on.
+        callback: called after every evaluated epoch with its number and its validation metric; what it raises ends the
+            training.
+
+    Returns:
+        "score" (the best `valid_metric`), "valid" (all metrics of that epoch), "epochs", "best_epoch", "history" and
+        "seconds".
+
+    Raises:
+        DataError: if the split leaves no validation part, or the training evaluates none.
+        RecBoleLLMError: one of its other kinds, whose message says what to do.
+    """
+    started = time.monotonic()
+    run_folder.write_settings(folder, config.merged)
+    _begin(config, folder)
+    parts, trainer = _parts_and_trainer(config, folder, test=False)
+    if parts.valid is None:
+        raise DataError(f"no user of {config['dataset']} has a validation target: there is nothing to choose by")
+    if (folder / checkpoint.RESUME).exists():
+        trainer.resume_checkpoint(folder / checkpoint.RESUME)
+    if hasattr(trainer, "precompute"):
+        trainer.precompute(parts.valid, show_progress=config["show_progress"])
+    trainer.fit(parts.train, parts.valid, show_progress=config["show_progress"], callback_fn=callback)
+    if trainer.best_valid_result is None:
+        raise DataError(f"no epoch of {config['model']} was evaluated on validation: raise epochs, lower eval_step")
+    trainer.store_finished()
+    return {
+        "score": float(trainer.best_valid_score),
+        "valid": _numbers(trainer.best_valid_result),
+        "epochs": trainer.epochs_done,
+        "best_epoch": best_epoch(trainer.history, config["valid_metric"].lower(), config["valid_metric_bigger"]),
+        "history": trainer.history,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+
+
+def _begin(config: Config, folder: Path) -> None:
+    config["run_folder"] = str(folder)
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    logging.getLogger().info(config)
+
+
+def _parts_and_trainer(config: Config, folder: Path, test: bool = True) -> tuple[Parts, Any]:
+    parts = build(config, test)
+    run_folder.write_settings(folder, config.merged)  # the model may have added to them
+    return parts, registry.trainer_class(config)(config, parts.model)
+
+
+def build(config: Config, test: bool = True) -> Parts:
+    """Make data set, loaders and model of a run, with RecBole's own order of seeds.
+
+    Args:
+        config: the settings.
+        test: False leaves the test part alone, see `data_preparation`; a model that another one starts from
+            (`before_build`) reads this as ``config["reads_test"]``.
+    """
+    config["reads_test"] = test
     dataset = create_dataset(config)
     logging.getLogger().info(dataset)
     if max(config["topk"]) >= dataset.item_num:
         raise SettingError(
             f"topk={config['topk']} is more than the {dataset.item_num - 1} items of {config['dataset']}"
         )
-    train, valid, test = data_preparation(config, dataset)
-    if test is None:
+    train, valid, tested = data_preparation(config, dataset, test)
+    if test and tested is None:
         raise DataError(
             f"no user of {config['dataset']} has a test target: leave-one-out needs histories of 3 interactions or more"
         )
@@ -145,7 +211,39 @@ def build(config: Config) -> Parts:
     model = config.model_class(config, train._dataset).to(config["device"])
     logging.getLogger().info(model)
     config["description"] = checkpoint.describe(config, dataset)
-    return Parts(config, dataset, train, valid, test, model, pretrain_seconds)
+    return Parts(config, dataset, train, valid, tested, model, pretrain_seconds)
+
+
+def tune(
+    model: str | None = None,
+    dataset: str | None = None,
+    config_files: Sequence[str | Path] = (),
+    settings: dict[str, Any] | None = None,
+    command_line: Sequence[str] = (),
+    **options: Any,
+) -> dict[str, Any]:
+    """Search the settings of a model that are best on validation, and evaluate the winner on the test part, once.
+
+    Args:
+        model: a model of this package or of RecBole, by name.
+        dataset: a data set name.
+        config_files: YAML files with settings that all trials share.
+        settings: such settings by name; they override the files.
+        command_line: ``--name=value`` settings; they override all others.
+        options: `params_file` (what is searched, in RecBole's form; the model's own if there is none), `algo`
+            (exhaustive, random or bayes), `trials`, `early_stop`, `out` (the study's folder); with `storage`, a journal
+            file or the URL of a database, any number of processes share the study by Optuna, and `pruner` says how bad
+            trials are ended early (median, halving, hyperband or none).
+
+    Returns:
+        What `tune.json` holds, and under "path" where that file is.
+
+    Raises:
+        RecBoleLLMError: one of its kinds, whose message says what to do.
+    """
+    from recbole_llm.hyper_search.command import tune as search
+
+    return search(Config(model, dataset, config_files, settings, command_line), **options)
 
 
 def pretrain(
@@ -197,12 +295,13 @@ def compare(**options: Any) -> dict[str, Any]:
     return comparing.compare(comparing.Options(**options))
 
 
-def load(run: str | Path, settings: dict[str, Any] | None = None) -> Parts:
+def load(run: str | Path, settings: dict[str, Any] | None = None, test: bool = True) -> Parts:
     """Load a finished run: its data, and its model with the best weights, in eval mode.
 
     Args:
         run: the folder of the run, or its `result.json`.
         settings: settings that differ here, such as `data_path`.
+        test: False leaves the test part alone.
 
     Raises:
         CheckpointError: if the run is broken, or its weights belong to another catalogue.
@@ -211,7 +310,7 @@ def load(run: str | Path, settings: dict[str, Any] | None = None) -> Parts:
     config = Config(config_dict={**stored, **(settings or {})})
     config["run_folder"] = str(folder)
     init_seed(config["seed"], config["reproducibility"])
-    parts = build(config)
+    parts = build(config, test)
     checkpoint.load_weights(folder / checkpoint.WEIGHTS, parts.model, config["description"])
     parts.model.eval()
     return parts

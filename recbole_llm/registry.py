@@ -14,6 +14,7 @@ from recbole.utils import get_model as recbole_model
 from recbole.utils import get_trainer as recbole_trainer
 
 from recbole_llm import compat
+from recbole_llm.data.dataset import PrefixDataset
 from recbole_llm.errors import SettingError, nearest
 from recbole_llm.files import read_yaml
 from recbole_llm.paths import shipped
@@ -23,6 +24,9 @@ _DATASETS = {
     ModelType.SEQUENTIAL: "SequentialDataset",
     ModelType.KNOWLEDGE: "KnowledgeBasedDataset",
 }
+# Models that look into the padded histories of the whole training part (recbole/model/sequential_recommender/
+# fearec.py:218).
+_WHOLE_LISTS = ("FEARec",)
 
 
 @functools.cache
@@ -64,14 +68,29 @@ def reads_text(model: str) -> bool:
 
 
 def dataset_class(config: Any) -> type:
-    """Return the data set class of a run: the model's `dataset_class`, else the one RecBole would take."""
+    """Return the data set class of a run: the model's `dataset_class`, else the one RecBole would take.
+
+    Where RecBole would take its `SequentialDataset` and `device_table` is on, it is `PrefixDataset`, whose batches are
+    the same.
+    """
     own = getattr(config.model_class, "dataset_class", None)
     if own is not None:
         return own
     name = config["model"] + "Dataset"
     if not hasattr(recbole_datasets, name):
         name = _DATASETS.get(config["MODEL_TYPE"], "Dataset")
+    if name == "SequentialDataset" and _cuts_histories(config):
+        return PrefixDataset
     return getattr(recbole_datasets, name)
+
+
+def _cuts_histories(config: Any) -> bool:
+    """Tell whether nothing reads the padded histories of all rows at once, which `PrefixDataset` does not have.
+
+    Somebody's own model class may; and files that give histories (`benchmark_filename`) need no copies.
+    """
+    known = config["model"] in known_models() and config["model"] not in _WHOLE_LISTS
+    return bool(config["device_table"]) and known and config["benchmark_filename"] is None
 
 
 def trainer_class(config: Any) -> type:

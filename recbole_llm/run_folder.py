@@ -15,18 +15,29 @@ import yaml
 
 import recbole_llm
 from recbole_llm.errors import CheckpointError, StorageError
-from recbole_llm.files import read_yaml, remove_unfinished, write_text
+from recbole_llm.files import read_yaml, remove_unfinished, storage_errors, write_text
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
 
 
-def create(root: Path, settings: dict[str, Any]) -> Path:
+def create(root: Path, settings: dict[str, Any], wanted: str | Path | None = None) -> Path:
     """Make the folder ``<root>/<model>-<dataset>-<time>-<hash of the settings>`` and write `config.yaml` into it.
+
+    Args:
+        root: where runs are kept.
+        settings: of the run.
+        wanted: the folder itself, if it has a name already; it must not exist.
 
     Raises:
         StorageError: if the folder cannot be made or written.
     """
+    if wanted is not None:
+        folder = Path(wanted)
+        with storage_errors(folder):
+            folder.mkdir(parents=True)
+        write_settings(folder, settings)
+        return folder
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = f"{settings['model']}-{settings['dataset']}-{now}-{digest(settings)}"
     for number in range(1000):

@@ -98,7 +98,7 @@ def test_spectralcf_trains_on_its_graph(data, workdir):
 
 
 def test_s3rec_is_finetuned_from_its_pretraining(data, workdir):
-    first = run("S3Rec", settings=quick_settings(data, pretrain_epochs=2, save_step=50))
+    first = run("S3Rec", settings=quick_settings(data, train_stage="pretrain", pretrain_epochs=2, save_step=50))
     start = load(first["path"]).model.state_dict()  # stored although save_step was never reached
     for path in (folder_of(first), first["path"], folder_of(first) + "/model.safetensors"):
         model = built(data, "S3Rec", train_stage="finetune", pre_model_path=path).model
@@ -173,7 +173,7 @@ def test_item_columns_must_be_loaded(model, data, workdir):
     load_col = {"inter": ["user_id", "item_id", "timestamp"]}
     with pytest.raises(SettingError, match=rf"{model} reads the item column 'class' \({setting}\).* are: none"):
         built(data, model, load_col=load_col)
-    with pytest.raises(SettingError, match=r"reads the item column 'colour'.* are: category, class"):
+    with pytest.raises(DataError, match=r"reads the attribute 'colour' of items, .* title, category, class, price"):
         built(data, model, **{setting: "colour" if model == "S3Rec" else ["colour"]})
 
 

@@ -78,6 +78,7 @@ def shipped_files():
 def test_the_wheel_holds_all_code_and_settings(distributions):
     names = set(zipfile.ZipFile(distributions[1]).namelist())
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recbole_llm").rglob("*.py")}
+    code |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "recbole_llm/evaluation/report").glob("page.*")}
     assert len(shipped_files()) > 15
     expected = code | {f"recbole_llm/{name}" for name in shipped_files()}
     assert not expected - names

@@ -18,6 +18,8 @@ MODELS = {
     "full": ["--model=ST2SI", "--tuning=full", "--learning_rate=0.001"],  # OPT: dropout 0.1; random windows
     "lora": ["--model=ST2SI", "--tuning=lora", "--learning_rate=0.003", "--lora_dropout=0.2"],
     "SASRec": ["--model=SASRec", "--n_layers=1", "--hidden_size=16", "--inner_size=16"],
+    "ComiRec": ["--model=ComiRec", "--extraction=DR", "--num_interests=2", "--embedding_size=8"],
+    "MLP4Rec": ["--model=MLP4Rec", "--n_layers=2", "--hidden_size=8"],
     "BPR": ["--model=BPR", "--embedding_size=8", "--learning_rate=0.05"],  # draws negative samples
 }
 
@@ -87,6 +89,7 @@ KILLS = [
     ("full", "step", 21), ("full", "weights", 2), ("full", "between", 2),
     ("lora", "step", 13),
     ("SASRec", "step", 50), ("SASRec", "state", 1),
+    ("ComiRec", "step", 50), ("MLP4Rec", "state", 2),
     ("BPR", "step", 50), ("BPR", "state", 3), ("BPR", "result", 1),
 ]  # fmt: skip
 
@@ -105,6 +108,15 @@ def test_resumed_run_ends_as_the_uninterrupted_one(workspace, tiny, uninterrupte
     left = sorted(file.name for file in run.iterdir())
     expected = ["config.yaml", "model.safetensors", "ranks-test.tsv.gz", "ranks-valid.tsv.gz", "result.json"]
     assert left == [*expected, *(["scenario.safetensors"] if name == "ilp" else [])]
+
+
+def test_resumed_with_recboles_own_loader(workspace, tiny, uninterrupted, tmp_path):
+    """The state of the order of the batches is the same with and without tables on the device."""
+    assert command_line(workspace, arguments_of("SASRec", tiny, tmp_path / "saved"), kill=("step", 50))[0] == -9
+    run = only_run(tmp_path / "saved")
+    code, _, error = command_line(workspace, [f"--resume={run}", "--device_table=False"])
+    assert code == 0, error
+    assert_same_outcome(outcome(run), uninterrupted("SASRec"))
 
 
 def test_interrupted_twice(workspace, tiny, uninterrupted, tmp_path):

@@ -93,10 +93,10 @@ def use_packed_attention(model: nn.Module) -> None:
     model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
 
 
-def packed_hidden_states(model: nn.Module, batch: PackedBatch) -> Tensor:
+def packed_hidden_states(model: nn.Module, batch: PackedBatch, **keywords: Any) -> Tensor:
     """Return the last-layer hidden states [tokens, width] of a packed batch.
 
-    `model` is a transformers base model that went through `use_packed_attention`.
+    `model` is a transformers base model that went through `use_packed_attention`; `keywords` are handed to its layers.
     """
     # A mask of four dimensions is taken for finished. Without one, Llama types look for packed sequences in the
     # positions, and wait for the device to do so.
@@ -107,6 +107,7 @@ def packed_hidden_states(model: nn.Module, batch: PackedBatch) -> Tensor:
         attention_mask=finished,
         use_cache=False,
         sequence_bounds=batch.bounds,
+        **keywords,
     )
     return output.last_hidden_state[0]
 

@@ -3,6 +3,7 @@
 `Protocol` is mixed into whichever RecBole data set class a model needs. `HistoryDataset` is RecBole's
 `SequentialDataset` without the copies: RecBole stores a padded history with every prefix; here a row stores where its
 history ends, and the history is cut when a batch is asked for. The rows, their order and the split are RecBole's own.
+`PrefixDataset` does so for RecBole's own models, which may read the times or ratings of a history, too.
 """
 
 import functools
@@ -97,17 +98,17 @@ class Protocol(GivenHistories):
             header = file.readline().rstrip("\r\n")
         return field in [column.split(":")[0] for column in header.split(self.config["field_separator"])]
 
-    def item_texts(self, fields: list[str]) -> pd.DataFrame:
+    def item_texts(self, fields: list[str], setting: str = "item_text_fields") -> pd.DataFrame:
         """Return the cleaned texts of the whole `.item` file, indexed by item token. See `read_item_fields`."""
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
         return read_item_fields(
-            path, self.iid_field, fields, self.config["field_separator"], self.config["encoding"] or "utf-8"
+            path, self.iid_field, fields, self.config["field_separator"], self.config["encoding"] or "utf-8", setting
         )
 
-    def item_texts_by_id(self, fields: list[str]) -> pd.DataFrame:
+    def item_texts_by_id(self, fields: list[str], setting: str = "item_text_fields") -> pd.DataFrame:
         """Return the cleaned texts in the order of RecBole's item ids, row 0 (padding) empty: [items] rows."""
         tokens = self.field2id_token[self.iid_field]
-        texts = self.item_texts(fields).reindex([str(token) for token in tokens], fill_value="")
+        texts = self.item_texts(fields, setting).reindex([str(token) for token in tokens], fill_value="")
         texts.iloc[0] = ""
         return texts
 
@@ -123,7 +124,8 @@ class HistoryDataset(SequentialDataset):
     """RecBole's sequential data set for models that cut their own histories from one flat array.
 
     Attributes:
-        history_items: int64 [interactions], all users' items in time order.
+        flat: by list field such as ``item_id_list``, the field's values of all users' interactions in time order,
+            [interactions] or [interactions, width].
         history_start: int64 [interactions], where the history of the interaction's user begins.
 
     A row of ``inter_feat`` is one prediction, as in RecBole: its target is ``history_items[row["history_end"]]``, its
@@ -132,8 +134,16 @@ class HistoryDataset(SequentialDataset):
     """
 
     inter_feat: Any
-    history_items: torch.Tensor
+    flat: dict[str, torch.Tensor]
     history_start: torch.Tensor
+
+    @property
+    def history_items(self) -> torch.Tensor:
+        """All users' items in time order, int64 [interactions]."""
+        return self.flat[self.item_id_list_field]
+
+    def _history_fields(self) -> list[str]:
+        return [self.iid_field]
 
     def data_augmentation(self) -> None:
         """Make RecBole's prefix rows (see `SequentialDataset.data_augmentation`) without the padded histories."""
@@ -151,7 +161,9 @@ class HistoryDataset(SequentialDataset):
             raise DataError(
                 f"every user of {self.dataset_name} has one interaction only: there is nothing to predict from"
             )
-        self.history_items = self.inter_feat[self.iid_field].clone()
+        self.flat = {
+            getattr(self, f"{field}_list_field"): self.inter_feat[field].clone() for field in self._history_fields()
+        }
         self.history_start = torch.from_numpy(start)
         rows = self.inter_feat[targets]
         lengths = torch.clamp(targets - self.history_start[targets], max=self.max_item_list_len)
@@ -171,19 +183,58 @@ class HistoryDataset(SequentialDataset):
         )
         part_starts = np.cumsum([0, *self.file_size_list])
         items, starts, ends = flat_histories(users, lists, lengths, targets, part_starts)
-        self.history_items, self.history_start = torch.from_numpy(items), torch.from_numpy(starts)
+        self.flat = {self.item_id_list_field: torch.from_numpy(items)}
+        self.history_start = torch.from_numpy(starts)
         del rows.interaction[self.item_id_list_field]
         rows.update(Interaction({HISTORY_END: torch.from_numpy(ends)}))
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         rows = super().__getitem__(index, join)
-        ends, lengths = rows[HISTORY_END], rows[self.item_list_length_field]
-        column = torch.arange(self.max_item_list_len)
-        source = (ends - lengths)[:, None] + column
-        inside = column < lengths[:, None]
-        histories = self.history_items[torch.where(inside, source, 0)] * inside
-        rows.update(Interaction({self.item_id_list_field: histories}))
+        lists = cut_histories(self.flat, rows[HISTORY_END], rows[self.item_list_length_field], self.max_item_list_len)
+        rows.update(Interaction(lists))
         return rows
+
+
+class PrefixDataset(HistoryDataset):
+    """RecBole's sequential data set for RecBole's own models: its batches are `SequentialDataset`'s, list by list."""
+
+    def _history_fields(self) -> list[str]:
+        return [field for field in self.inter_feat if field != self.uid_field]
+
+    def items_of_histories(self) -> np.ndarray:
+        """Return the ids of the items that stand in some row's history, int64, sorted."""
+        ends = self.inter_feat[HISTORY_END].numpy()
+        size = len(self.history_items) + 1
+        opened = np.bincount(ends - self.inter_feat[self.item_list_length_field].numpy(), minlength=size)
+        inside = np.cumsum(opened - np.bincount(ends, minlength=size))[:-1] > 0
+        return np.unique(self.history_items.numpy()[inside])
+
+
+def cut_histories(
+    flat: dict[str, torch.Tensor], ends: torch.Tensor, lengths: torch.Tensor, width: int
+) -> dict[str, torch.Tensor]:
+    """Return the padded histories of a batch, as RecBole stores them: the oldest first, zeros on the right.
+
+    Args:
+        flat: by list field, [interactions] or [interactions, ...], on the device of the others.
+        ends: int64 [rows], where in the flat arrays each history ends (exclusive).
+        lengths: int64 [rows], how many values before the end belong to it.
+        width: of the padded histories.
+
+    Returns:
+        By list field, [rows, width] or [rows, width, ...].
+    """
+    column = torch.arange(width, device=ends.device)
+    outside = column >= lengths[:, None]
+    source = (ends - lengths)[:, None] + column
+    lists = {}
+    for field, values in flat.items():
+        # What is outside may lie beyond the end of the array.
+        taken = values.index_select(0, source.clamp(max=len(values) - 1).view(-1)).view(
+            *source.shape, *values.shape[1:]
+        )
+        lists[field] = taken.masked_fill_(outside.view(*outside.shape, *[1] * (values.dim() - 1)), 0)
+    return lists
 
 
 @functools.cache

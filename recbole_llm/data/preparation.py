@@ -15,8 +15,9 @@ from recbole.data.utils import get_dataloader
 from recbole.sampler import KGSampler
 from recbole.utils import ModelType
 
-from recbole_llm import registry
+from recbole_llm import attributes, registry
 from recbole_llm.data.dataset import with_protocol
+from recbole_llm.data.device_table import give_tables, loader_class
 from recbole_llm.errors import DataError, SettingError
 
 
@@ -35,6 +36,7 @@ def create_dataset(config: Any, dataset_class: type | None = None) -> Any:
         if config[name]:
             raise SettingError(f"{name} is not supported: RecBole stores it as a pickle, which is not safe to load")
     _check_side_files(config)
+    attributes.check_file(config)
     dataset_class = with_protocol(dataset_class or registry.dataset_class(config))
     try:
         with warnings.catch_warnings():
@@ -65,16 +67,31 @@ def _check_side_files(config: Any) -> None:
             raise SettingError(f"{config['model']} reads {path}: name the columns to load in load_col['{suffix}']")
 
 
-def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
-    """Split `dataset` by `eval_args` and return RecBole's training, validation and test loaders."""
+def data_preparation(config: Any, dataset: Any, test: bool = True) -> tuple[Any, Any, Any]:
+    """Split `dataset` by `eval_args` and return RecBole's training, validation and test loaders.
+
+    With `device_table`, those of a sequential model take their rows from tables on the device, see `device_table`.
+
+    Args:
+        config: the settings.
+        dataset: all interactions.
+        test: False leaves the test part alone: nothing reads it, it may be missing, and its loader is None.
+    """
     built = dataset.build()
+    if not test:
+        # RecBole's samplers want three parts; an empty one stands for the third.
+        built = [*built[:2], built[1].copy(built[1].inter_feat[:0])]
+    elif len(built) < 3:
+        raise DataError(
+            f"{config['dataset']} is split into {len(built)} parts: a run needs three, the last for the test"
+        )
     if len(built[0]) == 0:
         raise DataError(f"no training interaction of {config['dataset']} is left after the split")
     try:
         train_sampler, valid_sampler, test_sampler = create_samplers(config, dataset, built)
     except ValueError as error:  # a user who knows all items leaves nothing to sample
         raise DataError(f"no negative samples can be drawn from {config['dataset']}: {error}") from error
-    train_class = get_dataloader(config, "train")
+    train_class = loader_class(config, get_dataloader(config, "train"))
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
         args = config["train_neg_sample_args"]
         kg_sampler = KGSampler(dataset, args["distribution"], args["alpha"])
@@ -83,7 +100,9 @@ def data_preparation(config: Any, dataset: Any) -> tuple[Any, Any, Any]:
         train = train_class(config, built[0], train_sampler, shuffle=config["shuffle"])
     evaluation = []
     for phase, part, sampler in zip(("valid", "test"), built[1:], (valid_sampler, test_sampler), strict=True):
-        if len(part) == 0:
+        if len(part) == 0 and (test or phase == "valid"):
             getLogger().warning("the %s part of %s is empty", phase, config["dataset"])
-        evaluation.append(get_dataloader(config, phase)(config, part, sampler, shuffle=False) if len(part) else None)
+        eval_class = loader_class(config, get_dataloader(config, phase))
+        evaluation.append(eval_class(config, part, sampler, shuffle=False) if len(part) else None)
+    give_tables(config, [train, *evaluation])
     return train, evaluation[0], evaluation[1]

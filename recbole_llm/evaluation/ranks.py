@@ -81,7 +81,7 @@ class RankCollector(Collector):
                 users = users[np.concatenate([[True], users[1:] != users[:-1]])]
             if self.candidates is not None:
                 self.candidates.collect(scores_tensor, targets)
-            self._parts.append((users[positive_u.numpy()], positive_i.cpu().numpy(), ranks))
+            self._parts.append((users[positive_u.cpu().numpy()], positive_i.cpu().numpy(), ranks))
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
 
     def get_data_struct(self) -> Any:

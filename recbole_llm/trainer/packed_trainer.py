@@ -12,7 +12,6 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from recbole_llm.data.packing import Sequences, pack
 from recbole_llm.data.prefetch import prefetch
 from recbole_llm.errors import SettingError, TrainingError, nearest
 from recbole_llm.trainer.graphed_step import GraphedStep
@@ -23,7 +22,11 @@ _SECONDS_BETWEEN_LOSSES = 1.0  # reading a loss waits for the device, so it is n
 
 
 class PackedTrainer(Trainer):
-    """RecBole's Trainer for models that give `training_sequences`.
+    """RecBole's Trainer for models that pack their own batches.
+
+    The model has `training_samples(rng)`, the samples of one epoch (with a length, and `select(indices)`);
+    `prepared_step(samples)`, the number of queries and the packed passes of one step; `pass_loss_sum(batch)`, the loss
+    of a pass, summed over its queries; and `parameter_groups()`.
 
     The gradient of a step is that of the mean cross-entropy over all queries of its `train_batch_size` samples, however
     many passes it takes: the budget changes memory and speed, never the result.
@@ -47,9 +50,9 @@ class PackedTrainer(Trainer):
         on_gpu = torch.device(self.device).type == "cuda"
         return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=on_gpu, capturable=on_gpu)
 
-    def _samples(self, epoch: int) -> Sequences:
+    def _samples(self, epoch: int) -> Any:
         # The epoch's own generator: a resumed run draws what the uninterrupted one draws.
-        return self.model.inputs.training_sequences(np.random.default_rng([self.config["seed"], epoch]))
+        return self.model.training_samples(np.random.default_rng([self.config["seed"], epoch]))
 
     def precompute(self, *evaluated: Any, show_progress: bool = False) -> None:
         """Compute the hidden states of a frozen backbone once, if its windows never change.
@@ -93,8 +96,8 @@ class PackedTrainer(Trainer):
     def _steps(self, epoch: int) -> Iterator[tuple[int, list[Any]]]:
         """Yield the number of queries of every step of an epoch, and its passes."""
         order = np.random.default_rng([self.config["seed"], epoch, 1])
-        if self.model.state_cache is not None:
-            cache = self.model.state_cache
+        cache = getattr(self.model, "state_cache", None)
+        if cache is not None:
             for queries in cache.steps(order.permutation(len(cache.samples)), self.batch_size):
                 yield max(len(queries.labels), 1), [queries]
             return
@@ -103,11 +106,9 @@ class PackedTrainer(Trainer):
         steps = np.split(shuffled, np.arange(self.batch_size, len(shuffled), self.batch_size))
         yield from prefetch(lambda indices: self._prepare(samples.select(indices)), steps)
 
-    def _prepare(self, step: Sequences) -> tuple[int, list[Any]]:
-        parts = self.model.passes(step, self.model.settings.train_batch_tokens)
-        batches = [pack(part, self.model.inputs.table) for part in parts]
-        pinned = [batch.pin_memory() for batch in batches] if self.gpu_available else batches
-        return max(int(step.read.sum()), 1), pinned
+    def _prepare(self, step: Any) -> tuple[int, list[Any]]:
+        queries, batches = self.model.prepared_step(step)
+        return max(queries, 1), [batch.pin_memory() for batch in batches] if self.gpu_available else batches
 
     def _step(self, queries: int, passes: list[Any]) -> Tensor:
         """Take one optimiser step and return its mean loss, a scalar on the device. Nothing waits for the device."""

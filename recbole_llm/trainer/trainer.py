@@ -13,6 +13,7 @@ from recbole.trainer import Trainer
 from recbole_llm.errors import TrainingError
 from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank
 from recbole_llm.trainer import checkpoint
+from recbole_llm.trainer.device_steps import DeviceSteps
 
 
 class RunFolderMixin(Trainer):
@@ -146,6 +147,15 @@ class RunFolderMixin(Trainer):
             "more": self.more_resume_state(),
         }
 
+    def store_finished(self) -> None:
+        """Store that training is over, for a later `resume_checkpoint` to evaluate the best weights with.
+
+        Training does not go on from here, so neither the last weights nor the optimiser's state are stored.
+        """
+        self.finished = True
+        state = {**self._resume_state(finished=True), "model": {}, "optimizers": {}, "more": {}}
+        checkpoint.save_resume(self.run_folder / checkpoint.RESUME, state)
+
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         # RecVAE's trainer has one for the encoder and one for the decoder beside `optimizer`.
         return {name: value for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)}
@@ -171,9 +181,11 @@ class RunFolderMixin(Trainer):
         """
         path = Path(resume_file)
         state = checkpoint.load_resume(path, self.description)
-        checkpoint.load_state(path, self.model, state["model"])
-        for name, optimizer in self._optimizers().items():
-            optimizer.load_state_dict(state["optimizers"][name])
+        if not state["finished"]:
+            checkpoint.load_state(path, self.model, state["model"])
+            for name, optimizer in self._optimizers().items():
+                optimizer.load_state_dict(state["optimizers"][name])
+            self.load_more_resume_state(state["more"])
         self.start_epoch = self.epochs_done = state["epoch"]
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
@@ -183,7 +195,6 @@ class RunFolderMixin(Trainer):
         self.train_loss_dict = {entry["epoch"]: entry["train_loss"] for entry in self.history}
         self.finished = state["finished"]
         self.seconds_before = state["seconds"]
-        self.load_more_resume_state(state["more"])
         self._pending = state
         self.logger.info("Going on after epoch %d", state["epoch"] - 1)
 
@@ -229,8 +240,13 @@ def _plain(result: Any) -> dict[str, float] | None:
 
 @functools.cache
 def with_run_folder(trainer_class: type) -> type:
-    """Return `trainer_class` with `RunFolderMixin` in front of it."""
-    return type(trainer_class.__name__, (RunFolderMixin, trainer_class), {})
+    """Return `trainer_class` with `RunFolderMixin` in front of it and `DeviceSteps` before RecBole's own Trainer."""
+    bases: tuple[type, ...] = (RunFolderMixin, trainer_class)
+    if trainer_class is Trainer:
+        bases = (RunFolderMixin, DeviceSteps)
+    elif issubclass(trainer_class, Trainer):
+        bases = (RunFolderMixin, trainer_class, DeviceSteps)
+    return type(trainer_class.__name__, bases, {})
 
 
 def best_epoch(history: list[dict[str, Any]], metric: str, bigger: bool) -> int | None:

@@ -145,6 +145,15 @@ class ST2SI(SequentialRecommender):
         states = self.query_states(part)
         return self.projection.loss(states, part.labels.to(self.device, non_blocking=True), self.precision)
 
+    def training_samples(self, rng: np.random.Generator) -> Sequences:
+        """Return the samples of one epoch. See `PackedTrainer`."""
+        return self.inputs.training_sequences(rng)
+
+    def prepared_step(self, samples: Sequences) -> tuple[int, list[PackedBatch]]:
+        """Return how many queries a step has, and its passes. See `PackedTrainer`."""
+        parts = self.passes(samples, self.settings.train_batch_tokens)
+        return int(samples.read.sum()), [pack(part, self.inputs.table) for part in parts]
+
     def loss_sum(self, sequences: Sequences) -> Tensor:
         """Return the sum of -log p over all queries of `sequences`, in one packed pass."""
         return self.pass_loss_sum(pack(sequences, self.inputs.table))

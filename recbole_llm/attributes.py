@@ -1,0 +1,87 @@
+"""Which columns of the `.item` file the models with item attributes read: FDSA, GRU4RecF, SASRecF, S3Rec, MLP4Rec.
+
+RecBole's own files name ml-100k's column `class` for every data set, and load no item column at all. Here the data set
+says it: `attribute_field` in dataset_configs/<dataset>.yaml, with `attribute_separator` where the values of one item
+are not separated by spaces. A run of such a model then loads that column; what the user sets stays as it is.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.errors import DataError, nearest
+
+# The setting of each model that names its columns.
+SETTINGS = {
+    "FDSA": "selected_features",
+    "GRU4RecF": "selected_features",
+    "SASRecF": "selected_features",
+    "S3Rec": "item_attribute",
+    "MLP4Rec": "selected_features",
+}
+_OPTIONAL = ("MLP4Rec",)  # reads attributes only where the user names some
+
+
+def columns_of(config: Any) -> list[str]:
+    """Return the item columns that the model of a run reads as attributes; none for most models."""
+    setting = SETTINGS.get(config["model"])
+    value = config[setting] if setting is not None else None
+    return _as_list(value)
+
+
+def _as_list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+def fill(settings: dict[str, Any], model: str, given: Mapping[str, Any]) -> None:
+    """Set the attribute columns of `model`, and what loads them, where the user did not.
+
+    Args:
+        settings: all settings of the run, changed here.
+        model: its name.
+        given: the settings that are not defaults.
+    """
+    setting = SETTINGS.get(model)
+    if setting is None:
+        return
+    named = _as_list(settings.get("attribute_field"))
+    if setting not in given and named and model not in _OPTIONAL:
+        settings[setting] = named[0] if setting == "item_attribute" else named
+    columns = _as_list(settings.get(setting))
+    if not columns:
+        return
+    if "load_col" not in given and settings.get("load_col") is not None:
+        item = settings["load_col"].get("item", [settings["ITEM_ID_FIELD"]])
+        settings["load_col"] = {**settings["load_col"], "item": list(dict.fromkeys([*item, *columns]))}
+    if "seq_separator" not in given and settings.get("attribute_separator") is not None:
+        settings["seq_separator"] = settings["attribute_separator"]
+
+
+def check_file(config: Any) -> None:
+    """Refuse a data set whose `.item` file lacks the attribute that the model reads, before anything is loaded.
+
+    Raises:
+        DataError: if the file or the column is missing.
+    """
+    columns = columns_of(config)
+    if not columns:
+        return
+    path = Path(config["data_path"]) / f"{config['dataset']}.item"
+    *others, last = sorted(set(SETTINGS) - set(_OPTIONAL))
+    advice = (
+        f"name a column with {SETTINGS[config['model']]}, add one to the file, or take another model "
+        f"({', '.join(others)} and {last} need an attribute)"
+    )
+    try:
+        with path.open(encoding=config["encoding"] or "utf-8", errors="replace") as file:
+            header = file.readline().rstrip("\r\n")
+    except FileNotFoundError:
+        raise DataError(f"{config['model']} reads an attribute of items, but {path} does not exist: {advice}") from None
+    found = [column.split(":")[0] for column in header.split(config["field_separator"])]
+    found = [name for name in found if name != config["ITEM_ID_FIELD"]]
+    for column in columns:
+        if column not in found:
+            raise DataError(
+                f"{config['model']} reads the attribute '{column}' of items, but {path} has only "
+                f"{', '.join(found) or 'their ids'}{nearest(column, found)}: {advice}"
+            )

@@ -1,0 +1,79 @@
+"""The verb ``plot``: pictures of finished runs or of a comparison."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from recbole_llm.errors import SettingError, nearest
+from recbole_llm.evaluation.comparison_file import read_comparison
+from recbole_llm.evaluation.options import read_options
+from recbole_llm.evaluation.plots.backbones import backbones
+from recbole_llm.evaluation.plots.bars import bars
+from recbole_llm.evaluation.plots.curves import curves
+from recbole_llm.evaluation.plots.groups import groups
+from recbole_llm.evaluation.plots.pretraining import pretraining
+from recbole_llm.evaluation.plots.records import Results, from_comparison, read_runs
+from recbole_llm.evaluation.plots.sensitivity import sensitivity
+from recbole_llm.evaluation.plots.style import metric_name, save
+from recbole_llm.evaluation.plots.trade_off import trade_off
+
+_OPTIONS = ("kind", "runs", "comparison", "setting", "metric", "out")
+_ONE_METRIC: dict[str, Callable[[Results, str], Figure]] = {
+    "curves": curves,
+    "groups": groups,
+    "backbones": backbones,
+    "trade_off": trade_off,
+}
+KINDS = ("curves", "bars", "groups", "sensitivity", "backbones", "pretraining", "trade_off")
+
+
+def draw(results: Results, kind: str, metric: str | None = None, setting: str | None = None) -> dict[str, Figure]:
+    """Return the figures of one kind by the names of their files.
+
+    Args:
+        results: of runs or of a comparison.
+        kind: one of `KINDS`.
+        metric: ``ndcg@10`` by default, if the runs have it; bars show all of a comparison's by default.
+        setting: what ``sensitivity`` draws against.
+
+    Raises:
+        SettingError: for an unknown kind, metric or setting, and for runs that do not suffice for the plot.
+    """
+    if kind not in KINDS:
+        raise SettingError(f"there is no plot '{kind}'{nearest(kind, KINDS)} Plots are {', '.join(KINDS)}")
+    if (kind == "sensitivity") != (setting is not None):
+        what = "needs the setting to draw against" if setting is None else f"has no use for setting={setting}"
+        raise SettingError(f"--kind={kind} {what}; --kind=sensitivity --setting=num_virtual_tokens goes together")
+    if not results.records:
+        raise SettingError("no run of the comparison is finished: there is nothing to draw")
+    chosen = results.metric(metric)
+    if kind == "bars":
+        return {kind: bars(results, [chosen] if metric is not None else results.metrics)}
+    if kind == "pretraining":
+        return {f"{kind}-{name}": figure for name, figure in pretraining(results, chosen).items()}
+    if setting is not None:
+        return {f"{kind}-{setting}": sensitivity(results, setting, chosen)}
+    return {kind: _ONE_METRIC[kind](results, chosen)}
+
+
+def plot_command(arguments: list[str]) -> int:
+    """Write the pictures of one kind and print their paths, PNG and SVG.
+
+    Raises:
+        SettingError: for options that are missing or not understood, and for runs that do not suffice for the plot.
+        DataError: if a run or the comparison cannot be read.
+        StorageError: if the pictures cannot be written.
+    """
+    given = read_options(arguments, "plot", _OPTIONS)
+    if "kind" not in given:
+        raise SettingError(f"plot needs --kind, one of {', '.join(KINDS)}")
+    if ("runs" in given) == ("comparison" in given):
+        raise SettingError("plot needs either --runs=saved/<run>,saved/<run> or --comparison=comparison.json")
+    results = read_runs(given["runs"]) if "runs" in given else from_comparison(read_comparison(given["comparison"]))
+    metric = given.get("metric", "").lower() or None
+    for name, figure in draw(results, given["kind"], metric, given.get("setting")).items():
+        title = f"{name.replace('_', ' ')}: {metric_name(results.metric(metric))} on {', '.join(results.datasets)}"
+        for path in save(figure, Path(given.get("out", "plots")), name, title):
+            print(path)
+    return 0

@@ -1,0 +1,1 @@
+"""One HTML page that holds all of a comparison."""

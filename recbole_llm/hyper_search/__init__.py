@@ -1,0 +1,1 @@
+"""Hyper-parameter search: which settings of a model are best on validation."""

@@ -1,0 +1,108 @@
+"""The settings of IDLE-Adapter, documented and checked."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from recbole_llm.data.prompts import PromptTemplate
+from recbole_llm.errors import SettingError, nearest
+
+_MMD_ROWS = ("layers", "batch")
+
+
+@dataclass(frozen=True)
+class IDLEAdapterSettings:
+    """The settings of `properties/model/IDLEAdapter.yaml`, checked.
+
+    Attributes:
+        backbone: a preset, a folder or a hub id.
+        compile: whether every layer is compiled.
+        virtual_tokens: L', virtual tokens a user vector.
+        layerwise: whether every layer has an adapter of its own.
+        refinement: whether there are prefixes and a gate.
+        mmd_weight: lambda of eq. 15.
+        mmd_rows: layers or batch: what the rows of eq. 12 are.
+        mmd_rho: rho of the kernel; None for the median of the squared distances.
+        template: the hard prompt.
+        max_items: the most items of a history (`MAX_ITEM_LIST_LENGTH`).
+        max_prompt_tokens: the most tokens of a prompt.
+        max_attribute_tokens: the most tokens of an item's text.
+        prefixes_per_user: how many prefixes of a user an epoch has; None for all.
+        train_batch_tokens: the most tokens of a packed pass with gradients.
+        eval_batch_tokens: the most tokens of a packed pass without.
+        learning_rate: of adapter and head.
+
+    Raises:
+        SettingError: for a value that is not allowed.
+    """
+
+    backbone: str
+    compile: bool
+    virtual_tokens: int
+    layerwise: bool
+    refinement: bool
+    mmd_weight: float
+    mmd_rows: str
+    mmd_rho: float | None
+    template: PromptTemplate
+    max_items: int
+    max_prompt_tokens: int
+    max_attribute_tokens: int
+    prefixes_per_user: int | None
+    train_batch_tokens: int
+    eval_batch_tokens: int
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        for name, shown in (
+            ("virtual_tokens", "num_virtual_tokens"),
+            ("max_items", "MAX_ITEM_LIST_LENGTH"),
+            ("max_prompt_tokens", "max_prompt_tokens"),
+            ("max_attribute_tokens", "max_attribute_tokens"),
+            ("prefixes_per_user", "prefixes_per_user"),
+            ("train_batch_tokens", "train_batch_tokens"),
+            ("eval_batch_tokens", "eval_batch_tokens"),
+        ):
+            value = getattr(self, name)
+            if value is None and name == "prefixes_per_user":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise SettingError(f"{shown}={value} must be a whole number from 1")
+        if not isinstance(self.mmd_weight, int | float) or self.mmd_weight < 0:
+            raise SettingError(f"mmd_weight={self.mmd_weight} must be a number from 0")
+        if self.mmd_rows not in _MMD_ROWS:
+            close = nearest(str(self.mmd_rows), _MMD_ROWS)
+            raise SettingError(f"mmd_rows={self.mmd_rows} is not one of {', '.join(_MMD_ROWS)}{close}")
+
+    @classmethod
+    def from_config(cls, config: Any) -> "IDLEAdapterSettings":
+        """Read the settings of a run."""
+        fields = config["item_text_fields"]
+        if not config["prompt_item"] and not fields:
+            raise SettingError("prompt_item names no column of the .item file, such as {title}")
+        item = config["prompt_item"] or f"{{{fields[0]}}}"
+        return cls(
+            backbone=str(config["backbone"]),
+            compile=bool(config["compile"]),
+            virtual_tokens=config["num_virtual_tokens"],
+            layerwise=bool(config["layerwise"]),
+            refinement=bool(config["refinement"]),
+            mmd_weight=config["mmd_weight"],
+            mmd_rows=config["mmd_rows"],
+            mmd_rho=_rho(config["mmd_rho"]),
+            template=PromptTemplate(str(config["prompt"]), str(item), str(config["prompt_noun"])),
+            max_items=config["MAX_ITEM_LIST_LENGTH"],
+            max_prompt_tokens=config["max_prompt_tokens"],
+            max_attribute_tokens=config["max_attribute_tokens"],
+            prefixes_per_user=config["prefixes_per_user"],
+            train_batch_tokens=config["train_batch_tokens"],
+            eval_batch_tokens=config["eval_batch_tokens"],
+            learning_rate=config["learning_rate"],
+        )
+
+
+def _rho(value: Any) -> float | None:
+    if value == "median":
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        raise SettingError(f"mmd_rho={value} must be a number above 0, or median")
+    return float(value)

@@ -1,0 +1,56 @@
+"""Training on a frozen id model and a frozen language model: what neither changes is computed once."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from recbole_llm.backbone.feature_cache import FeatureStore
+from recbole_llm.trainer.packed_trainer import PackedTrainer
+
+_ROWS = 8192  # histories of one pass of the id model
+_SHARE = 0.25  # of a device's free memory that stored language model states may take
+_HOST_BYTES = 4 * 1024**3  # and of the host's, on the CPU
+
+
+class AdapterTrainer(PackedTrainer):
+    """`PackedTrainer` for IDLE-Adapter."""
+
+    def precompute(self, *evaluated: Any, show_progress: bool = False) -> None:
+        """Compute the user vectors of all training rows, and H~ (eq. 12) where it fits; evaluation needs neither."""
+        del evaluated
+        with torch.no_grad():
+            self._user_vectors(show_progress)
+            self._language_states(show_progress)
+
+    def _user_vectors(self, show_progress: bool) -> None:
+        inputs = self.model.inputs
+        starts = range(0, len(inputs.ends), _ROWS)
+        parts = []
+        for begin in tqdm(starts, desc="User vectors", ncols=100, disable=not show_progress):
+            rows = inputs.dataset[np.arange(begin, min(begin + _ROWS, len(inputs.ends)))]
+            parts.append(self.model.user_vectors(rows))
+        inputs.vectors = torch.cat(parts)
+
+    def _language_states(self, show_progress: bool) -> None:
+        model, inputs = self.model, self.model.inputs
+        if not model.settings.mmd_weight or inputs.prefixes_per_user is not None:
+            return
+        device, width = torch.device(self.device), model.layers * model.width
+        size = len(inputs.ends) * width * model.precision.itemsize
+        room = _SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _HOST_BYTES
+        if size > room:
+            logging.getLogger().info("%.1f GB of language model states do not fit: computed in every step", size / 1e9)
+            return
+        store = FeatureStore(
+            len(inputs.ends), width, model.precision, device, Path(self.config["run_folder"]), in_memory=size
+        )
+        with tqdm(total=len(inputs.ends), desc="Hidden states", ncols=100, disable=not show_progress) as bar:
+            for prompts in inputs.plain_passes(model.settings.eval_batch_tokens):
+                states = model.language_states(prompts.to(device))
+                store.append(states.flatten(1))
+                bar.update(len(states))
+        inputs.language_states = store

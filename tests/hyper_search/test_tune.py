@@ -1,0 +1,477 @@
+"""A study chooses by validation alone, loses no trial and counts none twice."""
+
+import json
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from child_runs import command_line
+from small_data import write_dataset
+
+from recbole_llm import quick_start
+from recbole_llm.cli import main
+from recbole_llm.config import Config
+from recbole_llm.data import preparation
+from recbole_llm.errors import DataError, SettingError, StorageError, TrainingError
+from recbole_llm.files import read_yaml
+from recbole_llm.hyper_search import hyperopt_search, optuna_search
+from recbole_llm.hyper_search.space import read_space
+from recbole_llm.hyper_search.study import Study
+
+ITEMS = [f"i{n}" for n in range(12)]
+GRID = "learning_rate choice [0.0001,0.01,0.05]\nhidden_size choice [4,8]\n"
+TWO = "learning_rate choice [0.0001,0.05]"
+KEPT = ["config.yaml", "trial.json"]
+RUN = ["config.yaml", "model.safetensors", "ranks-test.tsv.gz", "ranks-valid.tsv.gz", "result.json", "trial.json"]
+
+
+def histories(seed=0):
+    rng = random.Random(seed)
+    drawn = {f"u{user}": rng.sample(ITEMS, rng.randint(5, 9)) for user in range(20)}
+    # The first two have every item, so that ids are the same whatever the others are.
+    return {"first": [*ITEMS[:-1], "i3"], "second": ["i11", *ITEMS[:4]], **drawn}
+
+
+@pytest.fixture
+def place(workdir):
+    """A working folder with data and a parameter file."""
+    write_dataset(workdir, histories(), titles=None)
+    (workdir / "grid.hyper").write_text(GRID)
+    (workdir / "two.hyper").write_text(TWO)
+    return workdir
+
+
+def settings(place, **more):
+    return {
+        "model": "GRU4Rec", "dataset": "small", "data_path": str(place), "checkpoint_dir": str(place / "saved"),
+        "use_gpu": False, "show_progress": False, "state": "ERROR", "topk": [1, 5], "valid_metric": "NDCG@5",
+        "epochs": 2, "train_batch_size": 16, "embedding_size": 8, "num_layers": 1, **more,
+    }  # fmt: skip
+
+
+def tune(place, given=None, **options):
+    return quick_start.tune(settings=given or settings(place), **{"params_file": place / "grid.hyper", **options})
+
+
+def arguments(place, given=None):
+    return ["tune", *(f"--{name}={value}" for name, value in (given or settings(place)).items())]
+
+
+def left(outcome, number):
+    folder = Path(outcome["path"]).parent / "trials" / f"{number:04d}"
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_only_the_winner_has_weights(outcome):
+    for trial in outcome["trials"]:
+        assert left(outcome, trial["number"]) == (RUN if trial["number"] == outcome["best"] else KEPT)
+
+
+def test_winner_is_that_of_plain_runs(place, capsys):
+    assert main([*arguments(place), f"--params_file={place / 'grid.hyper'}", f"--out={place / 'study'}"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == str(place / "study" / "tune.json")
+    outcome = {**json.loads(Path(last).read_text()), "path": last}
+    assert outcome["finished"] and len(outcome["trials"]) == 6
+    plain = {}
+    for rate in (0.0001, 0.01, 0.05):
+        for size in (4, 8):
+            drawn = {"learning_rate": rate, "hidden_size": size}
+            plain[rate, size] = quick_start.run(settings=settings(place, **drawn))
+    for trial in outcome["trials"]:
+        run = plain[trial["settings"]["learning_rate"], trial["settings"]["hidden_size"]]
+        assert trial["state"] == "complete"
+        assert trial["valid"] == run["valid"] and trial["best_epoch"] == run["best_epoch"]
+        assert [e["score"] for e in trial["history"]] == [e["valid"]["ndcg@5"] for e in run["history"]]
+    best = max(plain, key=lambda key: plain[key]["valid"]["ndcg@5"])
+    winner = next(trial for trial in outcome["trials"] if trial["number"] == outcome["best"])
+    assert winner["settings"] == {"learning_rate": best[0], "hidden_size": best[1]}
+    assert outcome["test"] == plain[best]["test"]
+    assert_only_the_winner_has_weights(outcome)
+    # best.yaml alone repeats the winner, and its stored run can be loaded
+    again = quick_start.run(config_files=[place / "study" / "best.yaml"])
+    assert (again["valid"], again["test"]) == (plain[best]["valid"], plain[best]["test"])
+    stored = json.loads((place / "study" / outcome["result"]).read_text())
+    assert {key: stored[key] for key in ("valid", "test", "history", "parameters", "counts")} == {
+        key: plain[best][key] for key in ("valid", "test", "history", "parameters", "counts")
+    }
+    assert quick_start.load(place / "study" / outcome["result"]).model is not None
+
+
+class Untouchable:
+    """Stands for a test part that is not there."""
+
+    def __getattribute__(self, name):
+        raise AssertionError(f"the test part was read: {name}")
+
+    def __len__(self):
+        raise AssertionError("the test part was read")
+
+
+@pytest.fixture
+def without_test_data(monkeypatch):
+    make = preparation.create_dataset
+
+    def create_dataset(config):
+        dataset = make(config)
+        build = dataset.build
+        dataset.build = lambda: [*build()[:2], Untouchable()]
+        return dataset
+
+    monkeypatch.setattr(quick_start, "create_dataset", create_dataset)
+
+
+MODELS = {
+    "BPR": {"embedding_size": 8, "learning_rate": 0.05},  # draws negative samples
+    "SASRec": {"n_layers": 1, "n_heads": 2, "hidden_size": 8, "inner_size": 8},
+    "ST2SI": {"tuning": "ilp", "learning_rate": 0.01, "max_sequence_tokens": 100},  # frozen states, computed before
+    "IDLEAdapter": {  # starts from another model, which is trained first
+        **{"id_model": "GRU4Rec", "id_model_settings": {"epochs": 1, "embedding_size": 8, "hidden_size": 8}},
+        "max_prompt_tokens": 100,
+    },
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_without_test_data_is_that_of_a_run(place, tiny, without_test_data, monkeypatch, name):
+    titles = {item: f"Item {item} of Zelda" for item in ITEMS}
+    write_dataset(place, histories(), titles)
+    given = {k: v for k, v in settings(place).items() if k not in ("embedding_size", "num_layers")}
+    given.update({"model": name, "precision": "fp32", **MODELS[name]})
+    given.update({"backbone": str(tiny["opt"])} if name == "ST2SI" else {})
+    given.update({"backbone": str(tiny["bert"])} if name == "IDLEAdapter" else {})
+    fitted = quick_start.fit(Config(config_dict=given), place / "fitted")
+    monkeypatch.setattr(quick_start, "create_dataset", preparation.create_dataset)
+    run = quick_start.run(settings=given)
+    for key in ("valid", "history", "epochs", "best_epoch"):
+        assert fitted[key] == run[key]
+    finished = quick_start.run(resume=place / "fitted")
+    assert (finished["test"], finished["history"]) == (run["test"], run["history"])
+
+
+def test_test_file_may_be_missing(place):
+    folder = place / "given"
+    folder.mkdir()
+    header = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
+    rows = [f"u{n}\t{ITEMS[n % 7]} {ITEMS[n % 5]}\t{ITEMS[n % 12]}\n" for n in range(24)]
+    (folder / "given.train.inter").write_text(header + "".join(rows[:18]))
+    (folder / "given.valid.inter").write_text(header + "".join(rows[18:]))
+    given = settings(
+        place, dataset="given", benchmark_filename=["train", "valid"], alias_of_item_id=["item_id_list"],
+        load_col={"inter": ["user_id", "item_id_list", "item_id"]}, hidden_size=4,
+    )  # fmt: skip
+    assert len(quick_start.fit(Config(config_dict=given), place / "fitted")["history"]) == 2
+    with pytest.raises(DataError, match="split into 2 parts"):
+        quick_start.run(settings=given)
+
+
+@pytest.mark.parametrize("storage", [None, "journal.log"])
+def test_trials_run_without_test_data(place, without_test_data, monkeypatch, storage):
+    given = {"params_file": "two.hyper", **({"storage": storage} if storage else {})}
+    with pytest.raises(AssertionError, match="the test part was read"):
+        tune(place, **given)  # the evaluation of the winner alone
+    (file,) = (place / "saved").glob("tune-*/tune.json")
+    before = json.loads(file.read_text())
+    assert [trial["state"] for trial in before["trials"]] == ["complete"] * 2
+    assert before["best"] is not None and not before["finished"] and before["test"] is None
+    # With the test part back the same command trains nothing more.
+    monkeypatch.setattr(quick_start, "create_dataset", preparation.create_dataset)
+    monkeypatch.setattr(quick_start, "fit", None)
+    outcome = tune(place, **given)
+    assert (outcome["trials"], outcome["best"]) == (before["trials"], before["best"])
+    assert outcome["finished"] and outcome["test"]
+
+
+def test_other_test_targets_choose_the_same(place):
+    first = tune(place, out=place / "a", params_file="two.hyper")
+    changed = histories()
+    users = list(changed)[2:]
+    for user in users:  # the last item alone: the test target
+        changed[user] = [*changed[user][:-1], next(item for item in ITEMS if item not in changed[user])]
+    write_dataset(place, changed, titles=None)
+    second = tune(place, out=place / "b", params_file="two.hyper")
+    for key in ("number", "state", "settings", "score", "valid", "history"):
+        assert [trial[key] for trial in first["trials"]] == [trial[key] for trial in second["trials"]]
+    assert first["best"] == second["best"]
+    assert first["test"] != second["test"]
+
+
+@pytest.mark.parametrize("engine", ["hyperopt", "optuna"])
+@pytest.mark.parametrize("algo", ["exhaustive", "random", "bayes"])
+def test_draws_follow_from_the_seed(place, engine, algo, monkeypatch):
+    def known_scores(study, number, drawn, after_epoch=None):
+        record = hyperopt_search.Record(number, "complete", drawn, score=-abs(np.log(drawn["learning_rate"]) + 4))
+        study.store(record)
+        return record
+
+    monkeypatch.setattr(hyperopt_search, "run_trial", known_scores)
+    monkeypatch.setattr(optuna_search, "run_trial", known_scores)
+    monkeypatch.setattr(Study, "finish", lambda self, records: records)
+    (place / "a.hyper").write_text(
+        "learning_rate choice [0.001,0.002,0.005,0.01,0.02,0.05,0.1]\nhidden_size choice [4,8]"
+    )
+    if algo != "exhaustive":
+        (place / "a.hyper").write_text("learning_rate loguniform -9,-1\nhidden_size choice [4,8]")
+
+    def draw(name, seed):
+        more = {"early_stop": 100} if engine == "hyperopt" else {"storage": f"{name}.log"}
+        given = settings(place, seed=seed)
+        found = tune(place, given, params_file=place / "a.hyper", algo=algo, trials=12, out=place / name, **more)
+        return [record.settings for record in found]
+
+    one, two, three = draw("one", 7), draw("two", 7), draw("three", 8)
+    assert len(one) == 12 and one == two and one != three
+    if algo == "exhaustive":
+        assert len({tuple(row.values()) for row in one}) == 12
+
+
+def test_early_stop_and_repeated_draws(place, capsys):
+    (place / "a.hyper").write_text("learning_rate choice [0.01,0.05]")
+    outcome = tune(place, params_file=place / "a.hyper", algo="random", trials=30, early_stop=4)
+    assert len(outcome["trials"]) <= 2  # 30 draws of two settings
+    assert "stopped after" in capsys.readouterr().out
+    with StudyLock(outcome), pytest.raises(StorageError, match="another process is at the study"):
+        tune(place, params_file=place / "a.hyper", algo="random", trials=30, early_stop=4)
+
+
+class StudyLock:
+    def __init__(self, outcome):
+        from filelock import FileLock
+
+        self.lock = FileLock(Path(outcome["path"]).parent / ".lock")
+
+    def __enter__(self):
+        self.lock.acquire()
+
+    def __exit__(self, *_):
+        self.lock.release()
+
+
+def sasrec(place, **more):
+    given = settings(place, model="SASRec", n_layers=1, hidden_size=8, inner_size=8, **more)
+    return {k: v for k, v in given.items() if k not in ("embedding_size", "num_layers")}
+
+
+@pytest.mark.parametrize("storage", [None, "journal.log"])
+def test_failed_trials(place, storage):
+    (place / "a.hyper").write_text("n_heads choice [3,2]")
+    options = {"params_file": place / "a.hyper", "storage": storage}
+    outcome = tune(place, sasrec(place), **options)
+    (failed,) = [trial for trial in outcome["trials"] if trial["settings"]["n_heads"] == 3]
+    assert failed["state"] == "failed" and "multiple of the number of attention heads" in failed["reason"]
+    assert outcome["best"] != failed["number"]
+    (place / "a.hyper").write_text("n_heads choice [3]")
+    with pytest.raises(TrainingError, match=r"none of 1 trials is complete; trial 0: .*attention heads"):
+        tune(place, sasrec(place), **options)
+
+
+def test_bad_trials_are_pruned(place):
+    rates = [0.05, 0.02, 0.01, 0.03, 0.04, 0.0, 0.000001, 0.06, 0.00001, 0.0000001]
+    (place / "a.hyper").write_text(f"learning_rate choice {rates}".replace(", ", ","))
+    outcome = tune(place, settings(place, epochs=3, hidden_size=8), params_file=place / "a.hyper", storage="j.log")
+    trials = outcome["trials"]
+    assert len(trials) == 10
+    for trial in trials:
+        # Optuna's median rule, once five trials are complete: the best so far is worse than the median at that epoch.
+        before = [t for t in trials if t["number"] < trial["number"] and t["state"] == "complete"]
+        scores = [entry["score"] for entry in trial["history"]]
+        worse = [
+            len(before) >= 5 and max(scores[: n + 1]) < np.median([t["history"][n]["score"] for t in before])
+            for n in range(len(scores))
+        ]
+        assert (trial["state"] == "pruned") == worse[-1]
+        assert not any(worse[:-1])
+    assert any(trial["state"] == "pruned" for trial in trials)
+    assert_only_the_winner_has_weights(outcome)
+
+
+def check_shared(place, outcome, expected_lost):
+    """Every combination is there once, and the best of them is the winner."""
+    trials = outcome["trials"]
+    found = [(trial["settings"]["learning_rate"], trial["settings"]["hidden_size"]) for trial in trials]
+    assert sorted(found) == [(rate, size) for rate in (0.0001, 0.01, 0.05) for size in (4, 8)]
+    assert [trial["state"] for trial in trials] == ["complete"] * 6
+    assert sum(trial["instead_of"] is not None for trial in trials) == expected_lost
+    winner = next(trial for trial in trials if trial["number"] == outcome["best"])
+    assert winner["score"] == max(trial["score"] for trial in trials)
+    if expected_lost:
+        alone = tune(place, out=place / "alone")
+        scores = {tuple(trial["settings"].values()): trial["score"] for trial in alone["trials"]}
+        assert {tuple(trial["settings"].values()): trial["score"] for trial in trials} == scores
+        assert outcome["test"] == alone["test"]
+    assert_only_the_winner_has_weights(outcome)
+    assert len(list(Path(outcome["path"]).parent.glob("trials/*"))) == 6
+    assert len(list(Path(outcome["path"]).parent.glob("trials/*/result.json"))) == 1
+
+
+@pytest.mark.parametrize(("storage", "kill"), [("journal.log", ("step", 15)), ("sqlite:///trials.db", None)])
+def test_two_processes_share_a_study(place, storage, kill):
+    """One of two workers is killed in the middle of a trial (or none is), and the study has every trial once."""
+    file = storage if ":" not in storage else f"sqlite:///{place}/trials.db"
+    file = str(place / file) if ":" not in file else file
+    command = [
+        *arguments(place),
+        f"--params_file={place / 'grid.hyper'}",
+        f"--storage={file}",
+        f"--out={place / 'out'}",
+    ]
+    for worker in "ab":
+        (place / worker).mkdir()
+    with ThreadPoolExecutor() as threads:
+        one = threads.submit(command_line, place / "a", command, kill)
+        while not (place / "out" / "trials" / "0000").exists() and not one.done():
+            time.sleep(0.02)
+        two = threads.submit(command_line, place / "b", command)
+        (code_a, out_a, error_a), (code_b, out_b, error_b) = one.result(), two.result()
+    assert code_b == 0, error_b
+    assert code_a == (-9 if kill else 0), error_a
+    path = place / "out" / "tune.json"
+    assert out_b.splitlines()[-1] == str(path)
+    check_shared(place, {**json.loads(path.read_text()), "path": path}, expected_lost=1 if kill else 0)
+    if kill:
+        assert out_b.count("is run again") == 1
+    else:
+        assert out_a.splitlines()[-1] == str(path)
+        assert out_a.splitlines()[-8:] == out_b.splitlines()[-8:]
+        assert out_a.count("] trial") + out_b.count("] trial") == 6
+
+
+def shared(place, worker, trials=2, text=GRID, algo="random"):
+    (place / "a.hyper").write_text(text)
+    base = Config(config_dict=settings(place))
+    method = {"engine": "optuna", "algo": algo, "pruner": "none"}
+    study = Study(base, read_space(place / "a.hyper"), method, place / "out")
+    return study, optuna_search._Shared(study, str(place / "trials.log"), trials, worker)
+
+
+def test_lost_trials_are_repeated_with_their_settings_up_to_three_times(place):
+    drawn, numbers = [], []
+    for _ in range(3):
+        study, ended = shared(place, "ended")  # holds no lock
+        ended.requeue_lost()
+        trial = ended.begin()
+        drawn.append(trial.params)
+        numbers.append(trial.number)
+        assert [record.state for record in ended.records()] == ["running"]
+    assert drawn[0] == drawn[1] == drawn[2] and numbers == [0, 1, 2]
+    with optuna_search._alive(study) as name:
+        _, alive = shared(place, name)
+        alive.requeue_lost()
+        (record,) = alive.records()
+        assert (record.number, record.state, record.reason) == (2, "failed", "its worker ended 3 times")
+        second = alive.begin()
+        assert second.number == 3 and second.params != drawn[0]
+        alive.requeue_lost()
+        assert alive.running() and alive.begin() is None  # two trials were planned
+        assert [record.number for record in alive.records()] == [2, 3]
+
+
+def test_trial_that_was_given_to_another_is_not_counted(place):
+    study, slow = shared(place, "slow", trials=1)
+    trial = slow.begin()
+    _, other = shared(place, "other", trials=1)
+    other.requeue_lost()
+    record = optuna_search.Record(trial.number, "complete", dict(trial.params), score=1.0)
+    study.store(record)
+    slow.end(trial, record)
+    assert other.records() == [] and not study.trial_folder(trial.number).exists()
+    again = other.begin()
+    assert again.params == trial.params
+    other.end(again, optuna_search.Record(again.number, "failed", dict(again.params), reason="x"))
+    assert [(r.number, r.state, r.instead_of) for r in slow.records()] == [(1, "failed", 0)]
+    assert other.begin() is None and slow.begin() is None
+
+
+def test_ended_between_queueing_and_closing(place, monkeypatch):
+    _, first = shared(place, "first", trials=1)
+    first.begin()
+    monkeypatch.setattr(first.trials, "tell", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        first.requeue_lost()
+    _, second = shared(place, "second", trials=1)
+    second.requeue_lost()
+    states = [trial.state.name for trial in second.trials.get_trials()]
+    assert states == ["FAIL", "WAITING"]
+
+
+def test_interrupted_trial_is_given_back_however_often(place, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    options = {"params_file": place / "two.hyper", "storage": "j.log"}
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna_search, "run_trial", interrupt)
+        for _ in range(4):
+            with pytest.raises(KeyboardInterrupt):
+                tune(place, **options)
+    outcome = tune(place, **options)
+    assert [trial["state"] for trial in outcome["trials"]] == ["complete"] * 2
+    assert sorted(trial["settings"]["learning_rate"] for trial in outcome["trials"]) == [0.0001, 0.05]
+
+
+def test_winner_whose_weights_were_removed(place):
+    first = tune(place, params_file="two.hyper")
+    run = Path(first["path"]).parent / first["result"]
+    for path in (run, run.parent / "model.safetensors"):
+        path.unlink()
+    again = tune(place, params_file="two.hyper")
+    assert (again["trials"], again["best"], again["test"]) == (first["trials"], first["best"], first["test"])
+
+
+def test_samplers_of_two_workers_do_not_draw_the_same(place):
+    _, one = shared(place, "one", trials=10, text="learning_rate loguniform -9,-1")
+    first = one.begin().params
+    with optuna_search._alive(one.study):
+        _, two = shared(place, "two", trials=10, text="learning_rate loguniform -9,-1")
+        assert two.begin().params != first
+
+
+def test_more_trials_go_on(place):
+    first = tune(place, storage="j.log", trials=2, algo="random")
+    second = tune(place, storage="j.log", trials=4, algo="random")
+    assert second["path"] == first["path"]
+    assert second["trials"][:2] == first["trials"] and len(second["trials"]) == 4
+    (place / "elsewhere").mkdir()
+    with pytest.raises(SettingError, match="belongs to another folder"):
+        tune(place, storage="j.log", trials=4, algo="random", out=place / "other")
+    assert optuna.study.get_all_study_names(optuna_search._open_storage("j.log")) != []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"algo": "exhaustiv"}, "did you mean 'exhaustive'"),
+        ({"trials": 0}, "trials=0 must be a whole number from 1"),
+        ({"pruner": "median"}, "needs --storage"),
+        ({"storage": "a.log", "early_stop": 3}, "as many trials as planned"),
+        ({"storage": "a.log", "pruner": "medain"}, "did you mean 'median'"),
+        ({"params_file": "ranges.hyper"}, "exhaustive search tries every choice"),
+    ],
+)
+def test_bad_options(place, options, said):
+    (place / "ranges.hyper").write_text("learning_rate uniform 0,1")
+    with pytest.raises(SettingError, match=said):
+        tune(place, **options)
+    assert not (place / "saved").exists()
+
+
+def test_storage_that_cannot_be_used(place):
+    with pytest.raises(StorageError, match="cannot be used") as error:
+        tune(place, storage="nosuch://user:secret@host/db")
+    assert "secret" not in str(error.value)
+    (place / "broken.log").write_text("not a journal\n\n")
+    with pytest.raises(StorageError, match=r"broken\.log cannot be used"):
+        tune(place, storage="broken.log")
+
+
+def test_folder_of_another_study(place):
+    tune(place, out=place / "out", trials=1)
+    with pytest.raises(SettingError, match="its settings differs"):
+        tune(place, settings(place, epochs=1), out=place / "out")
+    with pytest.raises(SettingError, match=r"its study\.yaml differs"):
+        tune(place, out=place / "small")
+    assert read_yaml(place / "out" / "best.yaml")["model"] == "GRU4Rec"
