@@ -271,7 +271,8 @@ def _pruner(name: str, epochs: int) -> Any:
     from optuna import pruners
 
     if name == "median":
-        return pruners.MedianPruner()
+        # A tenth of the epochs is given to every trial: after the first ones it is the learning rate that tells.
+        return pruners.MedianPruner(n_warmup_steps=epochs // 10)
     if name == "halving":
         return pruners.SuccessiveHalvingPruner()
     if name == "hyperband":
