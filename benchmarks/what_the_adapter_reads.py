@@ -1,0 +1,82 @@
+"""What a finished IDLE-Adapter run predicts from: its test metrics with other users' prompts, or other users' vectors.
+
+    python benchmarks/what_the_adapter_reads.py --run=saved/<run> [--data_path=dataset/]
+
+Prints one JSON line for the run as it is, for prompts shuffled over the test rows (each user keeps its vector), for
+user vectors shuffled over them (each keeps its prompt), and for vectors replaced by their mean. What a shuffle costs
+is what the head takes from that side.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from shapes import print_line
+
+from recbole_llm.evaluation.ranks import target_ranks
+from recbole_llm.quick_start import load
+
+_ROWS = 1024
+
+
+@torch.no_grad()
+def vectors_of(model: Any, dataset: Any) -> torch.Tensor:
+    """Return the user vectors of all rows [rows, interests, d]."""
+    return torch.cat([model.user_vectors(dataset[rows]) for rows in pieces(len(dataset))])
+
+
+def pieces(rows: int) -> Iterator[np.ndarray]:
+    """Yield the rows in order, some at a time."""
+    for begin in range(0, rows, _ROWS):
+        yield np.arange(begin, min(begin + _ROWS, rows))
+
+
+@torch.no_grad()
+def ranks(model: Any, dataset: Any, vectors: torch.Tensor, prompts: np.ndarray) -> np.ndarray:
+    """Return the rank of every row's target, read from `vectors[row]` and the prompt of row ``prompts[row]``."""
+    found = []
+    for rows in pieces(len(dataset)):
+        shown, own = dataset[prompts[rows]], dataset[rows]
+        tokens = model.virtual_tokens(vectors[torch.from_numpy(rows).to(vectors.device)])
+        histories, lengths = shown[model.ITEM_SEQ].cpu().numpy(), shown[model.ITEM_SEQ_LEN].cpu().numpy()
+        states = [
+            model.pooled_states(batch.to(model.device), tokens[:, torch.from_numpy(part).to(tokens.device)])
+            for part, batch in model.inputs.prompts_of(histories, lengths, model.settings.eval_batch_tokens)
+        ]
+        scores = model.head(torch.cat(states))
+        targets = own[model.POS_ITEM_ID].to(scores.device)
+        found.append(target_ranks(scores, torch.arange(len(rows), device=scores.device), targets).cpu().numpy())
+    return np.concatenate(found)
+
+
+def main() -> None:
+    """Print the four lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--data_path")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    parts = load(arguments.run, {"data_path": arguments.data_path} if arguments.data_path else None)
+    model, dataset = parts.model, parts.test._dataset
+    vectors = vectors_of(model, dataset)
+    own, shuffled = np.arange(len(dataset)), np.random.default_rng(0).permutation(len(dataset))
+    for name, read, prompts in (
+        ("as trained", vectors, own),
+        ("prompts shuffled", vectors, shuffled),
+        ("user vectors shuffled", vectors[torch.from_numpy(shuffled).to(vectors.device)], own),
+        ("user vectors replaced by their mean", vectors.mean(dim=0, keepdim=True).expand_as(vectors), own),
+    ):
+        rank = ranks(model, dataset, read, prompts)
+        gains = np.where(rank <= 10, 1 / np.log2(rank + 1), 0)
+        print_line(
+            name="what_the_adapter_reads", inputs=name, hit5=float((rank <= 5).mean()),
+            hit10=float((rank <= 10).mean()), ndcg10=float(gains.mean()), mrr=float((1 / rank).mean()),
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
