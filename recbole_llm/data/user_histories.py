@@ -14,8 +14,8 @@ def user_histories(dataset: Any) -> RaggedTable:
 
     All means those of the training, validation and test parts. The most recent come last, as many as a model reads in
     the order in which it reads them; where there is no more than a row's own padded history (RecBole's data set, and
-    files that give histories), the earlier ones come in the order of their ids, each once. RecBole's sequential data sets have no row of a user with one interaction only: that
-    user's history is empty.
+    files that give histories), the earlier ones come in the order of their ids, each once. RecBole's sequential data
+    sets have no row of a user with one interaction only: that user's history is empty.
 
     Args:
         dataset: of a run, built: `Parts.dataset`.
