@@ -3,6 +3,7 @@
 import functools
 import re
 import shlex
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def commands(path: Path) -> list[str]:
 # Settings of all runs: seconds instead of hours.
 SMALL: dict[str, Any] = {
     **{"epochs": 1, "hidden_size": 8, "inner_size": 8, "embedding_size": 8, "n_heads": 1, "n_layers": 1},
-    **{"num_layers": 1, "MAX_ITEM_LIST_LENGTH": 4, "max_sequence_tokens": 100, "max_prompt_tokens": 90},
+    **{"num_layers": 1, "MAX_ITEM_LIST_LENGTH": 8, "max_sequence_tokens": 100},
     **{"train_batch_size": 64, "pretrain_epochs": 1, "use_gpu": False, "precision": "fp32"},
     **{"show_progress": False, "state": "ERROR"},
 }
@@ -123,6 +124,7 @@ class World:
             ("saved/<a run on Arts>", lambda: self.finished("ST2SI", "Arts")),
             ("saved/pretrain-Food-<hash>/backbone-epoch-10", lambda: str(self.tiny["llama"])),
             ("comparisons/<name>/comparison.json", self.comparison),
+            ("saved/*-Scientific-*", self.two_of_scientific),
         ):
             if mark in text:
                 text = text.replace(mark, found())
@@ -142,9 +144,9 @@ class World:
         """Return the folder of a run that is trained, but not evaluated."""
         from recbole_llm.config import Config
 
-        settings = self.settings("GRU4Rec", "ml-100k")
-        fit(Config(config_dict=settings), Path("saved/unfinished"))
-        return "saved/unfinished"
+        folder = Path(tempfile.mkdtemp(prefix="unfinished-", dir="."))
+        fit(Config(config_dict=self.settings("GRU4Rec", "ml-100k")), folder)
+        return str(folder)
 
     @functools.cache  # noqa: B019
     def comparison(self) -> str:
@@ -154,13 +156,22 @@ class World:
         runs = [self.finished(model, "ml-100k") for model in ("SASRec", "ST2SI")]
         return str(Path(compare(Options(runs=runs, out="comparisons/two"))["path"]))
 
+    @functools.cache  # noqa: B019
+    def two_of_scientific(self) -> str:
+        """Return the pattern of two finished runs."""
+        for model in ("SASRec", "GRU4Rec"):
+            run(settings={**self.settings(model, "Scientific"), "checkpoint_dir": "two"})
+        return "two/*-Scientific-*"
+
 
 def cut_ml_100k(folder: Path, users: int = 40, each: int = 12) -> None:
-    """Write the first lines of the first users of the ml-100k that comes with RecBole, and all its items."""
+    """Write some lines of the first users of the ml-100k that comes with RecBole, and all its items."""
     folder.mkdir(parents=True)
     inter = pd.read_csv(ML_100K / "ml-100k.inter", sep="\t", dtype=str)
     first = inter["user_id:token"].drop_duplicates().head(users)
-    inter = inter[inter["user_id:token"].isin(first)].groupby("user_id:token").head(each)
+    inter = inter[inter["user_id:token"].isin(first)]
+    asked_for = inter["item_id:token"].isin(["242", "302"])  # the pages recommend after these
+    inter = pd.concat([inter[asked_for], inter[~asked_for]]).groupby("user_id:token").head(each)
     inter.to_csv(folder / "ml-100k.inter", sep="\t", index=False)
     for kind in ("item", "user"):
         (folder / f"ml-100k.{kind}").write_bytes((ML_100K / f"ml-100k.{kind}").read_bytes())

@@ -1,7 +1,7 @@
 """The pages: built without a warning, and everything in them that can be typed is run, or at least read, here.
 
-A command of README.md or docs/ stands in `RUN`, with options that make it small, or in `READ`, with what it needs that is
-not here. A new one that stands in neither fails a test. `doc_pages.World` says what takes the place of `saved/<run>`.
+A command of README.md or docs/ stands in `RUN`, with options that make it small, or in `READ`, with what it needs that
+is not here. A new one that stands in neither fails a test. `doc_pages.World` says what takes the place of `saved/<run>`.
 """
 
 import ast
@@ -20,14 +20,18 @@ import pytest
 import yaml
 from doc_pages import PAGES, ROOT, SMALL, World, blocks, commands, with_options
 
-from recbole_llm import cli, config, quick_start
+from recbole_llm import cli, config, quick_start, registry
 from recbole_llm.compare import parse_options
 from recbole_llm.data.prepare.command import _Parser, add_arguments
 from recbole_llm.data.prepare.spec import load_spec
 from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.hyper_search.command import _OPTIONS as TUNE_OPTIONS
+from recbole_llm.hyper_search.space import default_file
 
-IDLE = {"backbone": "TINY_BERT", "id_model_settings": "{'epochs': 1}"}
+IDLE = {
+    **{"backbone": "TINY_BERT", "id_model_settings": "{'epochs': 1}"},
+    **{"max_attribute_tokens": 8, "max_prompt_tokens": 120},
+}
 ONE_SEED = {"seeds": 1}
 
 RUN: dict[str, dict[str, object]] = {
@@ -79,7 +83,7 @@ RUN: dict[str, dict[str, object]] = {
         "backbone": "TINY",
         **ONE_SEED,
     },
-    "recbole-llm compare --runs='saved/*' --dataset=Scientific --papers": {},
+    "recbole-llm compare --runs='saved/*-Scientific-*' --papers": {},
     "recbole-llm compare --runs='results/ml-100k/*'": {},
     "recbole-llm run --config_files=saved/<run>/config.yaml": {},
     # pretraining_and_scenarios.md
@@ -149,7 +153,7 @@ def test_every_command_is_in_one_list():
 @pytest.mark.parametrize("command", RUN)
 def test_command_runs(command, world):
     verb, given = arguments_of(world.named(command))
-    options = {**(SMALL if verb in SETTINGS_VERBS and not needs_nothing(given) else {}), **RUN[command]}
+    options = {**small_options(verb, given), **RUN[command]}
     places = {"TINY": world.tiny["llama"], "TINY_BERT": world.tiny["bert"]}
     arguments = with_options(given, {name: places.get(value, value) for name, value in options.items()})
     if verb == "compare":
@@ -160,9 +164,18 @@ def test_command_runs(command, world):
     CHECKS.get(verb, lambda *_: None)(out, arguments)
 
 
-def needs_nothing(given):
-    """Whether all settings come from finished or unfinished runs."""
-    return any(argument.startswith(("--resume", "--runs")) for argument in given)
+def small_options(verb, given):
+    """Those of `SMALL` that a command takes."""
+    if verb not in SETTINGS_VERBS or any(argument.startswith(("--resume", "--runs")) for argument in given):
+        return {}
+    if verb == "compare":  # refuses a setting that no model has
+        models = [name for name in parse_options(given).models if name in registry.known_models()]
+        return {k: v for k, v in SMALL.items() if any(config.has_setting(model, k) for model in models)}
+    if verb == "tune":  # refuses a setting that is searched
+        model = next(argument.partition("=")[2] for argument in given if argument.startswith("--model="))
+        searched = [line.split()[0] for line in default_file(model).read_text().splitlines() if line.strip()]
+        return {name: value for name, value in SMALL.items() if name not in searched}
+    return SMALL
 
 
 def in_process(verb, arguments):
@@ -212,7 +225,7 @@ CHECKS = {
     "tune": check_tune,
     "plot": check_pictures,
     "recommend": check_recommend,
-    "pretrain": lambda out, _: list((Path(out.splitlines()[-1])).glob("*.safetensors"))[0],
+    "pretrain": lambda out, _: next(Path(out.splitlines()[-1]).glob("*.safetensors")),
     "report": lambda out, _: Path(out.strip()).read_text().index("</html>"),
     "doctor": lambda out, _: out.index("What to do"),
 }
