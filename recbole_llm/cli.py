@@ -36,6 +36,8 @@ recbole-llm: language-model recommenders inside RecBole
   recbole-llm plot --kind=curves|bars|groups|sensitivity|backbones|pretraining|trade_off
                    --runs=saved/<run>,... | --comparison=FILE [--setting=S] [--metric=ndcg@10] [--out=FOLDER]
       Draw finished runs or a comparison as PNG and SVG; sensitivity draws against the numeric setting S.
+  recbole-llm plot --kind=representations --run=saved/<run> [--layer=N] [--out=FOLDER]
+      Draw where the vectors of an IDLEAdapter run lie: id model, language model and adapter.
   recbole-llm report --comparison=FILE [--out=report.html]
       Write one HTML page that holds all of a comparison: tables, plots, settings and commands.
   recbole-llm doctor [--data_path=FOLDER]

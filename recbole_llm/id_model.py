@@ -51,6 +51,7 @@ def find_or_train(config: Any) -> Path:
     if config["id_model_path"]:
         return _given(config)
     from recbole_llm import quick_start
+    from recbole_llm.config import Config
 
     settings = _settings(config)
     folder = Path(config["checkpoint_dir"]) / f"id-{settings['model']}-{config['dataset']}-{_digest(config, settings)}"
@@ -61,6 +62,10 @@ def find_or_train(config: Any) -> Path:
     with lock:
         if (folder / run_folder.RESULT).is_file():
             logging.getLogger().info("The id model %s is there already", folder)
+        elif config["reads_test"] is False:
+            # A trial of a study, which may not see test data: the first run that may evaluates the id model, too.
+            if not checkpoint.is_finished(folder / checkpoint.RESUME):
+                quick_start.fit(Config(config_dict=settings), folder)
         elif (folder / checkpoint.RESUME).is_file():
             quick_start.run(resume=folder, settings={name: settings[name] for name in _KEPT if name in settings})
         else:
@@ -84,7 +89,7 @@ def load_id_model(folder: Path, config: Any, dataset: Any) -> nn.Module:
     from recbole_llm import quick_start
 
     here = {name: config.merged[name] for name in ("use_gpu", "gpu_id", "state", "data_path") if name in config.merged}
-    parts = quick_start.load(folder, here)
+    parts = quick_start.load(folder, here, test=False)
     _refuse_other_data(folder, parts, config, dataset)
     model = parts.model.eval().requires_grad_(False)
     init_seed(config["seed"], config["reproducibility"])  # building the id model drew from the generators

@@ -161,6 +161,7 @@ def fit(config: Config, folder: Path, callback: Callable[[int, float], None] | N
     Args:
         config: the settings.
         folder: where the run is stored; made if it is missing.
+            A training that was interrupted there goes on.
         callback: called after every evaluated epoch with its number and its validation metric; what it raises ends the
             training.
 
@@ -178,6 +179,8 @@ def fit(config: Config, folder: Path, callback: Callable[[int, float], None] | N
     parts, trainer = _parts_and_trainer(config, folder, test=False)
     if parts.valid is None:
         raise DataError(f"no user of {config['dataset']} has a validation target: there is nothing to choose by")
+    if (folder / checkpoint.RESUME).exists():
+        trainer.resume_checkpoint(folder / checkpoint.RESUME)
     if hasattr(trainer, "precompute"):
         trainer.precompute(parts.valid, show_progress=config["show_progress"])
     trainer.fit(parts.train, parts.valid, show_progress=config["show_progress"], callback_fn=callback)
@@ -212,8 +215,10 @@ def build(config: Config, test: bool = True) -> Parts:
 
     Args:
         config: the settings.
-        test: False leaves the test part alone, see `data_preparation`.
+        test: False leaves the test part alone, see `data_preparation`; a model that another one starts from
+            (`before_build`) reads this as ``config["reads_test"]``.
     """
+    config["reads_test"] = test
     dataset = create_dataset(config)
     logging.getLogger().info(dataset)
     if max(config["topk"]) >= dataset.item_num:
@@ -317,12 +322,13 @@ def compare(**options: Any) -> dict[str, Any]:
     return comparing.compare(comparing.Options(**options))
 
 
-def load(run: str | Path, settings: dict[str, Any] | None = None) -> Parts:
+def load(run: str | Path, settings: dict[str, Any] | None = None, test: bool = True) -> Parts:
     """Load a finished run: its data, and its model with the best weights, in eval mode.
 
     Args:
         run: the folder of the run, or its `result.json`.
         settings: settings that differ here, such as `data_path`.
+        test: False leaves the test part alone.
 
     Raises:
         CheckpointError: if the run is broken, or its weights belong to another catalogue.
@@ -331,7 +337,7 @@ def load(run: str | Path, settings: dict[str, Any] | None = None) -> Parts:
     config = Config(config_dict={**stored, **(settings or {})})
     config["run_folder"] = str(folder)
     init_seed(config["seed"], config["reproducibility"])
-    parts = build(config)
+    parts = build(config, test)
     checkpoint.load_weights(folder / checkpoint.WEIGHTS, parts.model, config["description"])
     parts.model.eval()
     return parts

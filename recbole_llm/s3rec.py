@@ -112,7 +112,7 @@ def _pretrain(config: Any, folder: Path) -> None:
     )
     first["run_folder"] = str(folder)
     init_seed(first["seed"], first["reproducibility"])
-    parts = quick_start.build(first)
+    parts = quick_start.build(first, test=config["reads_test"] is not False)
     trainer = registry.trainer_class(first)(first, parts.model)
     trainer.fit(parts.train, show_progress=first["show_progress"])
 

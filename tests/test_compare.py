@@ -103,37 +103,49 @@ def test_a_setting_goes_to_the_models_that_have_it(whole):
     assert [cell["backbone"] is not None for cell in comparison["cells"]] == [False] * 4 + [True]
 
 
-@pytest.mark.parametrize(
-    "end",
-    [
-        ("SASRec", "both", 15),  # in its second epoch, with a state to go on from
-        ("ST2SI", "comparison", 1),  # the run goes on alone, and is waited for
-    ],
-)
-def test_ended_in_the_middle_and_gone_on_with_is_the_same_table(whole, tiny, tmp_path, end):
+def test_ended_in_the_middle_and_gone_on_with_is_the_same_table(whole, tiny, tmp_path):
+    """Comparison and run are killed in SASRec's second epoch."""
     _, printed, expected = whole
     arguments = five_models(tiny)
-    code, _, error = forked_compare.compare(tmp_path, arguments, end)
+    code, _, error = forked_compare.compare(tmp_path, arguments, ("SASRec", "both", 15))
     assert code == -9, error
     (folder,) = (tmp_path / "comparisons").iterdir()
     assert not (folder / "comparison.json").exists()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "saved").glob("*/result.json")}
-    assert len(before) >= MODELS.index(end[0])
+    assert len(before) == 3
 
     code, out, error = forked_compare.compare(tmp_path, arguments)
     assert code == 0, error
     assert without_times(json.loads((folder / "comparison.json").read_text())) == without_times(expected)
     assert out == printed
-    runs = sorted(path.name.split("-")[0] for path in (tmp_path / "saved").iterdir())
-    assert runs == sorted(MODELS), "no run was made twice"
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    if end[1] == "both":
-        assert f"{end[0]} on ml-100k, seed 2020: going on" in error
-    assert error.count(": started") + error.count(": going on") == len(MODELS) - len(before) - (end[1] == "comparison")
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "saved").iterdir()) == sorted(MODELS)
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished run was made again"
+    assert "SASRec on ml-100k, seed 2020: going on" in error
+    assert "ST2SI on ml-100k, seed 2020: started" in error
+    assert error.count(": started") + error.count(": going on") == 2
+
+
+def test_a_run_that_outlives_its_comparison_is_waited_for(whole, tiny, tmp_path):
+    arguments = ["--models=Pop,ST2SI", *[a for a in five_models(tiny) if fits("ST2SI", a)][1:]]
+    code, _, error = forked_compare.compare(tmp_path, arguments, ("ST2SI", "comparison", 1))
+    assert code == -9, error
+    assert not list((tmp_path / "saved").glob("ST2SI-*/result.json"))
+    code, out, error = forked_compare.compare(tmp_path, arguments)
+    assert code == 0, error
+    assert "waiting: another process, or a run that it started, still works on comparisons" in error
+    assert ": started" not in error and ": going on" not in error
+    assert len(list((tmp_path / "saved").iterdir())) == 2
+    found = without_times(json.loads((tmp_path / out.splitlines()[-1]).read_text()))
+    expected = [cell for cell in without_times(whole[2])["cells"] if cell["label"] in ("Pop", "ST2SI")]
+    assert [cell["test"] for cell in found["cells"]] == [cell["test"] for cell in expected]
+
+
+def fits(model, argument):
+    return has_setting(model, argument[2:].partition("=")[0])
 
 
 def test_a_run_that_is_ended_leaves_its_reason_and_is_tried_again(tiny, tmp_path):
-    arguments = ["--models=Pop,BPR", *[a for a in five_models(tiny) if has_setting("BPR", a[2:].partition("=")[0])][1:]]
+    arguments = ["--models=Pop,BPR", *[a for a in five_models(tiny) if fits("BPR", a)][1:]]
     code, out, error = forked_compare.compare(tmp_path, arguments, ("BPR", "run", 1))
     assert code == 0, error
     path = tmp_path / out.splitlines()[-1]

@@ -4,16 +4,23 @@ import re
 from pathlib import Path
 
 import pytest
+from small_data import TITLES, small_settings, write_dataset
 
 from recbole_llm import config as config_module
 from recbole_llm.config import Config
 from recbole_llm.data.prepare.spec import load_spec
+from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.files import read_yaml
+from recbole_llm.model.sequential_recommender.idleadapter_settings import IDLEAdapterSettings
 from recbole_llm.paths import shipped
+from recbole_llm.quick_start import run
 
 PAPERS = shipped("properties") / "paper"
 ST2SI = PAPERS / "st2si"
-FILES = sorted(path for path in PAPERS.rglob("*.yaml") if path.parent != PAPERS)  # tables.yaml is no run
+IDLE = PAPERS / "idle_adapter"
+SPLIT = IDLE / "split-80-10-10.yaml"
+# tables.yaml is no run, and the split is a part of one.
+FILES = sorted(path for path in PAPERS.rglob("*.yaml") if path.parent != PAPERS and path != SPLIT)
 DATASETS = ["scientific", "instruments", "arts", "office", "games", "pet"]
 
 # The rows of Table 2 as printed: GRU4Rec SASRec BERT4Rec FDSA S3Rec ZESRec UniSRec Recformer LLM-Rec ST2SI_ILP ST2SI
@@ -67,6 +74,40 @@ TABLE_5 = {
     "office": [0.7771, 0.9613], "games": [0.9450, 0.9990], "pet": [0.9444, 0.9952],
 }  # fmt: skip
 
+# IDLE-Adapter's Table 2: Clothing, Musical and ML-1M, each HR@5 HR@10 N@5 N@10
+IDLE_TABLE_2 = """
+    fpmc          0.0163 0.0232 0.0089 0.0112 0.0055 0.0168 0.0023 0.0060 0.0084 0.0197 0.0033 0.0080
+    bpr           0.0093 0.0365 0.0036 0.0124 0.0105 0.0336 0.0041 0.0117 0.0061 0.0182 0.0032 0.0071
+    caser         0.0417 0.0456 0.0365 0.0377 0.0480 0.0567 0.0394 0.0422 0.0861 0.1546 0.0514 0.0733
+    gru4rec       0.0455 0.0517 0.0296 0.0317 0.0514 0.0656 0.0397 0.0442 0.0465 0.0882 0.0277 0.0411
+    sasrec        0.0301 0.0436 0.0188 0.0233 0.0417 0.0530 0.0322 0.0355 0.0874 0.1596 0.0503 0.0734
+    comirec       0.0564 0.0640 0.0301 0.0326 0.0606 0.0752 0.0375 0.0422 0.0727 0.1546 0.0377 0.0638
+    bert4rec      0.0248 0.0371 0.0155 0.0195 0.0338 0.0442 0.0197 0.0224 0.1016 0.1702 0.0638 0.0868
+    s3rec         0.0133 0.0174 0.0075 0.0088 0.0402 0.0516 0.0311 0.0347 0.0253 0.0400 0.0176 0.0223
+    idle-adapter  0.0656 0.0687 0.0542 0.0552 0.0679 0.0838 0.0580 0.0631 0.1321 0.2056 0.0880 0.1116"""
+# Musical and ML-1M, each HR@5 N@5
+IDLE_TABLE_3 = """
+    sasrec           0.0417 0.0322 0.0874 0.0503
+    sasrec-adapter   0.0563 0.0464 0.1081 0.0657
+    gru4rec          0.0514 0.0397 0.0465 0.0277
+    gru4rec-adapter  0.0631 0.0522 0.1011 0.0670"""
+# Clothing and ML-1M, each HR@5 N@5
+IDLE_TABLE_4 = """
+    full             0.0656 0.0542 0.1321 0.0880
+    no-layerwise     0.0599 0.0485 0.1154 0.0758
+    no-refinement    0.0624 0.0512 0.1210 0.0792
+    no-distribution  0.0626 0.0526 0.1311 0.0782"""
+IDLE_TABLES = (
+    ("table2", IDLE_TABLE_2, ["clothing", "musical", "ml-1m"], ["HR@5", "HR@10", "N@5", "N@10"]),
+    ("table3", IDLE_TABLE_3, ["musical", "ml-1m"], ["HR@5", "N@5"]),
+    ("table4", IDLE_TABLE_4, ["clothing", "ml-1m"], ["HR@5", "N@5"]),
+)
+IDLE_DATASETS = {"clothing": ("Clothing", 20), "musical": ("Musical", 20), "ml-1m": ("ml-1m", 50)}
+IDLE_MODELS = {
+    "fpmc": "FPMC", "bpr": "BPR", "caser": "Caser", "gru4rec": "GRU4Rec", "sasrec": "SASRec", "comirec": "ComiRec",
+    "bert4rec": "BERT4Rec", "s3rec": "S3Rec", "mlp4rec": "MLP4Rec",
+}  # fmt: skip
+
 
 def rows_of(table: str) -> dict[str, list[float]]:
     lines = [line.split() for line in table.strip().splitlines()]
@@ -84,7 +125,7 @@ def values_of_the_paper() -> dict[str, dict[str, float]]:
     for name, table in TABLE_2.items():
         rows = rows_of(table)
         for suffix, column in COLUMNS.items():
-            expected[f"table2/{name}{suffix}"] = {metric: values[column] for metric, values in rows.items()}
+            expected[f"st2si/table2/{name}{suffix}"] = {metric: values[column] for metric, values in rows.items()}
     for number, table, metrics in (
         (3, TABLE_3, ["NDCG@10", "Recall@10", "MRR"]),
         (4, TABLE_4, ["NDCG@10", "Recall@10"]),
@@ -92,18 +133,23 @@ def values_of_the_paper() -> dict[str, dict[str, float]]:
         for row, values in rows_of(table).items():
             for place, name in enumerate(DATASETS[:3]):
                 part = values[place * len(metrics) : (place + 1) * len(metrics)]
-                expected[f"table{number}/{name}-{row}"] = dict(zip(metrics, part, strict=True))
+                expected[f"st2si/table{number}/{name}-{row}"] = dict(zip(metrics, part, strict=True))
     for name, values in TABLE_5.items():
-        expected[f"table5/{name}"] = dict(zip(["acc@1", "acc@5"], values, strict=True))
+        expected[f"st2si/table5/{name}"] = dict(zip(["acc@1", "acc@5"], values, strict=True))
+    for folder, table, names, metrics in IDLE_TABLES:
+        for row, values in rows_of(table).items():
+            for place, name in enumerate(names):
+                part = values[place * len(metrics) : (place + 1) * len(metrics)]
+                expected[f"idle_adapter/{folder}/{name}/{row}"] = dict(zip(metrics, part, strict=True))
     return expected
 
 
 def test_the_values_are_the_papers():
     expected = values_of_the_paper()
-    assert all(len(row) == 3 for name, row in expected.items() if name.startswith(("table2", "table3")))
+    assert all(len(row) == 3 for name, row in expected.items() if name.startswith(("st2si/table2", "st2si/table3")))
     for name, values in expected.items():
-        assert stated(ST2SI / f"{name}.yaml") == values, name
-    others = {path for path in FILES if stated(path)} - {ST2SI / f"{name}.yaml" for name in expected}
+        assert stated(PAPERS / f"{name}.yaml") == values, name
+    others = {path for path in FILES if stated(path)} - {PAPERS / f"{name}.yaml" for name in expected}
     assert not others, "values that no table of this test has"
 
 
@@ -126,6 +172,8 @@ def test_every_file_can_be_started(tmp_path, monkeypatch):
             config = Config(config_dict={**settings, "use_gpu": False})
             assert config.given.keys() >= settings.keys()
             assert config["model"] == settings["model"]
+            if settings["model"] == "IDLEAdapter":
+                IDLEAdapterSettings.from_config(config)
 
 
 @pytest.mark.parametrize(
@@ -175,3 +223,68 @@ def test_a_file_of_the_command_line(tmp_path, monkeypatch):
     config = Config(config_file_list=[path], command_line=["--use_gpu=False", "--seed=7"])
     assert (config["model"], config["dataset"], config["alignment"]) == ("ST2SI", "Scientific", False)
     assert config["learning_rate"] == 3e-4
+
+
+def test_idle_adapter_is_set_as_the_paper_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(config_module, "_dataset_folder", lambda dataset, data_path: tmp_path / dataset)
+    paths = [path for path in FILES if path.is_relative_to(IDLE)]
+    for path in paths:
+        table, folder, row = path.parent.parent.name, path.parent.name, path.stem
+        settings = {"layerwise": True, "refinement": True, **read_yaml(path)}
+        dataset, length = IDLE_DATASETS[folder]
+        assert settings["dataset"] == dataset
+        assert settings.get("MAX_ITEM_LIST_LENGTH") == (None if row == "bpr" else length)  # BPR reads no history
+        if settings["model"] != "IDLEAdapter":
+            assert settings["model"] == IDLE_MODELS[row], path
+            continue
+        assert (settings["learning_rate"], settings["lr_scheduler"]) == (5e-4, "linear")
+        id_model = IDLE_MODELS[row.removesuffix("-adapter")] if table == "table3" else "ComiRec"
+        assert settings["id_model"] == id_model
+        if id_model == "ComiRec":
+            assert settings["id_model_settings"] == {"num_interests": 1, "embedding_size": 64}
+        assert settings["backbone"] == (row if table == "figure2" else "sbert-minilm")
+        assert settings["num_virtual_tokens"] == (int(row) if table == "figure3" else 2)
+        expected = {"lambda": row, "table4": "0" if row == "no-distribution" else "0.1"}.get(table, "0.1")
+        assert settings["mmd_weight"] == float(expected)
+        assert settings["layerwise"] is (row != "no-layerwise")
+        assert settings["refinement"] is (row != "no-refinement")
+    for path in (IDLE / "table2/ml-1m/idle-adapter.yaml", IDLE / "table2/musical/bpr.yaml"):
+        config = Config(config_file_list=[path], config_dict={"use_gpu": False})
+        assert {"Hit", "NDCG"} <= set(config["metrics"]) and config["topk"] == [5, 10]
+        assert config["eval_args"]["split"] == {"LS": "valid_and_test"} and not config["mask_history"]
+
+
+def test_every_row_of_idle_adapter_has_a_file():
+    counts = {folder.name: len(list(folder.glob("*/*.yaml"))) for folder in IDLE.iterdir() if folder.is_dir()}
+    assert counts == {
+        "table2": 3 * 9,
+        "table3": 2 * 6,
+        "table4": 2 * 4,
+        "figure2": 2 * 6,
+        "figure3": 2 * 4,
+        "lambda": 3 * 4,
+    }
+
+
+def test_the_other_split_gives_a_user_several_targets(workdir, tiny):
+    letters = "abcdefgh"
+    histories = {f"u{n}": [letters[(n * place + place // 8) % 8] for place in range(21 + n)] for n in (1, 3, 5)}
+    write_dataset(workdir, {**histories, "short": "abc"}, TITLES)
+    # RecBole's own rounding of the n - 1 predictions of a user: a tenth, rounded down, but never none.
+    tenth = {"u1": 2, "u3": 2, "u5": 2, "short": 1}
+    for model, own in (
+        ("IDLEAdapter", {"backbone": str(tiny["bert"]), "max_prompt_tokens": 110, "id_model_settings": {"epochs": 1}}),
+        ("SASRec", {}),
+    ):
+        settings = small_settings(workdir, model=model, epochs=1, **own)
+        result = run(config_files=[SPLIT], settings=settings)
+        folder = Path(result["path"]).parent
+        ranks = read_ranks(folder / "ranks-test.tsv.gz")
+        for user, count in tenth.items():
+            history = histories.get(user, "abc")
+            assert list(ranks[ranks["user"] == user]["item"]) == list(history[-count:])
+        hits = float((ranks["rank"] <= 3).mean())  # every target counts alike
+        assert result["test"]["hit@3"] == pytest.approx(hits, abs=1e-4)
+        assert result["counts"]["test"] == 7
+        if model == "IDLEAdapter":
+            assert read_yaml(folder / "id_model" / "config.yaml")["eval_args"]["split"] == {"RS": [0.8, 0.1, 0.1]}

@@ -112,7 +112,7 @@ class AdapterInputs:
                 yield self._packed(sequences.select(group), 0)
 
     def prompts_of(
-        self, histories: np.ndarray, lengths: np.ndarray, budget: int
+        self, histories: np.ndarray, lengths: np.ndarray, budget: int, plain: bool = False
     ) -> Iterator[tuple[np.ndarray, PackedPrompts]]:
         """Yield passes over given histories: which of them, and their prompts.
 
@@ -120,14 +120,15 @@ class AdapterInputs:
             histories: int64 [batch, items], item ids from the left.
             lengths: int64 [batch], how many of them count.
             budget: the most tokens of a pass.
+            plain: without placeholders, for H~.
 
         Raises:
             DataError: if a history is empty, or holds an item without text.
         """
         items = histories[np.arange(histories.shape[1]) < lengths[:, None]]
-        sequences = self.prompts.sequences(items, np.cumsum(lengths), lengths, np.zeros_like(lengths))
+        sequences = self.prompts.sequences(items, np.cumsum(lengths), lengths, np.zeros_like(lengths), not plain)
         for group in within_budget(sequences.tokens(self.prompts.table), budget):
-            yield group, self._packed(sequences.select(group), self.prompts.virtual)
+            yield group, self._packed(sequences.select(group), 0 if plain else self.prompts.virtual)
 
     def prompt_counts(self, most: int = 100_000) -> dict[str, float]:
         """Return the mean number of tokens and of items that a training prompt shows, over at most `most` rows."""

@@ -98,17 +98,17 @@ class Protocol(GivenHistories):
             header = file.readline().rstrip("\r\n")
         return field in [column.split(":")[0] for column in header.split(self.config["field_separator"])]
 
-    def item_texts(self, fields: list[str]) -> pd.DataFrame:
+    def item_texts(self, fields: list[str], setting: str = "item_text_fields") -> pd.DataFrame:
         """Return the cleaned texts of the whole `.item` file, indexed by item token. See `read_item_fields`."""
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
         return read_item_fields(
-            path, self.iid_field, fields, self.config["field_separator"], self.config["encoding"] or "utf-8"
+            path, self.iid_field, fields, self.config["field_separator"], self.config["encoding"] or "utf-8", setting
         )
 
-    def item_texts_by_id(self, fields: list[str]) -> pd.DataFrame:
+    def item_texts_by_id(self, fields: list[str], setting: str = "item_text_fields") -> pd.DataFrame:
         """Return the cleaned texts in the order of RecBole's item ids, row 0 (padding) empty: [items] rows."""
         tokens = self.field2id_token[self.iid_field]
-        texts = self.item_texts(fields).reindex([str(token) for token in tokens], fill_value="")
+        texts = self.item_texts(fields, setting).reindex([str(token) for token in tokens], fill_value="")
         texts.iloc[0] = ""
         return texts
 

@@ -32,11 +32,17 @@ _FORMAT = 1  # part of every cache key: raise it when the rules above change
 
 
 def read_item_fields(
-    path: str | Path, item_field: str, fields: Sequence[str], separator: str = "\t", encoding: str = "utf-8"
+    path: str | Path,
+    item_field: str,
+    fields: Sequence[str],
+    separator: str = "\t",
+    encoding: str = "utf-8",
+    setting: str = "item_text_fields",
 ) -> pd.DataFrame:
     """Return the cleaned text `fields` of a RecBole `.item` file, indexed by item token.
 
-    Quotation marks are text, not syntax: RecBole's atomic files are separated by tabs and never quoted.
+    Quotation marks are text, not syntax: RecBole's atomic files are separated by tabs and never quoted. `setting` is
+    the one that names the fields, for the message of an error.
 
     Returns:
         One row an item (the first of duplicates), columns `fields`, str, empty where the file has nothing.
@@ -62,7 +68,7 @@ def read_item_fields(
         if field not in columns:
             raise DataError(
                 f"{path} has no column '{field}'{nearest(field, columns)} Its columns are {', '.join(columns)}; "
-                f"set item_text_fields to those that hold text"
+                f"set {setting} to those that hold text"
             )
     try:
         frame = pd.read_csv(

@@ -65,9 +65,14 @@ class PromptTemplate:
         return pd.DataFrame({"item": written}, index=texts.index)
 
     def around(self) -> tuple[str, str]:
-        """Return the text before and after the history, white space next to it left out."""
-        before, after = self.text.replace("{noun}", self.noun).split("{history}")
-        return before.rstrip(), after.strip()
+        """Return the text before and after the history; white space next to it stays only in what follows."""
+        parts = [""]
+        for literal, name, _, _ in string.Formatter().parse(self.text):
+            parts[-1] += literal + (self.noun if name == "noun" else "")
+            if name == "history":
+                parts.append("")
+        before, after = parts
+        return before.rstrip(), after.rstrip()
 
 
 def _placeholders(setting: str, text: str) -> list[str]:
@@ -119,11 +124,13 @@ class Prompts:
             return tokenizer(text, add_special_tokens=False)["input_ids"]
 
         written = template.items(texts)
+        before, after = template.around()
         if _keeps_spaces(tokenizer):
             written["item"] = written["item"].where(written["item"] == "", " " + written["item"])
+        else:
+            after = after.lstrip()
         item = tokenize_items(written, tokenizer, limits.item_tokens)
         first, last = special_tokens(tokenizer)
-        before, after = template.around()
         begin, end = [*first, *encode(before)], [*encode(after), *last]
         separator = encode(template.separator)
         if limits.positions is not None and limits.tokens > limits.positions:

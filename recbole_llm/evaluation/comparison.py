@@ -233,12 +233,11 @@ def _add_groups(
 ) -> None:
     try:
         facts = read_facts(settings)
-        found = [(label, group_metrics(facts, [ranks for _, ranks in runs[label]], metrics)) for label in runs]
+        groups = group_metrics(facts, {label: [ranks for _, ranks in runs[label]] for label in runs}, metrics)
     except RecBoleLLMError as error:
         analysis["notes"].append(f"{dataset}: metrics by group are left out: {error}")
         return
-    for label, groups in found:
-        analysis["groups"] += [{"dataset": dataset, "label": label, **group} for group in groups]
+    analysis["groups"] += [{"dataset": dataset, **group} for group in groups]
     if facts.text_length is None:
         analysis["notes"].append(f"{dataset}: metrics by length of text are left out: its items have no text here")
 

@@ -13,7 +13,7 @@ Every target is measured by itself, also where a user has several; the intervals
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,27 +153,32 @@ def _rows(known: pd.Series, tokens: pd.Series, what: str) -> np.ndarray:
 
 
 def group_metrics(
-    facts: Facts, runs: Sequence[pd.DataFrame], metrics: Sequence[str], draws: int = DRAWS, seed: int = SEED
+    facts: Facts,
+    runs: Mapping[str, Sequence[pd.DataFrame]],
+    metrics: Sequence[str],
+    draws: int = DRAWS,
+    seed: int = SEED,
 ) -> list[dict[str, Any]]:
-    """Return the metrics of one model in each group.
+    """Return the metrics of models in each group.
 
     Args:
         facts: of the data set.
-        runs: the ranks of its runs (seeds), columns user, item and rank; all have the same targets.
+        runs: by label the ranks of its runs (seeds), columns user, item and rank; all have the same targets.
         metrics: names that `user_values.has_user_values`.
         draws: of the bootstrap.
-        seed: of the bootstrap.
+        seed: of the bootstrap; all models meet the same draws.
 
     Returns:
-        Entries with by, group, order (of the groups of one kind), targets, and per metric mean, low and high.
+        Entries with label, by, group, order (of the groups of one kind), targets, and per metric mean, low and high.
 
     Raises:
         DataError: if the runs have other targets than the data or than each other.
     """
-    first, values = _target_values(runs, metrics)
-    _, owner = np.unique(first["user"].to_numpy(dtype=str), return_inverse=True)
-    entries = []
-    for by, (group, names) in target_groups(facts, first).items():
+    targets, values = _target_values(runs, metrics)
+    _, owner = np.unique(targets["user"].to_numpy(dtype=str), return_inverse=True)
+    columns = [(label, metric) for label in runs for metric in metrics]
+    found: dict[str, list[dict[str, Any]]] = {label: [] for label in runs}
+    for by, (group, names) in target_groups(facts, targets).items():
         for order, name in enumerate(names):
             chosen = group == order
             if not chosen.any():
@@ -181,21 +186,31 @@ def group_metrics(
             _, user = np.unique(owner[chosen], return_inverse=True)
             inside = values[chosen]
             sums = np.stack([np.bincount(user, weights=column) for column in inside.T], axis=1)
-            low, high = bootstrap_intervals(sums, np.bincount(user), draws, seed)
-            found = {
-                metric: {"mean": float(inside[:, n].mean()), "low": float(low[n]), "high": float(high[n])}
-                for n, metric in enumerate(metrics)
-            }
-            entries.append({"by": by, "group": name, "order": order, "targets": int(chosen.sum()), "metrics": found})
-    return entries
+            bounds = bootstrap_intervals(sums, np.bincount(user), draws, seed)
+            for entries in found.values():
+                entries.append({"by": by, "group": name, "order": order, "targets": len(inside), "metrics": {}})
+            for (label, metric), mean, low, high in zip(columns, inside.mean(axis=0), *bounds, strict=True):
+                found[label][-1]["metrics"][metric] = {"mean": float(mean), "low": float(low), "high": float(high)}
+    return [{"label": label, **entry} for label, entries in found.items() for entry in entries]
 
 
-def _target_values(runs: Sequence[pd.DataFrame], metrics: Sequence[str]) -> tuple[pd.DataFrame, np.ndarray]:
-    """Return the targets in sorted order, and each one's values, meaned over the runs: [targets, metrics]."""
-    ordered = [run.sort_values(["user", "item"], kind="stable", ignore_index=True) for run in runs]
-    for run in ordered[1:]:
-        if not run[["user", "item"]].equals(ordered[0][["user", "item"]]):
-            raise DataError("two runs were tested on different targets")
-    each = np.arange(len(ordered[0]))
-    values = [np.stack([list_values(m, each, run["rank"].to_numpy()) for m in metrics], axis=1) for run in ordered]
-    return ordered[0], np.mean(values, axis=0)
+def _target_values(
+    runs: Mapping[str, Sequence[pd.DataFrame]], metrics: Sequence[str]
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return the targets in sorted order, and the values of each, meaned over seeds: [targets, labels x metrics]."""
+    targets: pd.DataFrame | None = None
+    columns = []
+    for of_label in runs.values():
+        seeds = []
+        for run in of_label:
+            ordered = run.sort_values(["user", "item"], kind="stable", ignore_index=True)
+            here = ordered[["user", "item"]]
+            targets = here if targets is None else targets
+            if not here.equals(targets):
+                raise DataError("two runs were tested on different targets")
+            each = np.arange(len(ordered))
+            seeds.append(np.stack([list_values(m, each, ordered["rank"].to_numpy()) for m in metrics], axis=1))
+        columns.append(np.mean(seeds, axis=0))
+    if targets is None:
+        raise DataError("there are no runs to measure")
+    return targets, np.concatenate(columns, axis=1)

@@ -151,7 +151,9 @@ class Study:
     def strip(self, number: int) -> None:
         """Remove all of a trial but its record and its settings."""
         for path in self.trial_folder(number).glob("*"):
-            if path.name not in (_TRIAL, run_folder.CONFIG):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in (_TRIAL, run_folder.CONFIG):
                 path.unlink(missing_ok=True)
 
     def discard(self, number: int) -> None:

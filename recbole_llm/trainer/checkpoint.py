@@ -235,17 +235,23 @@ def save_resume(path: Path, state: dict[str, Any]) -> None:
             raise
 
 
+def is_finished(path: Path) -> bool:
+    """Tell whether `path` is the state of a training that is over.
+
+    Raises:
+        CheckpointError: if the file is broken.
+    """
+    return path.is_file() and bool(_read_resume(path)["finished"])
+
+
 def load_resume(path: Path, description: dict[str, str]) -> dict[str, Any]:
     """Return what `save_resume` wrote.
 
     Raises:
         CheckpointError: if the file is broken, or belongs to another model or catalogue.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        found = state["description"]
-    except Exception as error:  # torch reports a broken archive in many ways
-        raise CheckpointError(f"{path} is broken and training cannot go on from it: remove it and run again") from error
+    state = _read_resume(path)
+    found = state["description"]
     if found != description:
         differing = next(key for key in description if found.get(key) != description[key])
         raise CheckpointError(
@@ -253,3 +259,11 @@ def load_resume(path: Path, description: dict[str, str]) -> dict[str, Any]:
             f"{description[differing]}"
         )
     return state
+
+
+def _read_resume(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {**state, "description": state["description"]}
+    except Exception as error:  # torch reports a broken archive in many ways
+        raise CheckpointError(f"{path} is broken and training cannot go on from it: remove it and run again") from error

@@ -96,7 +96,14 @@ def test_group_metrics_equal_a_plain_computation(finished):
     folder, paths, settings = finished
     runs = [read_ranks(path.parent / "ranks-test.tsv.gz") for path in paths]
     facts = read_facts({**settings, "data_path": str(folder.parent)})
-    entries = group_metrics(facts, runs, ["ndcg@10", "mrr"], draws=50, seed=3)
+    entries = group_metrics(facts, {"both": runs, "first": runs[:1]}, ["ndcg@10", "mrr"], draws=50, seed=3)
+    first = group_metrics(facts, {"first": runs[:1]}, ["ndcg@10", "mrr"], draws=50, seed=3)
+    beside = [entry for entry in entries if entry["label"] == "first"]
+    for one, other in zip(beside, first, strict=True):  # a model's intervals do not depend on who stands beside it
+        assert one["targets"] == other["targets"]
+        for metric in ("ndcg@10", "mrr"):
+            assert one["metrics"][metric] == pytest.approx(other["metrics"][metric], abs=1e-14)
+    entries = [entry for entry in entries if entry["label"] == "both"]
 
     inter = pd.read_csv(folder / f"{folder.name}.inter", sep="\t").sort_values("timestamp:float", kind="stable")
     histories = {user: rows["item_id:token"].tolist() for user, rows in inter.groupby("user_id:token")}
@@ -147,7 +154,7 @@ def test_several_targets_of_a_user_are_drawn_together():
 
     facts = Facts(pd.Series({"x": 5, "y": 5}), pd.Series({"a": 2, "b": 2, "c": 2}), None)
     ranks = pd.DataFrame({"user": list("aabc"), "item": list("xyxy"), "rank": [1, 2, 4, 5]})
-    entries = group_metrics(facts, [ranks], ["mrr"], draws=100, seed=0)
+    entries = group_metrics(facts, {"model": [ranks]}, ["mrr"], draws=100, seed=0)
     assert {entry["by"] for entry in entries} == {"popularity", "history_length"}
     low, high = bootstrap_intervals(np.array([[1.5], [0.25], [0.2]]), np.array([2, 1, 1]), draws=100, seed=0)
     for entry in entries:
@@ -164,7 +171,7 @@ def test_ranks_of_other_data_are_refused(small):
     with pytest.raises(DataError, match="the user 'nobody'"):
         target_groups(facts, ranks.assign(item="a", user=["u1", "nobody"]))
     with pytest.raises(DataError, match="different targets"):
-        group_metrics(facts, [ranks.assign(item="a"), ranks.assign(item="b")], ["mrr"])
+        group_metrics(facts, {"a": [ranks.assign(item="a")], "b": [ranks.assign(item="b")]}, ["mrr"])
 
 
 def test_items_without_a_text_file_have_no_groups_by_text(workdir):

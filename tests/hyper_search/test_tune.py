@@ -129,6 +129,10 @@ MODELS = {
     "BPR": {"embedding_size": 8, "learning_rate": 0.05},  # draws negative samples
     "SASRec": {"n_layers": 1, "n_heads": 2, "hidden_size": 8, "inner_size": 8},
     "ST2SI": {"tuning": "ilp", "learning_rate": 0.01, "max_sequence_tokens": 100},  # frozen states, computed before
+    "IDLEAdapter": {  # starts from another model, which is trained first
+        **{"id_model": "GRU4Rec", "id_model_settings": {"epochs": 1, "embedding_size": 8, "hidden_size": 8}},
+        "max_prompt_tokens": 100,
+    },
 }
 
 
@@ -139,6 +143,7 @@ def test_training_without_test_data_is_that_of_a_run(place, tiny, without_test_d
     given = {k: v for k, v in settings(place).items() if k not in ("embedding_size", "num_layers")}
     given.update({"model": name, "precision": "fp32", **MODELS[name]})
     given.update({"backbone": str(tiny["opt"])} if name == "ST2SI" else {})
+    given.update({"backbone": str(tiny["bert"])} if name == "IDLEAdapter" else {})
     fitted = quick_start.fit(Config(config_dict=given), place / "fitted")
     monkeypatch.setattr(quick_start, "create_dataset", preparation.create_dataset)
     run = quick_start.run(settings=given)

@@ -52,7 +52,7 @@ def backbones(results: Results, metric: str) -> Figure:
                 reference[0], (0.01, reference[1]), (0, 3), xycoords=("axes fraction", "data"),
                 textcoords="offset points", color=MUTED,
             )  # fmt: skip
-        draw_lines(ax, points, look)
+        draw_lines(ax, points, look, ticks=False)
         ax.set(title=dataset, xlabel="parameters, trained and frozen", ylabel=f"test {metric_name(metric)}")
     return figure
 

@@ -1,6 +1,6 @@
-"""The verb ``plot``: pictures of finished runs or of a comparison."""
+"""The verb ``plot``: pictures of finished runs, of a comparison, or of the vectors of one run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -17,8 +17,11 @@ from recbole_llm.evaluation.plots.records import Results, from_comparison, read_
 from recbole_llm.evaluation.plots.sensitivity import sensitivity
 from recbole_llm.evaluation.plots.style import metric_name, save
 from recbole_llm.evaluation.plots.trade_off import trade_off
+from recbole_llm.files import write_json
 
-_OPTIONS = ("kind", "runs", "comparison", "setting", "metric", "out")
+_OF_RESULTS = ("runs", "comparison", "setting", "metric")
+_OF_A_RUN = ("run", "layer", "data_path")
+_OPTIONS = ("kind", *_OF_RESULTS, *_OF_A_RUN, "out")
 _ONE_METRIC: dict[str, Callable[[Results, str], Figure]] = {
     "curves": curves,
     "groups": groups,
@@ -26,6 +29,8 @@ _ONE_METRIC: dict[str, Callable[[Results, str], Figure]] = {
     "trade_off": trade_off,
 }
 KINDS = ("curves", "bars", "groups", "sensitivity", "backbones", "pretraining", "trade_off")
+_REPRESENTATIONS = "representations"  # not of results, but of the model of one run
+_ALL_KINDS = (*KINDS, _REPRESENTATIONS)
 
 
 def draw(results: Results, kind: str, metric: str | None = None, setting: str | None = None) -> dict[str, Figure]:
@@ -40,8 +45,7 @@ def draw(results: Results, kind: str, metric: str | None = None, setting: str | 
     Raises:
         SettingError: for an unknown kind, metric or setting, and for runs that do not suffice for the plot.
     """
-    if kind not in KINDS:
-        raise SettingError(f"there is no plot '{kind}'{nearest(kind, KINDS)} Plots are {', '.join(KINDS)}")
+    _check_kind(kind, KINDS)
     if (kind == "sensitivity") != (setting is not None):
         what = "needs the setting to draw against" if setting is None else f"has no use for setting={setting}"
         raise SettingError(f"--kind={kind} {what}; --kind=sensitivity --setting=num_virtual_tokens goes together")
@@ -57,17 +61,31 @@ def draw(results: Results, kind: str, metric: str | None = None, setting: str | 
     return {kind: _ONE_METRIC[kind](results, chosen)}
 
 
+def _check_kind(kind: str, kinds: Sequence[str]) -> None:
+    if kind not in kinds:
+        raise SettingError(f"there is no plot '{kind}'{nearest(kind, kinds)} Plots are {', '.join(kinds)}")
+
+
 def plot_command(arguments: list[str]) -> int:
     """Write the pictures of one kind and print their paths, PNG and SVG.
 
     Raises:
         SettingError: for options that are missing or not understood, and for runs that do not suffice for the plot.
         DataError: if a run or the comparison cannot be read.
+        CheckpointError: if the run whose vectors are drawn is broken.
         StorageError: if the pictures cannot be written.
     """
     given = read_options(arguments, "plot", _OPTIONS)
     if "kind" not in given:
-        raise SettingError(f"plot needs --kind, one of {', '.join(KINDS)}")
+        raise SettingError(f"plot needs --kind, one of {', '.join(_ALL_KINDS)}")
+    _check_kind(given["kind"], _ALL_KINDS)
+    others = _OF_RESULTS if given["kind"] == _REPRESENTATIONS else _OF_A_RUN
+    for name in (name for name in others if name in given):
+        raise SettingError(
+            f"--kind={given['kind']} has no use for --{name}: representations alone have --run=saved/<run>"
+        )
+    if given["kind"] == _REPRESENTATIONS:
+        return _draw_representations(given)
     if ("runs" in given) == ("comparison" in given):
         raise SettingError("plot needs either --runs=saved/<run>,saved/<run> or --comparison=comparison.json")
     results = read_runs(given["runs"]) if "runs" in given else from_comparison(read_comparison(given["comparison"]))
@@ -76,4 +94,24 @@ def plot_command(arguments: list[str]) -> int:
         title = f"{name.replace('_', ' ')}: {metric_name(results.metric(metric))} on {', '.join(results.datasets)}"
         for path in save(figure, Path(given.get("out", "plots")), name, title):
             print(path)
+    return 0
+
+
+def _draw_representations(given: dict[str, str]) -> int:
+    from recbole_llm.evaluation.plots.representations import representations  # it loads models, which others need not
+
+    if "run" not in given:
+        raise SettingError("--kind=representations needs the folder of a finished run: --run=saved/<run>")
+    layer = given.get("layer")
+    if layer is not None and not layer.isdecimal():
+        raise SettingError(f"layer={layer} must be a whole number from 1")
+    figure, distances = representations(
+        given["run"], None if layer is None else int(layer), data_path=given.get("data_path")
+    )
+    folder = Path(given.get("out", "plots"))
+    title = f"densities of the coordinates of id model, language model and adapter on {distances['dataset']}"
+    for path in save(figure, folder, _REPRESENTATIONS, title):
+        print(path)
+    write_json(folder / f"{_REPRESENTATIONS}.json", distances)
+    print(folder / f"{_REPRESENTATIONS}.json")
     return 0

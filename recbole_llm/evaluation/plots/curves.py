@@ -12,7 +12,7 @@ _HEIGHT = 3.0  # inches of one row of panels
 
 @styled
 def curves(results: Results, metric: str) -> Figure:
-    """Return one row of panels a data set, with one line a run: validation left, with its best epoch; loss right.
+    """Return one row of panels a data set, a line a run: validation left, with the epoch that was tested; loss right.
 
     Losses of different models are no common measure (RecBole adds up the batches of an epoch), so only their course
     can be compared.
@@ -56,9 +56,9 @@ def _draw(ax: Axes, lines: list[tuple[Record, list[tuple[int, float]]]], look: d
         # A run of a single epoch is a point.
         marker = style.marker if len(points) == 1 else ""
         ax.plot(epochs, values, color=style.colour, linestyle=style.dashes, marker=marker, label=record.label)
-        if best:
-            epoch, value = max(points, key=lambda p: p[1])
-            ax.plot([epoch], [value], color=style.colour, marker=style.marker, linestyle="", label="_best")
+        tested = [point for point in points if point[0] == record.best_epoch]
+        if best and tested:
+            ax.plot(*tested[0], color=style.colour, marker=style.marker, linestyle="", label="_best")
         end = (epochs[-1], values[-1], record.label, style.colour)
         if record.label not in ends or ends[record.label][0] < end[0]:
             ends[record.label] = end

@@ -93,11 +93,12 @@ def _sets(records: list[Record], metric: str) -> Figure | None:
         ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
         ax.yaxis.set_major_formatter(FuncFormatter(plain_number))
         ax.set(title=way, ylabel=f"test {metric_name(metric)}")
-        legend = ax.legend(
-            title=f"pre-trained on ({length} epochs)", loc="lower left", bbox_to_anchor=(0, -0.42), ncols=len(names),
-            frameon=False, alignment="left", handlelength=1.0, columnspacing=1.2, borderpad=0,
-        )  # fmt: skip
-        legend.get_title().set_color(MUTED)
+    handles, shown = axes[0].get_legend_handles_labels()
+    legend = figure.legend(
+        handles, shown, title=f"pre-trained on ({length} epochs)", loc="outside lower left", ncols=len(names),
+        frameon=False, alignment="left", handlelength=1.0, columnspacing=1.2,
+    )  # fmt: skip
+    legend.get_title().set_color(MUTED)
     return figure
 
 

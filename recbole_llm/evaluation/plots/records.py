@@ -42,6 +42,7 @@ class Record:
         seconds: of every stage.
         parameters: numbers ``trained`` and ``frozen``.
         history: one entry an epoch: epoch (from 0), train_loss, valid.
+        best_epoch: the one whose weights were tested; None without validation.
         settings: all settings of a run, or those of a comparison's cell that are not defaults.
         source: its file or folder, for messages.
     """
@@ -58,6 +59,7 @@ class Record:
     seconds: dict[str, float]
     parameters: dict[str, int]
     history: list[dict[str, Any]]
+    best_epoch: int | None
     settings: dict[str, Any]
     source: str
 
@@ -193,7 +195,8 @@ def _record(result: dict[str, Any], label: str, source: str) -> Record:
             dataset=printable(result["dataset"]), label=label, model=printable(result["model"]),
             backbone=result["backbone"], tuning=result["tuning"], seed=result["seed"], device=result["device"],
             valid=result["valid"] or {}, test=result["test"] or {}, seconds=result["seconds"],
-            parameters=result["parameters"], history=result["history"], settings=result["settings"], source=source,
+            parameters=result["parameters"], history=result["history"],
+            best_epoch=result["best_epoch"], settings=result["settings"], source=source,
         )  # fmt: skip
     except KeyError as error:
         raise DataError(f"the result of {source} lacks {error}: run it again") from None

@@ -77,8 +77,11 @@ def sensitivity(results: Results, setting: str, metric: str) -> Figure:
     return figure
 
 
-def draw_lines(ax: Axes, lines: dict[str, list[Point]], look: dict[str, Look]) -> None:
-    """Draw a line a name with whiskers of one standard deviation over seeds, and write the names at their ends."""
+def draw_lines(ax: Axes, lines: dict[str, list[Point]], look: dict[str, Look], ticks: bool = True) -> None:
+    """Draw a line a name with whiskers of one standard deviation over seeds, and write the names at their ends.
+
+    `ticks` stand at the values themselves, else at round numbers.
+    """
     ends = []
     for name, points in lines.items():
         style = look[name]
@@ -89,7 +92,7 @@ def draw_lines(ax: Axes, lines: dict[str, list[Point]], look: dict[str, Look]) -
             ax.vlines([p.x for p in spread], low, high, color=style.colour, linewidth=1.2)
         ax.plot(xs, means, color=style.colour, marker=style.marker, linestyle=style.dashes, label=name)
         ends.append((xs[-1], means[-1], name, style.colour))
-    number_axis(ax, "x", [p.x for points in lines.values() for p in points], ticks=True)
+    number_axis(ax, "x", [p.x for points in lines.values() for p in points], ticks)
     number_axis(ax, "y", [p.mean for points in lines.values() for p in points], logarithmic=False)
     ax.margins(y=0.15)
     label_ends(ax, ends, _HEIGHT * 0.75)

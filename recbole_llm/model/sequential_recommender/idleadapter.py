@@ -101,7 +101,8 @@ class IDLEAdapter(SequentialRecommender):
 
     def _inputs(self, dataset: HistoryDataset, loaded: Backbone) -> AdapterInputs:
         settings = self.settings
-        texts = dataset.item_texts_by_id(settings.template.fields)
+        named_by = "prompt_item" if dataset.config["prompt_item"] else "item_text_fields"
+        texts = dataset.item_texts_by_id(settings.template.fields, named_by)
         limits = PromptLimits(
             settings.max_items, settings.max_prompt_tokens, settings.max_attribute_tokens, loaded.max_positions
         )

@@ -224,7 +224,12 @@ def test_pretraining_sets_are_bars_by_target_and_epochs_are_lines():
     heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in ax.containers}
     nan = pytest.approx(float("nan"), nan_ok=True)
     assert heights == {"none": [0.1, 0.3], "Cell": [0.15, nan], "Food": [0.2, 0.5], "Food + Cell": [0.4, nan]}
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["none", "Cell", "Food", "Food + Cell"]
+    assert [text.get_text() for text in figures["sets"].legends[0].get_texts()] == [
+        "none",
+        "Cell",
+        "Food",
+        "Food + Cell",
+    ]
     (ax,) = figures["epochs"].axes
     assert lines(ax) == {"Scientific": ([5, 10, 15, 30], [0.12, 0.18, 0.2, 0.17])}
     with pytest.raises(SettingError, match="no two runs on one data set differ in pretrain_datasets"):

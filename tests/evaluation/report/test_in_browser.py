@@ -6,6 +6,7 @@ import pytest
 from browser import Browser, chromium
 from comparison_data import LABELS, comparison
 
+from recbole_llm.evaluation.plots.style import DARK_PALETTE, PALETTE
 from recbole_llm.evaluation.report.page import render
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="needs Chromium: apt-get install chromium")
@@ -150,6 +151,9 @@ def test_text_has_contrast_in_light_and_dark(browser, page, dark):
     browser.open(page, dark=dark)
     paper = browser.evaluate("getComputedStyle(document.body).backgroundColor")
     assert paper == ("rgb(22, 25, 31)" if dark else "rgb(255, 255, 255)")
+    names = [f"--series-{number}" for number in range(1, len(PALETTE) + 1)]
+    colours = f"{names}.map(name => getComputedStyle(document.querySelector('svg')).getPropertyValue(name).trim())"
+    assert browser.evaluate(colours) == list(DARK_PALETTE if dark else PALETTE)
     found = browser.evaluate(CONTRAST)
     assert len(found) > 200
     words = [entry for entry in found if entry[1] != "svg"]
