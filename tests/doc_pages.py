@@ -67,8 +67,9 @@ def blocks(path: Path) -> list[Block]:
 
 
 def commands(path: Path) -> list[str]:
-    """Return the commands of a page without comments, those over several lines as one."""
-    found = []
+    """Return the commands of a page without comments, those over several lines as one; and those in its sentences."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = [" ".join(code.split()) for code in re.findall(r"`(recbole-llm [^`]*--[^`]*)`", text)]
     for block in blocks(path):
         if block.language in ("", "bash", "sh", "shell", "console"):
             for line in re.sub(r"\\\n\s*", "", block.text).splitlines():
@@ -87,6 +88,7 @@ SMALL: dict[str, Any] = {
     **{"train_batch_size": 64, "pretrain_epochs": 1, "use_gpu": False, "precision": "fp32"},
     **{"show_progress": False, "state": "ERROR"},
 }
+SHORT_PROMPTS = {"max_attribute_tokens": 8, "max_prompt_tokens": 120}
 
 
 class World:
@@ -109,7 +111,7 @@ class World:
         settings = yaml.safe_load(self.named(text))
         (root / "models.yaml").write_text(yaml.safe_dump(settings))
         cut_ml_100k(root / "dataset" / "ml-100k")
-        for name in ("Scientific", "Arts", "Games", "Food", "Cell"):
+        for name in ("Scientific", "Arts", "Games", "Food", "Cell", "ml-1m"):
             items = {f"{name}{n}": f"{name} thing number {n}" for n in range(14)}
             histories = {f"u{n}": [f"{name}{(n + step * step) % 14}" for step in range(5)] for n in range(14)}
             write_dataset(root / "dataset", histories, items, name=name)
@@ -119,6 +121,10 @@ class World:
         text = text.replace("smollm2-135m", str(self.tiny["llama"]))
         for mark, found in (
             ("--resume=saved/<run>", lambda: f"--resume={self.unfinished()}"),
+            (
+                "representations --run=saved/<run>",
+                lambda: f"representations --run={self.finished('IDLEAdapter', 'Games')}",
+            ),
             ("saved/<run>", lambda: self.finished("SASRec", "ml-100k")),
             ("saved/<a run on Games>", lambda: self.finished("ST2SI", "Games")),
             ("saved/<a run on Arts>", lambda: self.finished("ST2SI", "Arts")),
@@ -132,8 +138,11 @@ class World:
 
     def settings(self, model: str, dataset: str) -> dict[str, Any]:
         """Return the settings of a small run."""
-        own = {"backbone": str(self.tiny["llama"]), "tuning": "ilp"} if model == "ST2SI" else {}
-        return {**SMALL, "model": model, "dataset": dataset, **own}
+        own: dict[str, dict[str, Any]] = {
+            "ST2SI": {"backbone": str(self.tiny["llama"]), "tuning": "ilp"},
+            "IDLEAdapter": {"backbone": str(self.tiny["bert"]), "id_model_settings": {"epochs": 1}, **SHORT_PROMPTS},
+        }
+        return {**SMALL, "model": model, "dataset": dataset, **own.get(model, {})}
 
     @functools.cache  # noqa: B019 (a world lives as long as the tests of one file)
     def finished(self, model: str, dataset: str) -> str:

@@ -17,25 +17,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from doc_pages import PAGES, ROOT, SMALL, World, blocks, commands, with_options
+from doc_pages import PAGES, ROOT, SHORT_PROMPTS, SMALL, World, blocks, commands, with_options
 
 from recbole_llm import cli, compare_cells, config, quick_start, registry
 from recbole_llm.compare import parse_options
 from recbole_llm.data.prepare.command import _Parser, add_arguments
 from recbole_llm.data.prepare.spec import load_spec
+from recbole_llm.errors import RecBoleLLMError
 from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.hyper_search.command import _OPTIONS as TUNE_OPTIONS
 from recbole_llm.hyper_search.space import default_file
 
 IDLE = {
     **{"backbone": "TINY_BERT", "id_model_settings": "{'epochs': 1}"},
-    **{"max_attribute_tokens": 8, "max_prompt_tokens": 120},
+    **SHORT_PROMPTS,
 }
 ONE_SEED = {"seeds": 1}
 WHOLE_DATA = {"data_path": "nothing-cut"}  # RecBole's own ml-100k
 
 RUN: dict[str, dict[str, object]] = {
-    # README.md and first_run.md
+    # README.md, index.md and first_run.md
+    "recbole-llm --help": {},
     "python run_recbole_llm.py --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp": {},
     "python run_recbole_llm.py --model=SASRec --dataset=ml-100k": {},
     "python run_recbole_llm.py --resume=saved/<run>": {},
@@ -86,6 +88,11 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm compare --runs='saved/*-Scientific-*' --papers": {},
     "recbole-llm compare --runs='results/ml-100k/*'": WHOLE_DATA,
     "recbole-llm run --config_files=saved/<run>/config.yaml": {},
+    # idle_adapter.md
+    "recbole-llm run --model=IDLEAdapter --dataset=ml-100k": IDLE,
+    "recbole-llm run --config_files=properties/paper/idle_adapter/table4/ml-1m/no-layerwise.yaml": IDLE,
+    "recbole-llm plot --kind=representations --run=saved/<run>": {},
+    "recbole-llm tune --model=IDLEAdapter --dataset=ml-100k": {"trials": 2, **IDLE},
     # pretraining_and_scenarios.md
     "recbole-llm --model=ST2SI --dataset=Scientific --tuning=ilp --pretrain_datasets=Food,Cell --pretrain_epochs=15": {
         "backbone": "TINY"
@@ -133,6 +140,8 @@ def arguments_of(command):
         words = words[1:]
     else:
         return None
+    if words == ["--help"]:
+        return "help", []
     verb, rest = (words[0], words[1:]) if words and not words[0].startswith("-") else ("run", words)
     return verb, rest
 
@@ -221,7 +230,7 @@ def check_tune(out, arguments):
 
 
 def check_pictures(out, arguments):
-    assert {Path(line).suffix for line in out.split()} == {".png", ".svg"}
+    assert {Path(line).suffix for line in out.split()} >= {".png", ".svg"}
     assert all(Path(line).stat().st_size > 1000 for line in out.split())
 
 
@@ -242,37 +251,75 @@ CHECKS = {
     "pretrain": lambda out, _: next(Path(out.splitlines()[-1]).glob("*.safetensors")),
     "report": lambda out, _: Path(out.strip()).read_text().index("</html>"),
     "doctor": lambda out, _: out.index("What to do"),
+    "help": lambda out, _: [out.index(f"recbole-llm {verb} ") for verb in cli._VERBS if verb != "run"],
 }
 
 
+@pytest.fixture
+def no_data(monkeypatch):
+    """A data set that is not here is neither looked for nor prepared."""
+    monkeypatch.setattr(config, "_dataset_folder", lambda dataset, data_path: data_path / dataset)
+
+
 @pytest.mark.parametrize("command", READ)
-def test_command_is_read(command, world, monkeypatch):
+def test_command_is_read(command, world, no_data):
+    read(command)
+
+
+def test_reading_finds_what_running_would(world, no_data):
+    for command in RUN:
+        if "saved/" not in command:
+            read(world.named(command))
+    for command, message in (
+        ("recbole-llm --model=SASRec --dataset=ml-100k --learning_rat=1", "no setting 'learning_rat'"),
+        ("recbole-llm tune --model=SASRec --dataset=ml-100k --trial=20", "no setting 'trial'"),
+        ("recbole-llm compare --models=SASRec,GRU5Rec --dataset=ml-100k", "no model 'GRU5Rec'"),
+        ("recbole-llm pretrain --pretrain_datasets=Food --pretrain_epoch=40", "no setting 'pretrain_epoch'"),
+        ("recbole-llm run --config_files=properties/none.yaml", "properties/none.yaml does not exist"),
+        ("recbole-llm prepare --dataset=Scientifc", "Scientific"),
+        ("recbole-llm prepare --dataset=Scientific --raws=FOLDER", "raws"),
+    ):
+        with pytest.raises(RecBoleLLMError, match=message):
+            read(command)
+    for command in ("recbole-llm runn --model=SASRec", "make runn", "python -m pytesd", "python benchmarks/none.py"):
+        with pytest.raises((AssertionError, FileNotFoundError)):
+            read(command)
+
+
+def read(command):
+    """Check that a command could run: its verb, the names of its settings, the files and programs that it names."""
     own = arguments_of(command)
     if own is None:
         read_program(shlex.split(command))
         return
     verb, given = own
-    assert verb in cli._VERBS
+    assert verb in {*cli._VERBS, "help"}
     if verb == "prepare":
         parser = _Parser(prog="prepare")
         add_arguments(parser)
         load_spec(parser.parse_args(given).dataset)
-        return
-    # A data set that is not here is neither looked for nor prepared.
-    monkeypatch.setattr(config, "_dataset_folder", lambda dataset, data_path: data_path / dataset)
-    files = " ".join(value for argument in given if (value := argument.removeprefix("--config_files=")) != argument)
-    given = [argument for argument in given if not argument.startswith(("--config_files", "--resume"))]
+    elif verb in SETTINGS_VERBS and not any(argument.startswith(("--resume", "--runs")) for argument in given):
+        read_settings(verb, given)
+
+
+def read_settings(verb, given):
+    files = [file for argument in given if argument.startswith("--config_files=") for file in argument[15:].split()]
+    settings = [argument for argument in given if not argument.startswith("--config_files=")]
     if verb == "compare":
-        for model in (options := parse_options(given)).models:
+        options = parse_options(given)
+        own = (
+            yaml.safe_load(Path(options.model_settings).read_text()) if isinstance(options.model_settings, str) else {}
+        )
+        for label in options.models:
+            model = own.get(label, {}).get("model", label)
             known = {name: value for name, value in options.settings.items() if config.has_setting(model, name)}
-            config.Config(model, options.dataset[0], files.split(), known)
-    elif verb == "tune":
-        names = [f"--{name}=" for name in TUNE_OPTIONS]
-        config.Config(command_line=[a for a in given if not a.startswith(tuple(names))], config_file_list=files.split())
-    elif verb in ("run", "pretrain"):
-        if not any(argument.startswith("--dataset=") for argument in given) and verb == "pretrain":
-            given = ["--model=ST2SI", "--dataset=ml-100k", *[a for a in given if not a.startswith("--model=")]]
-        config.Config(command_line=given, config_file_list=files.split())
+            config.Config(model, options.dataset[0], files, known)
+        return
+    if verb == "tune":
+        settings = [a for a in settings if a.removeprefix("--").partition("=")[0] not in TUNE_OPTIONS]
+    if verb == "pretrain":  # of no data set: any stands for it
+        settings = with_options(settings, {"model": "ST2SI", "dataset": "ml-100k"})
+    config.Config(config_file_list=files, command_line=settings)
 
 
 def read_program(words):
@@ -413,7 +460,7 @@ def test_files_of_a_run(world):
 
 
 def test_the_site_is_built_without_warnings_and_fetches_nothing(tmp_path):
-    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", f"--site-dir={tmp_path / 'site'}"]
+    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={tmp_path / 'site'}"]
     done = subprocess.run(mkdocs, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     pages = list((tmp_path / "site").rglob("*.html"))
