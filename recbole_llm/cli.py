@@ -23,10 +23,11 @@ recbole-llm: language-model recommenders inside RecBole
       tune.json. The same command goes on with the study; with --storage any number of processes share it.
   recbole-llm prepare --dataset=D [--raw=FOLDER] [--out=FOLDER] [--report[=FILE]]
       Make RecBole's atomic files of a data set from its publisher's files, and compare its counts with the papers'.
-  recbole-llm recommend --run=saved/<run> --history="ITEM,ITEM,..." [--k=10] [--exclude_seen=true] [--user=USER]
-  recbole-llm recommend --run=saved/<run> --histories=FILE [--k=10] [--exclude_seen=true]
-      Print the best items after a history, oldest item first, or after each line of a file: one line an item with the
-      number of the history, rank, item and score.
+  recbole-llm recommend --run=saved/<run> --user=USER | --users=USER,USER|all|FILE |
+                        --history="ITEM,ITEM,..." [--user=USER] | --histories=FILE
+                        [--k=10] [--exclude_seen=true] [--format=table|jsonl|csv] [--out=FILE]
+      The best items, with titles and scores: for users of the data set, after all that they did, or after histories
+      that are given by hand, oldest item first (FILE: one a line).
   recbole-llm compare --models=ST2SI,SASRec,GRU4Rec --dataset=D[,E] [--seeds=3] [--name=value ...]
   recbole-llm compare --runs='saved/*' [--models=... --dataset=...]
       Models side by side: runs what is missing, and goes on where it was interrupted. Settings go to the models that

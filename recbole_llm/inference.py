@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -36,6 +36,56 @@ class Recommendation:
     scores: list[float]
 
 
+def check_k(k: Any, dataset: Any) -> None:
+    """Raise SettingError if `k` is not from 1 to the number of items of `dataset`."""
+    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
+        raise SettingError(f"k={k} must be a whole number from 1")
+    if k > dataset.item_num - 1:
+        raise SettingError(f"k={k} is more than the {dataset.item_num - 1} items of {dataset.dataset_name}")
+
+
+def best_items(
+    scores_of: Callable[[int, int], Tensor], rows: int, items: int, k: int, seen: Sequence[np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores and ids [rows, k], best first, of which some rows at a time are computed.
+
+    Args:
+        scores_of: gives the scores [end - begin, items] of the rows from `begin` to `end`; they may be overwritten.
+        rows: how many there are.
+        items: item ids, the padding id included.
+        k: how many items of each row.
+        seen: the item ids that each row leaves out: their scores are -inf.
+    """
+    piece = min(max(_SCORES_BYTES // (4 * items), 1), _MOST_USERS)
+    values, indices = [], []
+    for begin in range(0, rows, piece):
+        scores = scores_of(begin, min(begin + piece, rows))
+        scores[:, 0] = -torch.inf  # not every model of RecBole leaves the padding id out itself
+        if seen is not None:
+            part = seen[begin : begin + piece]
+            place = (np.repeat(np.arange(len(part)), [len(row) for row in part]), np.concatenate(part))
+            scores[tuple(torch.from_numpy(index).to(scores.device) for index in place)] = -torch.inf
+        best = scores.topk(k, dim=1)
+        values.append(best.values.float().cpu().numpy())
+        indices.append(best.indices.cpu().numpy())
+    return np.concatenate(values), np.concatenate(indices)
+
+
+def recommendations(scores: np.ndarray, best: np.ndarray, tokens: np.ndarray, model: Any) -> list[Recommendation]:
+    """Return what `best_items` found as item tokens; items that are left out are not among them.
+
+    Raises:
+        TrainingError: if a score is not a number.
+    """
+    if np.isnan(scores).any():
+        raise TrainingError(f"the scores of {type(model).__name__} are not numbers: its training diverged")
+    ranked = scores > -np.inf
+    return [
+        Recommendation(tokens[ids[kept]].tolist(), values[kept].tolist())
+        for ids, values, kept in zip(best, scores, ranked, strict=True)
+    ]
+
+
 class Recommender:
     """Top-k items for histories that the model need not have seen.
 
@@ -60,8 +110,8 @@ class Recommender:
     def __init__(self, model: Any, dataset: Any, *, cuda_graph: bool = False, allow_untrained: bool = False) -> None:
         if getattr(model, "type", None) != ModelType.SEQUENTIAL:
             raise SettingError(
-                f"{type(model).__name__} knows users by id and reads no history: recommend needs a sequential model, "
-                f"such as ST2SI or SASRec"
+                f"{type(model).__name__} knows users by id and reads no history: name users of its data set, or take a "
+                f"sequential model, such as ST2SI or SASRec"
             )
         self.model = model.eval()
         self.dataset = dataset
@@ -84,6 +134,11 @@ class Recommender:
     def items(self) -> int:
         """How many items there are to recommend."""
         return len(self._tokens) - 1
+
+    @property
+    def trained(self) -> np.ndarray | None:
+        """Which item ids a history may hold: bool [items]; None for all."""
+        return self._trained
 
     @overload  # a token is a sequence of tokens to the type checker
     def recommend(  # type: ignore[overload-overlap]
@@ -114,10 +169,7 @@ class Recommender:
             SettingError: if `k` is not from 1 to the number of items.
             TrainingError: if the model's scores are not numbers.
         """
-        if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
-            raise SettingError(f"k={k} must be a whole number from 1")
-        if k > self.items:
-            raise SettingError(f"k={k} is more than the {self.items} items of {self.dataset.dataset_name}")
+        check_k(k, self.dataset)
         if len(histories) == 0:
             raise DataError("a history is empty: there is nothing to recommend from")
         single = isinstance(histories[0], str | int | np.integer)
@@ -130,15 +182,8 @@ class Recommender:
         found = self._top_of_one(ids[0], int(k), exclude_seen) if single else None
         if found is None:
             found = self._top(ids, int(k), exclude_seen, user_ids)
-        scores, best = found
-        if np.isnan(scores).any():
-            raise TrainingError(f"the scores of {type(self.model).__name__} are not numbers: its training diverged")
-        rows = [self._recommendation(*row) for row in zip(scores, best, strict=True)]
+        rows = recommendations(*found, self._tokens, self.model)
         return rows[0] if single else rows
-
-    def _recommendation(self, scores: np.ndarray, best: np.ndarray) -> Recommendation:
-        ranked = scores > -np.inf  # what is left out
-        return Recommendation(self._tokens[best[ranked]].tolist(), scores[ranked].tolist())
 
     # -- from tokens to ids ----------------------------------------------------------------------------------------
 
@@ -175,23 +220,11 @@ class Recommender:
         self, ids: list[np.ndarray], k: int, exclude_seen: bool, users: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return scores and ids [users, k], best first."""
-        piece = min(max(_SCORES_BYTES // (4 * len(self._tokens)), 1), _MOST_USERS)
-        values, indices = [], []
-        for begin in range(0, len(ids), piece):
-            part = ids[begin : begin + piece]
-            scores = self._scores(part, None if users is None else users[begin : begin + piece])
-            scores[:, 0] = -torch.inf  # not every model of RecBole leaves the padding id out itself
-            if exclude_seen:
-                rows = np.repeat(np.arange(len(part)), [len(row) for row in part])
-                place = (
-                    torch.from_numpy(rows).to(scores.device),
-                    torch.from_numpy(np.concatenate(part)).to(scores.device),
-                )
-                scores[place] = -torch.inf
-            best = scores.topk(k, dim=1)
-            values.append(best.values.float().cpu().numpy())
-            indices.append(best.indices.cpu().numpy())
-        return np.concatenate(values), np.concatenate(indices)
+
+        def scores(begin: int, end: int) -> Tensor:
+            return self._scores(ids[begin:end], None if users is None else users[begin:end])
+
+        return best_items(scores, len(ids), len(self._tokens), k, ids if exclude_seen else None)
 
     def _scores(self, ids: list[np.ndarray], users: np.ndarray | None) -> Tensor:
         interaction = self._interaction(ids, users)

@@ -1,12 +1,13 @@
 """Runs as functions: what the command line does, from Python."""
 
+import functools
 import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.utils import init_logger, init_seed
@@ -20,6 +21,10 @@ from recbole_llm.evaluation.ranks import write_ranks
 from recbole_llm.files import read_yaml, write_json
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.trainer import best_epoch
+
+if TYPE_CHECKING:
+    from recbole_llm.inference import Recommender
+    from recbole_llm.user_recommender import UserRecommender
 
 _WORTH_SAYING = 0.005  # seconds; less is no pre-training
 
@@ -44,6 +49,28 @@ class Parts:
     test: Any
     model: Any
     pretrain_seconds: float = 0.0
+
+    @functools.cached_property
+    def recommender(self) -> "Recommender":
+        """Recommends from histories; see `recbole_llm.inference.Recommender`. Raises SettingError."""
+        from recbole_llm.inference import Recommender
+
+        return Recommender(self.model, self.train._dataset)
+
+    @functools.cached_property
+    def user_recommender(self) -> "UserRecommender":
+        """Recommends to users of the data set; see `recbole_llm.user_recommender.UserRecommender`."""
+        from recbole_llm.user_recommender import UserRecommender
+
+        return UserRecommender(self)
+
+    def recommend(self, histories: Any, k: int = 10, exclude_seen: bool = False, users: Any = None) -> Any:
+        """Return the best `k` items after a history, or after each of a list; see `Recommender.recommend`."""
+        return self.recommender.recommend(histories, k, exclude_seen, users)
+
+    def recommend_to(self, users: Any, k: int = 10, exclude_seen: bool = False) -> Any:
+        """Return the best `k` items for a user of the data set, or for each; see `UserRecommender.recommend`."""
+        return self.user_recommender.recommend(users, k, exclude_seen)
 
 
 def run(

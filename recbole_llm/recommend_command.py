@@ -1,77 +1,258 @@
-"""The verb ``recommend``: the best items for histories that are given on the command line or in a file."""
+"""The verb ``recommend``: the best items for users of the data set, or for histories that are given by hand."""
 
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from tabulate import tabulate
 
 from recbole_llm.config import parse_value
 from recbole_llm.errors import DataError, SettingError, nearest
-from recbole_llm.inference import Recommender
+from recbole_llm.evaluation.options import read_options
+from recbole_llm.files import replacing
+from recbole_llm.inference import Recommendation, Recommender
+from recbole_llm.user_recommender import UserRecommender
 
-_OPTIONS = ("run", "history", "histories", "k", "exclude_seen", "user", "allow_untrained", "cuda_graph", "data_path")
+_OPTIONS = (
+    *("run", "history", "histories", "user", "users", "k", "exclude_seen", "allow_untrained"),
+    *("format", "out", "cuda_graph", "data_path"),
+)
+_FLAGS = ("exclude_seen", "allow_untrained", "cuda_graph")
+FORMATS = ("table", "jsonl", "csv")
+_HISTORY_FORM = "one history a line, items separated by commas or spaces"
+_AT_ONCE = 4096  # users between two writes
+
+
+@dataclass
+class Asked:
+    """Who is recommended to, and how the answer is shown.
+
+    Attributes:
+        users: tokens, None for histories; empty: all.
+        histories: item tokens of each, oldest first.
+        k: how many items; checked by the recommender.
+        exclude_seen: whether items of the history are left out.
+        options: of the recommender.
+        format: one of `FORMATS`.
+        out: the file to write; None: standard output.
+    """
+
+    users: list[str] | None
+    histories: list[list[str]]
+    k: Any
+    exclude_seen: bool
+    options: dict[str, bool]
+    format: str
+    out: Path | None
+
+
+@dataclass
+class Answer:
+    """What is shown of one user or history.
+
+    Attributes:
+        who: the name of the column and what stands in it: ("user", token) or ("history", number).
+        history: item tokens, oldest first.
+        found: the recommendation.
+    """
+
+    who: tuple[str, Any]
+    history: list[str]
+    found: Recommendation
 
 
 def recommend_command(arguments: list[str]) -> int:
-    """Print one tab-separated line an item: number of the history, rank, item and score.
+    """Show the best items with titles and scores as a table, JSON lines or CSV.
 
     Raises:
-        SettingError: for options that are missing or not understood.
-        DataError: for a file or a history that cannot be read.
+        SettingError: for options that are missing or not understood, and a model that cannot answer.
+        DataError: for a file or a history that cannot be read, and unknown users and items.
         CheckpointError: if the run is broken.
+        StorageError: if the file cannot be written.
     """
-    given = _options(arguments)
-    if "run" not in given:
-        raise SettingError("recommend needs the folder of a finished run: --run=saved/<run>")
-    if ("history" in given) == ("histories" in given):
-        raise SettingError('recommend needs either --history="ITEM,ITEM,..." or --histories=FILE')
-    if "user" in given and "histories" in given:
-        raise SettingError("--user goes with --history alone")
-    k, flags = _values(given)
-    settings = {"data_path": given["data_path"]} if "data_path" in given else None
-    histories = [_items(given["history"])] if "history" in given else _read_histories(Path(given["histories"]))
-    exclude_seen = flags.pop("exclude_seen")
-    recommender = Recommender.from_run(given["run"], settings, **flags)
-    users = [given["user"]] if "user" in given else None
-    for number, row in enumerate(recommender.recommend(histories, k, exclude_seen, users), start=1):
-        for rank, (item, score) in enumerate(zip(row.items, row.scores, strict=True), start=1):
-            print(f"{number}\t{rank}\t{item}\t{score:.6g}")
+    from recbole_llm.quick_start import load
+
+    given = read_options(arguments, "recommend", _OPTIONS)
+    asked = _asked(given)
+    parts = load(given["run"], {"data_path": given["data_path"]} if "data_path" in given else None)
+    user = given.get("user") if asked.users is None else None
+    answers = _to_users(parts, asked) if asked.users is not None else _after_histories(parts, asked, user)
+    titles = titles_of(parts)
+    if asked.out is None:
+        _write(sys.stdout, answers, titles, asked.format)
+        return 0
+    with replacing(asked.out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        _write(file, answers, titles, asked.format)
+    print(asked.out)
     return 0
 
 
-def _options(arguments: list[str]) -> dict[str, str]:
-    given = {}
-    for argument in arguments:
-        name, separator, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not separator:
-            raise SettingError(f"'{argument}' is not understood: settings are written --name=value")
-        if name not in _OPTIONS:
-            raise SettingError(f"recommend has no setting '{name}'{nearest(name, _OPTIONS)}")
-        given[name] = value
-    return given
+def titles_of(parts: Any) -> dict[str, str] | None:
+    """Return the first text field of each item token; None where the data set has none."""
+    dataset, fields = parts.dataset, parts.config["item_text_fields"]
+    path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
+    if not fields or not path.is_file() or not dataset._has_item_column(path, fields[0]):
+        return None
+    texts: dict[str, str] = dataset.item_texts(fields[:1]).iloc[:, 0].to_dict()
+    return texts
 
 
-def _values(given: dict[str, str]) -> tuple[Any, dict[str, bool]]:
-    flags = {}
-    for name in ("exclude_seen", "allow_untrained", "cuda_graph"):
-        flags[name] = parse_value(given.get(name, "false"))
-        if not isinstance(flags[name], bool):
-            raise SettingError(f"{name}={given[name]} must be true or false")
-    return parse_value(given.get("k", "10")), flags
+# -- what is asked -----------------------------------------------------------------------------------------------------
 
 
-def _read_histories(path: Path) -> list[list[str]]:
+def _asked(given: dict[str, str]) -> Asked:
+    if "run" not in given:
+        raise SettingError("recommend needs the folder of a finished run: --run=saved/<run>")
+    sources = [name for name in ("history", "histories", "users") if name in given]
+    if len(sources) > 1 or not (sources or "user" in given):
+        raise SettingError(
+            'recommend needs one of --user=USER, --users=USER,USER (or all, or a file), --history="ITEM,ITEM,..." and '
+            "--histories=FILE"
+        )
+    if "user" in given and sources and sources != ["history"]:
+        raise SettingError(f"--user goes alone or with --history, not with --{sources[0]}")
+    flags = {name: _flag(name, given.get(name, "false")) for name in _FLAGS}
+    users, histories = _users(given), []
+    if "history" in given:
+        histories = [_items(given["history"])]
+    elif "histories" in given:
+        histories = [_items(line) for line in _lines(Path(given["histories"]), "histories", _HISTORY_FORM)]
+    several = len(histories) > 1 or (users is not None and len(users) != 1)
+    out = Path(given["out"]) if "out" in given else None
+    exclude_seen = flags.pop("exclude_seen")
+    shown = _format(given.get("format"), out, several)
+    return Asked(users, histories, parse_value(given.get("k", "10")), exclude_seen, flags, shown, out)
+
+
+def _flag(name: str, text: str) -> bool:
+    value = parse_value(text)
+    if not isinstance(value, bool):
+        raise SettingError(f"{name}={text} must be true or false")
+    return value
+
+
+def _format(wanted: str | None, out: Path | None, several: bool) -> str:
+    if wanted is None:
+        by_name = out.suffix.removeprefix(".") if out is not None else ""
+        if by_name in FORMATS:
+            return by_name
+        return "csv" if several and (out is not None or not sys.stdout.isatty()) else "table"
+    if wanted not in FORMATS:
+        raise SettingError(f"format={wanted} is not one of {', '.join(FORMATS)}{nearest(wanted, FORMATS)}")
+    return wanted
+
+
+def _users(given: dict[str, str]) -> list[str] | None:
+    """Return the users that are named, an empty list for all, None for histories."""
+    if "users" not in given:
+        return [given["user"]] if "user" in given and "history" not in given else None
+    text = given["users"]
+    if text == "all":
+        return []
+    if Path(text).is_file():
+        return [line.strip() for line in _lines(Path(text), "users", "one user a line")]
+    users = [user.strip() for user in text.split(",") if user.strip()]
+    if not users:
+        raise DataError("users= names no user: there is nobody to recommend to")
+    return users
+
+
+def _lines(path: Path, what: str, form: str) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the histories {path} cannot be read: {error}") from None
+        raise DataError(f"the {what} {path} cannot be read: {error}") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
-            raise DataError(
-                f"line {number} of {path} is empty: it needs one history a line, items separated by commas or spaces"
-            )
+            raise DataError(f"line {number} of {path} is empty: it needs {form}")
     if not lines:
-        raise DataError(f"{path} is empty: it needs one history a line, items separated by commas or spaces")
-    return [_items(line) for line in lines]
+        raise DataError(f"{path} is empty: it needs {form}")
+    return lines
 
 
 def _items(text: str) -> list[str]:
     return text.replace(",", " ").split()
+
+
+# -- answers, some users at a time -------------------------------------------------------------------------------------
+
+
+def _to_users(parts: Any, asked: Asked) -> Iterator[Answer]:
+    recommender = UserRecommender(parts, **asked.options)
+    users = asked.users or recommender.users
+    for user in users:
+        recommender.history(user)  # an unknown user ends it before anything is written
+    for begin in range(0, len(users), _AT_ONCE):
+        some = users[begin : begin + _AT_ONCE]
+        for user, found in zip(some, recommender.recommend(some, asked.k, asked.exclude_seen), strict=True):
+            yield Answer(("user", user), recommender.history(user), found)
+
+
+def _after_histories(parts: Any, asked: Asked, user: str | None) -> Iterator[Answer]:
+    recommender = Recommender(parts.model, parts.train._dataset, **asked.options)
+    for begin in range(0, len(asked.histories), _AT_ONCE):
+        some = asked.histories[begin : begin + _AT_ONCE]
+        if len(some) == 1:
+            rows = [recommender.recommend(some[0], asked.k, asked.exclude_seen, user)]
+        else:
+            rows = recommender.recommend(some, asked.k, asked.exclude_seen)
+        for number, (history, found) in enumerate(zip(some, rows, strict=True), start=begin + 1):
+            yield Answer(("history", number), history, found)
+
+
+# -- how they are shown ------------------------------------------------------------------------------------------------
+
+
+def _write(file: IO[str], answers: Iterator[Answer], titles: dict[str, str] | None, shown: str) -> None:
+    written = {"table": _as_table, "jsonl": _as_json, "csv": _as_csv}[shown]
+    for number, answer in enumerate(answers):
+        file.write(written(answer, titles, number == 0))
+
+
+def _rows(answer: Answer, titles: dict[str, str] | None) -> list[dict[str, Any]]:
+    """Return what is told of each item, best first."""
+    return [
+        {
+            "rank": rank,
+            "item": item,
+            **({} if titles is None else {"title": titles.get(item, "")}),
+            "score": float(f"{score:.6g}"),
+        }
+        for rank, (item, score) in enumerate(zip(answer.found.items, answer.found.scores, strict=True), start=1)
+    ]
+
+
+def _as_json(answer: Answer, titles: dict[str, str] | None, first: bool) -> str:
+    kind, name = answer.who
+    who = {"user": name} if kind == "user" else {"history": answer.history}
+    return json.dumps({**who, "items": _rows(answer, titles)}, ensure_ascii=False) + "\n"
+
+
+def _as_csv(answer: Answer, titles: dict[str, str] | None, first: bool) -> str:
+    kind, name = answer.who
+    text = io.StringIO()
+    columns = [kind, "rank", "item", *([] if titles is None else ["title"]), "score"]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if first:
+        writer.writeheader()
+    writer.writerows({kind: name, **row} for row in _rows(answer, titles))
+    return text.getvalue()
+
+
+def _as_table(answer: Answer, titles: dict[str, str] | None, first: bool) -> str:
+    kind, name = answer.who
+    last = answer.history[-1]
+    last = (titles or {}).get(last) or last
+    count = len(answer.history)
+    head = f"{kind} {name}: {count} item{'' if count == 1 else 's'}, the last {last}"
+    rows = _rows(answer, titles)
+    # A token of digits is a name, not a number; nothing but rank and score is laid to the right.
+    align = ["right", "left", *([] if titles is None else ["left"]), "right"]
+    table = tabulate([[str(value) for value in row.values()] for row in rows], [*rows[0]] if rows else [],
+                     disable_numparse=True, colalign=align if rows else None)  # fmt: skip
+    return f"{'' if first else chr(10)}{head}\n\n{table or 'nothing is left to recommend'}\n"
