@@ -35,6 +35,14 @@ IDLE = {
 ONE_SEED = {"seeds": 1}
 WHOLE_DATA = {"data_path": "nothing-cut"}  # RecBole's own ml-100k
 
+_SCIENTIFIC = "results/idle_adapter/scientific"
+KEPT_RUNS = [
+    f"IDLEAdapter:{_SCIENTIFIC}/IDLEAdapter-SASRec",
+    "ST2SI:results/st2si/scientific-lora",
+    f"SASRec:{_SCIENTIFIC}/SASRec-tuned",
+    *(f"{name}:{_SCIENTIFIC}/{name}" for name in ("ComiRec", "GRU4Rec", "BERT4Rec")),
+]
+
 RUN: dict[str, dict[str, object]] = {
     # README.md, index.md and first_run.md
     "recbole-llm --help": {},
@@ -48,6 +56,10 @@ RUN: dict[str, dict[str, object]] = {
     "--config_files=properties/recommended/ml-100k-cpu.yaml": {"backbone": "TINY"},
     "python run_recbole_llm.py --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp --epochs=60": {},
     "python run_recbole_llm.py --model=ST2SI --dataset=Scientific": {"backbone": "TINY"},
+    "python run_recbole_llm.py --model=IDLEAdapter --dataset=ml-100k --id_model=SASRec": IDLE,
+    "recbole-llm compare --models=ST2SI,IDLEAdapter,SASRec,GRU4Rec,BERT4Rec --dataset=ml-100k "
+    "--model_settings=properties/recommended/packaged.yaml": {"backbone": "TINY", **SHORT_PROMPTS},
+    "python run_recbole_llm.py --config_files=properties/paper/idle_adapter/table2/ml-1m/idle-adapter.yaml": IDLE,
     "recbole-llm doctor": {},
     "recbole-llm pretrain --model=ST2SI --pretrain_datasets=Food,Cell": {"backbone": "TINY"},
     'recbole-llm recommend --run=saved/<run> --history="242,302"': {},
@@ -114,6 +126,8 @@ READ = {
     "recbole-llm prepare --dataset=Scientific --report": "network",
     "recbole-llm prepare --dataset=Scientific [--raw=FOLDER] [--out=FOLDER] [--report[=FILE]] "
     "[--tokenizer=NAME]": "network",
+    'recbole-llm compare --runs="' + ",".join(KEPT_RUNS) + '" --show=hit@5,ndcg@5,hit@10,ndcg@10,mrr --papers '
+    "--out=results/comparison-scientific": "tests/test_results.py runs it, on data that is not the small one here",
     "recbole-llm prepare --dataset=ml-100k-llara --raw=FOLDER": "files that are not here",
 }
 
