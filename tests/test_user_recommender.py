@@ -223,6 +223,8 @@ def test_items_never_trained_on_are_left_out_of_histories(small, tiny, caplog):
     # what is left out of the history was seen all the same
     everything = parts.dataset.item_num - 1
     assert set(recommender.recommend("u9", everything, exclude_seen=True).items) == set(titles) - set("abx")
+    for k in range(1, everything - 3 + 1):
+        assert len(recommender.recommend("u9", k, exclude_seen=True).items) == k
     kept = UserRecommender(parts, allow_untrained=True).recommend("u9", everything, exclude_seen=True)
     assert set(kept.items) == set(titles) - set("abx")
     reads_text = build_parts(small, backbone=str(tiny["opt"]), tuning="ilp")
