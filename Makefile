@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell $(nam
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest --verbosity=0 --timeout=300
+PYTEST := $(BIN)/python -m pytest --verbosity=0 --timeout=300 --numprocesses=2
 
 # A log that nobody watches gets no progress bars.
 ifdef CI
@@ -15,13 +15,14 @@ export HF_HUB_DISABLE_PROGRESS_BARS := 1
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv run test lint bench
+.PHONY: help .venv run test lint bench docs
 
 help:
 	@echo "make run     train and evaluate ST2SI on ml-100k, on the CPU"
 	@echo "make test    lint, then all tests that need neither a GPU nor a network nor minutes"
 	@echo "make lint    ruff check, ruff format --check, mypy"
 	@echo "make bench   the benchmarks that need no GPU"
+	@echo "make docs    the pages of docs/ as a site, in site/"
 
 .venv: $(STAMP)
 
@@ -49,6 +50,9 @@ lint: $(STAMP)
 
 test: lint
 	@$(PYTEST) -m "not slow and not gpu and not network"
+
+docs: $(STAMP)
+	@$(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
 	@for file in $(wildcard benchmarks/cpu_*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done

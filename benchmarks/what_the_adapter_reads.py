@@ -1,6 +1,6 @@
 """What a finished IDLE-Adapter run predicts from: its test metrics with other users' prompts, or other users' vectors.
 
-    python benchmarks/what_the_adapter_reads.py --run=saved/<run> [--data_path=dataset/]
+    python benchmarks/what_the_adapter_reads.py --run=saved/<run> [--data_path=dataset/] [--rows=2000]
 
 Prints one JSON line for the run as it is, for prompts shuffled over the test rows (each user keeps its vector), for
 user vectors shuffled over them (each keeps its prompt), and for vectors replaced by their mean. What a shuffle costs
@@ -58,10 +58,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True)
     parser.add_argument("--data_path")
+    parser.add_argument("--rows", type=int, help="test rows, drawn at random; all if not given")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     parts = load(arguments.run, {"data_path": arguments.data_path} if arguments.data_path else None)
     model, dataset = parts.model, parts.test._dataset
+    if arguments.rows is not None:
+        drawn = np.random.default_rng(0).permutation(len(dataset))[: arguments.rows]
+        dataset = dataset.copy(dataset.inter_feat[np.sort(drawn)])
     vectors = vectors_of(model, dataset)
     own, shuffled = np.arange(len(dataset)), np.random.default_rng(0).permutation(len(dataset))
     for name, read, prompts in (
@@ -73,7 +77,7 @@ def main() -> None:
         rank = ranks(model, dataset, read, prompts)
         gains = np.where(rank <= 10, 1 / np.log2(rank + 1), 0)
         print_line(
-            name="what_the_adapter_reads", inputs=name, hit5=float((rank <= 5).mean()),
+            name="what_the_adapter_reads", inputs=name, rows=len(rank), hit5=float((rank <= 5).mean()),
             hit10=float((rank <= 10).mean()), ndcg10=float(gains.mean()), mrr=float((1 / rank).mean()),
         )  # fmt: skip
 
