@@ -29,7 +29,9 @@ class PackedTrainer(Trainer):
     of a pass, summed over its queries; and `parameter_groups()`.
 
     The gradient of a step is that of the mean cross-entropy over all queries of its `train_batch_size` samples, however
-    many passes it takes: the budget changes memory and speed, never the result.
+    many passes it takes: the budget changes memory and speed, not the result. There is one exception: what IDLE-Adapter's
+    discrepancy takes from the prompts of a pass (``mmd_rows: batch``, and the median of ``mmd_rho: median``) changes with
+    the passes.
     """
 
     def __init__(self, config: Any, model: Any) -> None:
