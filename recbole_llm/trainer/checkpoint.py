@@ -141,8 +141,8 @@ def load_weights(path: Path, model: Any, description: dict[str, str]) -> None:
     # Weights of older versions do not tell their users.
     if "users" in description and found.get("users", description["users"]) != description["users"]:
         raise CheckpointError(
-            f"the weights {path} belong to other users than those of {description['dataset']}, and {description['model']} "
-            f"has learned each of its users: train it again"
+            f"the weights {path} belong to other users than those of {description['dataset']}, and "
+            f"{description['model']} has learned each of its users: train it again"
         )
     others = {
         name: _unflatten(f"{_OTHER}{name}", form, tensors)
