@@ -58,7 +58,7 @@ class IDLEAdapter(SequentialRecommender):
     Raises:
         BackboneError: if the backbone cannot be had.
         CheckpointError: if the id model belongs to other data, or is broken.
-        DataError: if an item without text is in a history, or a column is missing.
+        DataError: if a column is missing, or no item has a text.
         SettingError: for a value that is not allowed, or an id model without a user vector.
         TrainingError: if the id model's vectors are not numbers.
     """
