@@ -12,7 +12,7 @@ from small_data import HISTORIES, small_settings, write_dataset
 
 from recbole_llm import cli, config, id_model, quick_start
 from recbole_llm.config import Config
-from recbole_llm.errors import CheckpointError, SettingError
+from recbole_llm.errors import BackboneError, CheckpointError, SettingError
 from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.quick_start import load, run
 from recbole_llm.trainer.adapter_trainer import AdapterTrainer
@@ -290,6 +290,13 @@ def test_broken_and_unfinished_id_models(small, tiny):
         run(settings=settings)
     with pytest.raises(CheckpointError, match="is not a run: a run is a folder with"):
         run(settings={**settings, "id_model_path": str(small / "nowhere")})
+    assert_nothing_half_written(small)
+
+
+def test_backbone_that_is_not_there_is_told_before_the_id_model_is_trained(small, tiny):
+    with pytest.raises(BackboneError, match="nowhere"):
+        run(settings=settings_of(small, tiny, backbone=str(small / "nowhere")))
+    assert not id_folders(small)
     assert_nothing_half_written(small)
 
 

@@ -195,8 +195,8 @@ class Prompts:
         shown = items[ranges(starts, counts)]
         if self._without_text[shown].any():
             raise DataError(
-                f"a history holds an item without text in '{self._first_field}': set items_without_text=drop, which drops "
-                f"items by the first of item_text_fields, and name '{self._first_field}' first there"
+                f"a history holds an item without text in '{self._first_field}': set items_without_text=drop, which "
+                f"drops items by the first of item_text_fields, and name '{self._first_field}' first there"
             )
         first = np.cumsum(counts) - counts
         shown = shown + self.items  # after another item
