@@ -20,8 +20,8 @@ from recbole.utils.argument_list import dataset_arguments
 from torch import nn
 
 from recbole_llm import run_folder
-from recbole_llm.backbone.gguf import content_hash
 from recbole_llm.config import Config
+from recbole_llm.data.preparation import file_hashes
 from recbole_llm.errors import CheckpointError, SettingError
 from recbole_llm.files import read_json, replacing_folder, storage_errors
 from recbole_llm.trainer import checkpoint
@@ -144,12 +144,10 @@ def _settings(config: Any) -> dict[str, Any]:
 
 
 def _digest(config: Any, settings: dict[str, Any]) -> str:
-    folder = Path(config["data_path"])
-    files = sorted(path for path in folder.glob(f"{config['dataset']}.*") if path.is_file())
     merged = Config(config_dict=settings).merged
     shape = {
         "settings": {name: value for name, value in merged.items() if name not in (*_KEPT, *_UNREAD)},
-        "files": {file.name: content_hash(file) for file in files},
+        "files": file_hashes(config),
     }
     return hashlib.sha256(json.dumps(run_folder.plain(shape), sort_keys=True).encode()).hexdigest()[:10]
 
