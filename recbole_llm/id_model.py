@@ -1,7 +1,8 @@
 """The id model of IDLE-Adapter: found, or trained first, then frozen (eq. 2 to 4, 16).
 
 An id model is an ordinary run of a sequential model, in ``<checkpoint_dir>/id-<model>-<dataset>-<hash>/``. The hash is
-that of its settings and of the data's files, so whoever asks for the same finds it, and an interrupted one goes on.
+that of all its settings, defaults included, and of the data's files, so whoever asks for the same finds it, and an
+interrupted one goes on.
 """
 
 import hashlib
@@ -19,8 +20,8 @@ from recbole.utils.argument_list import dataset_arguments
 from torch import nn
 
 from recbole_llm import run_folder
-from recbole_llm.backbone.gguf import content_hash
 from recbole_llm.config import Config
+from recbole_llm.data.preparation import file_hashes
 from recbole_llm.errors import CheckpointError, SettingError
 from recbole_llm.files import read_json, replacing_folder, storage_errors
 from recbole_llm.trainer import checkpoint
@@ -34,6 +35,8 @@ _SHARED = (
 )
 _FIELDS = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")
 _KEPT = ("device_table", "use_gpu", "gpu_id", "show_progress", "state", "checkpoint_dir", "resume_seconds", "data_path")
+# Settings that every run has and an id model does not read.
+_UNREAD = ("prompt", "prompt_item", "prompt_noun", "precision", "candidates", "candidate_seeds")
 _COPY = "id_model"  # the folder in the adapter's run that holds what loading the id model takes
 
 
@@ -117,6 +120,8 @@ def _given(config: Any) -> Path:
         raise CheckpointError(f"the run {folder} is not finished: go on with it by --resume={folder}")
     if "id_model" in config.given and stored.get("model") != config["id_model"]:
         raise SettingError(f"id_model={config['id_model']}, but id_model_path={folder} holds a {stored.get('model')}")
+    for settings in (config, config.merged):  # what is stored with the run says what it has, and a resumed run agrees
+        settings["id_model"] = stored.get("model")
     return folder
 
 
@@ -139,11 +144,10 @@ def _settings(config: Any) -> dict[str, Any]:
 
 
 def _digest(config: Any, settings: dict[str, Any]) -> str:
-    folder = Path(config["data_path"])
-    files = sorted(path for path in folder.glob(f"{config['dataset']}.*") if path.is_file())
+    merged = Config(config_dict=settings).merged
     shape = {
-        "settings": {name: value for name, value in settings.items() if name not in _KEPT},
-        "files": {file.name: content_hash(file) for file in files},
+        "settings": {name: value for name, value in merged.items() if name not in (*_KEPT, *_UNREAD)},
+        "files": file_hashes(config),
     }
     return hashlib.sha256(json.dumps(run_folder.plain(shape), sort_keys=True).encode()).hexdigest()[:10]
 

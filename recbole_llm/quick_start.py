@@ -237,7 +237,7 @@ def build(config: Config, test: bool = True) -> Parts:
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model = config.model_class(config, train._dataset).to(config["device"])
     logging.getLogger().info(model)
-    config["description"] = checkpoint.describe(config, dataset)
+    config["description"] = checkpoint.describe(config, dataset, model)
     return Parts(config, dataset, train, valid, tested, model, pretrain_seconds)
 
 

@@ -23,7 +23,7 @@ from recbole.utils.argument_list import dataset_arguments
 from torch import Tensor
 
 from recbole_llm import run_folder
-from recbole_llm.backbone.gguf import content_hash
+from recbole_llm.data.preparation import file_hashes
 from recbole_llm.errors import SettingError, nearest
 from recbole_llm.files import read_yaml, storage_errors, write_text
 from recbole_llm.trainer import checkpoint
@@ -92,11 +92,10 @@ def _pretrained(config: Any) -> Path:
 def _shape(config: Any) -> dict[str, Any]:
     """Return all that the pre-trained weights depend on, as plain values."""
     own = read_yaml(Path(recbole.__file__).parent / "properties" / "model" / "S3Rec.yaml").keys() - set(_NOT_SHAPING)
-    files = [Path(config["data_path"]) / f"{config['dataset']}.{suffix}" for suffix in ("inter", "item")]
     names = sorted({*own, *_TRAINING, *dataset_arguments})
     return run_folder.plain(
         {
-            "files": {file.name: content_hash(file) for file in files if file.is_file()},
+            "files": file_hashes(config),
             "settings": {name: config[name] for name in names},
         }
     )

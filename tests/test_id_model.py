@@ -10,10 +10,12 @@ from child_runs import command_line
 from safetensors.torch import load_file
 from small_data import HISTORIES, small_settings, write_dataset
 
-from recbole_llm import cli, quick_start
-from recbole_llm.errors import CheckpointError, SettingError
+from recbole_llm import cli, config, id_model, quick_start
+from recbole_llm.config import Config
+from recbole_llm.errors import BackboneError, CheckpointError, SettingError
 from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.quick_start import load, run
+from recbole_llm.trainer.adapter_trainer import AdapterTrainer
 
 COMIREC = {"embedding_size": 8, "epochs": 2}
 
@@ -90,6 +92,29 @@ def test_other_data_has_an_id_model_of_its_own(finished, tiny):
     assert len(id_folders(data)) == 2
 
 
+def test_other_defaults_have_an_id_model_of_their_own(small, tiny, tmp_path, monkeypatch):
+    """An id model is not found again after a file of the package or of the data set says something else."""
+
+    def digest():
+        own = Config(config_dict=settings_of(small, tiny))
+        return id_model._digest(own, id_model._settings(own))
+
+    before = digest()
+    real, copies = config.shipped, tmp_path / "shipped"
+    for folder in ("properties", "dataset_configs"):
+        shutil.copytree(real(folder), copies / folder)
+    monkeypatch.setattr(config, "shipped", lambda folder: copies / folder)
+    assert digest() == before
+    (copies / "dataset_configs" / "small.yaml").write_text("prompt_noun: games\n")
+    assert digest() != before, "a data set with a file loads other columns"
+    before = digest()
+    (copies / "dataset_configs" / "small.yaml").write_text("prompt_noun: movies\n")
+    assert digest() == before, "no id model reads a prompt"
+    model = copies / "properties" / "model" / "ComiRec.yaml"
+    model.write_text(model.read_text().replace("dropout_prob: 0.2", "dropout_prob: 0.3"))
+    assert digest() != before
+
+
 def test_it_is_the_run_that_its_settings_make(finished):
     """What the adapter trained first is what the id model's own command trains."""
     data, _, result = finished
@@ -107,8 +132,22 @@ def test_run_of_its_own_is_taken_as_it_is(small, tiny):
     result = run(settings=settings)
     assert not id_folders(small)
     assert result["id_model"] == {"model": "GRU4Rec", "test": own["test"]}
+    assert result["settings"]["id_model"] == "GRU4Rec"
     with pytest.raises(SettingError, match=r"id_model=Caser, but id_model_path=.* holds a GRU4Rec"):
         run(settings={**settings, "id_model": "Caser"})
+
+
+def test_trial_with_a_run_of_its_own_is_evaluated_later(small, tiny, monkeypatch):
+    """A run that is gone on with is given all its settings, the id model's name among them."""
+    own = run(settings=id_settings(small, model="GRU4Rec", hidden_size=8, train_neg_sample_args=None))
+    settings = settings_of(small, tiny, id_model_path=own["path"])
+    whole = run(settings=settings)
+    folder = small / "saved" / "trial"
+    trial = quick_start.fit(Config(config_dict=settings), folder)
+    monkeypatch.setattr(AdapterTrainer, "_language_states", lambda *_: pytest.fail("nothing is left to train"))
+    result = run(resume=folder)
+    assert result["valid"] == whole["valid"] == trial["valid"]
+    assert result["test"] == whole["test"]
 
 
 def test_several_interests_have_tokens_each(small, tiny):
@@ -251,6 +290,13 @@ def test_broken_and_unfinished_id_models(small, tiny):
         run(settings=settings)
     with pytest.raises(CheckpointError, match="is not a run: a run is a folder with"):
         run(settings={**settings, "id_model_path": str(small / "nowhere")})
+    assert_nothing_half_written(small)
+
+
+def test_backbone_that_is_not_there_is_told_before_the_id_model_is_trained(small, tiny):
+    with pytest.raises(BackboneError, match="nowhere"):
+        run(settings=settings_of(small, tiny, backbone=str(small / "nowhere")))
+    assert not id_folders(small)
     assert_nothing_half_written(small)
 
 

@@ -69,7 +69,11 @@ def test_pretraining_is_found_by_what_shapes_it(data, workdir):
     assert shape(**same) == shape()
     for other in ({"seed": 1}, {"mask_ratio": 0.5}, {"item_attribute": "category"}, {"MAX_ITEM_LIST_LENGTH": 7}):
         assert shape(**other) != shape(), other
-    assert shape(write_atomic_files(workdir / "tiny", users=30, items=30)) == shape()  # the same files elsewhere
+    again = write_atomic_files(workdir / "tiny", users=30, items=30)
+    assert shape(again) == shape()  # the same files elsewhere
+    before = shape(again, benchmark_filename=["train", "valid", "test"])
+    (again / "tiny.train.inter").write_text("user_id:token\titem_id:token\nu\ti\n")
+    assert shape(again, benchmark_filename=["train", "valid", "test"]) != before
     assert shape(write_atomic_files(workdir / "2" / "tiny", users=30, items=30, seed=1)) != shape()
 
 

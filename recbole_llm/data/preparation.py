@@ -16,9 +16,16 @@ from recbole.sampler import KGSampler
 from recbole.utils import ModelType
 
 from recbole_llm import attributes, registry
+from recbole_llm.backbone.gguf import content_hash
 from recbole_llm.data.dataset import with_protocol
 from recbole_llm.data.device_table import give_tables, loader_class
 from recbole_llm.errors import DataError, SettingError
+
+
+def file_hashes(config: Any) -> dict[str, str]:
+    """Return the content hash of each atomic file of a data set by its name, those of `benchmark_filename` included."""
+    files = sorted(Path(config["data_path"]).glob(f"{config['dataset']}.*"))
+    return {file.name: content_hash(file) for file in files if file.is_file()}
 
 
 def create_dataset(config: Any, dataset_class: type | None = None) -> Any:

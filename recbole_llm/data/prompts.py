@@ -147,6 +147,7 @@ class Prompts:
         self.limits = limits
         self.virtual = virtual
         self.items = len(item)
+        self._first_field = template.fields[0]
         self._without_text = item.lengths == 0
         self._item_tokens = item.lengths + len(separator)
         self._room = limits.tokens - len(begin) - len(end) + len(separator)  # the first item has no separator
@@ -193,7 +194,10 @@ class Prompts:
         counts = ends - starts
         shown = items[ranges(starts, counts)]
         if self._without_text[shown].any():
-            raise DataError("a history holds an item without text: set items_without_text=drop")
+            raise DataError(
+                f"a history holds an item without text in '{self._first_field}': set items_without_text=drop, which "
+                f"drops items by the first of item_text_fields, and name '{self._first_field}' first there"
+            )
         first = np.cumsum(counts) - counts
         shown = shown + self.items  # after another item
         shown[first] -= self.items

@@ -22,6 +22,8 @@ class AdapterTrainer(PackedTrainer):
     def precompute(self, *evaluated: Any, show_progress: bool = False) -> None:
         """Compute the user vectors of all training rows, and H~ (eq. 12) where it fits; evaluation needs neither."""
         del evaluated
+        if self.finished:  # a trial whose best weights are evaluated
+            return
         with torch.no_grad():
             self._user_vectors(show_progress)
             self._language_states(show_progress)

@@ -1,7 +1,7 @@
 """What a run stores: weights in safetensors, and the state that training goes on from. Nothing here is unpickled.
 
 * ``model.safetensors``: the weights of the best epoch. Its header names the model, the data set and a hash of the item
-  vocabulary, so that it is never loaded for another catalogue.
+  vocabulary, so that it is never loaded for another catalogue; that of a model with a row a user, of its users, too.
 * ``resume.pt``: weights, optimiser, schedule and random states after the last epoch, read with ``weights_only=True``.
 """
 
@@ -38,14 +38,31 @@ def hash_of_tokens(tokens: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(str(token) for token in tokens).encode()).hexdigest()[:16]
 
 
-def describe(config: Any, dataset: Any) -> dict[str, str]:
-    """Return what identifies the model and catalogue that weights belong to."""
-    return {
+def describe(config: Any, dataset: Any, model: Any = None) -> dict[str, str]:
+    """Return what identifies the model and catalogue that weights belong to.
+
+    Args:
+        config: the settings of the run.
+        dataset: its data set.
+        model: the model; one with a row for every user (BPR, FPMC, Caser, HGN, ItemKNN, ...) belongs to its users, too.
+    """
+    found = {
         "model": config["model"],
         "dataset": config["dataset"],
         "items": str(dataset.item_num),
         "catalogue": catalogue_hash(dataset),
     }
+    if _has_rows_of_users(model, dataset.user_num):
+        found["users"] = hash_of_tokens(dataset.field2id_token[dataset.uid_field])
+    return found
+
+
+def _has_rows_of_users(model: Any, users: int) -> bool:
+    # A table with as many rows is one of items, or of something else, in a model that never asked how many users are.
+    if not (hasattr(model, "n_users") or hasattr(model, "n_user")):
+        return False
+    tables = [*model.parameters(), *(model.other_parameter() or {}).values()]
+    return any(tuple(getattr(table, "shape", ()))[:1] == (users,) for table in tables)
 
 
 def stored_state(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -112,7 +129,8 @@ def load_weights(path: Path, model: Any, description: dict[str, str]) -> None:
     """Load weights that `save_weights` wrote.
 
     Raises:
-        CheckpointError: if the file is missing or broken, or belongs to another model or another catalogue.
+        CheckpointError: if the file is missing or broken, or belongs to another model, another catalogue or, where the
+            model has something of every user, to other users.
     """
     found, tensors = read_weights(path)
     for key, what in (("model", "the model"), ("catalogue", "the item catalogue")):
@@ -120,6 +138,12 @@ def load_weights(path: Path, model: Any, description: dict[str, str]) -> None:
             raise CheckpointError(
                 f"the weights {path} belong to {what} {_name(found, key)}, but this run has {_name(description, key)}"
             )
+    # Weights of older versions do not tell their users.
+    if "users" in description and found.get("users", description["users"]) != description["users"]:
+        raise CheckpointError(
+            f"the weights {path} belong to other users than those of {description['dataset']}, and "
+            f"{description['model']} has learned each of its users: train it again"
+        )
     others = {
         name: _unflatten(f"{_OTHER}{name}", form, tensors)
         for name, form in json.loads(found.get("other_parameters", "{}")).items()
@@ -248,16 +272,15 @@ def load_resume(path: Path, description: dict[str, str]) -> dict[str, Any]:
     """Return what `save_resume` wrote.
 
     Raises:
-        CheckpointError: if the file is broken, or belongs to another model or catalogue.
+        CheckpointError: if the file is broken, or belongs to another model, another catalogue or other users.
     """
     state = _read_resume(path)
-    found = state["description"]
-    if found != description:
-        differing = next(key for key in description if found.get(key) != description[key])
-        raise CheckpointError(
-            f"{path} belongs to another run: its {differing} is {found.get(differing)}, this run's is "
-            f"{description[differing]}"
-        )
+    found = {"users": description.get("users"), **state["description"]}  # older versions do not tell them
+    for key, mine in description.items():
+        if found.get(key) != mine:
+            raise CheckpointError(
+                f"{path} belongs to another run: its {key} is {found.get(key)}, this run's is {mine}: start a new run"
+            )
     return state
 
 

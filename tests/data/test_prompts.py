@@ -217,7 +217,7 @@ def test_histories_that_say_nothing(make):
     prompts, _ = make()
     with pytest.raises(DataError, match="a history is empty: there is nothing to predict from"):
         prompts.sequences(np.array([1, 2]), np.array([1, 1]), np.array([1, 0]), np.array([2, 2]))
-    with pytest.raises(DataError, match="an item without text: set items_without_text=drop"):
+    with pytest.raises(DataError, match="an item without text in 'title': set items_without_text=drop"):
         sequences_of(prompts, [[1], [2, WITHOUT_TEXT]])
 
 
@@ -253,6 +253,7 @@ def test_template_that_names_what_is_not_there(small, tiny, given_settings, mess
     write_dataset(small, titles={item: [text, ""] for item, text in TITLES.items()}, columns=["title", "brand"])
     with pytest.raises(DataError, match=message):
         adapter_parts(small, tiny, **given_settings)
+    assert message.startswith("no item of") or not (small / "saved").exists(), "no id model is trained before"
 
 
 def test_item_that_another_column_leaves_without_text(small, tiny):
@@ -260,5 +261,8 @@ def test_item_that_another_column_leaves_without_text(small, tiny):
     write_dataset(small, titles=brands, columns=["title", "brand"])
     parts = adapter_parts(small, tiny, prompt_item="{brand}", mmd_weight=0)
     assert set("h") < set(HISTORIES["u2"])
-    with pytest.raises(DataError, match="an item without text"):
+    with pytest.raises(DataError, match=r"without text in 'brand': set items_without_text=drop.* name 'brand' first"):
         parts.model.full_sort_predict(next(iter(parts.test))[0])
+    advised = adapter_parts(small, tiny, prompt_item="{brand}", mmd_weight=0, item_text_fields=["brand"])
+    for interaction, *_ in advised.test:
+        assert advised.model.full_sort_predict(interaction).shape[1] == len(TITLES)

@@ -466,6 +466,7 @@ def test_histories_of_the_id_models_own_length(build, id_runs, longest):
     [
         ({"num_virtual_tokens": 0}, "num_virtual_tokens=0 must be a whole number from 1"),
         ({"num_virtual_tokens": 1.5}, "num_virtual_tokens=1.5 must be a whole number from 1"),
+        ({"layerwise": "no"}, "layerwise=no must be True or False"),
         ({"prefixes_per_user": 0}, "prefixes_per_user=0 must be a whole number from 1"),
         ({"mmd_rho": -1}, "mmd_rho=-1 must be a number above 0, or median"),
         ({"mmd_rho": "mediam"}, "mmd_rho=mediam must be a number above 0, or median"),

@@ -157,6 +157,7 @@ def test_a_run_learns_what_follows_what(features, loss, workdir):
         ("layer_norm_eps", 0, "layer_norm_eps=0 must be a number above 0"),
         ("pooling_mode", "median", "pooling_mode=median is not one of mean, sum, max"),
         ("loss_type", "MSE", "loss_type=MSE of MLP4Rec is not one of CE, BPR"),
+        ("share_layers", "no", "share_layers=no must be True or False"),
     ],
 )
 def test_values_that_cannot_be(setting, value, message, data, workdir):

@@ -21,6 +21,7 @@ from recbole_llm import id_model, registry
 from recbole_llm.backbone.loading import Backbone, load_backbone
 from recbole_llm.backbone.packed import use_packed_attention
 from recbole_llm.backbone.precision import resolve_precision
+from recbole_llm.backbone.resolve import resolve
 from recbole_llm.backbone.virtual_tokens import (
     PooledInputs,
     VirtualTokens,
@@ -58,7 +59,7 @@ class IDLEAdapter(SequentialRecommender):
     Raises:
         BackboneError: if the backbone cannot be had.
         CheckpointError: if the id model belongs to other data, or is broken.
-        DataError: if an item without text is in a history, or a column is missing.
+        DataError: if a column is missing, or no item has a text.
         SettingError: for a value that is not allowed, or an id model without a user vector.
         TrainingError: if the id model's vectors are not numbers.
     """
@@ -94,15 +95,16 @@ class IDLEAdapter(SequentialRecommender):
     def before_build(config: Any, dataset: Any) -> None:
         """Train the id model, if it is not there, before the model is built."""
         # What is wrong with the settings is said before minutes of training.
-        IDLEAdapterSettings.from_config(config)
+        settings = IDLEAdapterSettings.from_config(config)
+        resolve(settings.backbone)
+        dataset.item_texts(settings.template.fields, _names_columns(config))
         if not config["id_model_path"] and config["id_model"]:
             require_user_vector(registry.model_class(config["id_model"]))
         id_model.find_or_train(config)
 
     def _inputs(self, dataset: HistoryDataset, loaded: Backbone) -> AdapterInputs:
         settings = self.settings
-        named_by = "prompt_item" if dataset.config["prompt_item"] else "item_text_fields"
-        texts = dataset.item_texts_by_id(settings.template.fields, named_by)
+        texts = dataset.item_texts_by_id(settings.template.fields, _names_columns(dataset.config))
         limits = PromptLimits(
             settings.max_items, settings.max_prompt_tokens, settings.max_attribute_tokens, loaded.max_positions
         )
@@ -249,6 +251,11 @@ class IDLEAdapter(SequentialRecommender):
         """Return AdamW's groups with their rates."""
         trained = [*self.adapter.parameters(), *self.head.parameters()]
         return [{"params": trained, "lr": self.settings.learning_rate}]
+
+
+def _names_columns(config: Any) -> str:
+    """Return the setting that names the columns of the `.item` file in a prompt."""
+    return "prompt_item" if config["prompt_item"] else "item_text_fields"
 
 
 def _looks_up_positions(model: nn.Module) -> bool:

@@ -67,6 +67,10 @@ class IDLEAdapterSettings:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SettingError(f"{shown}={value} must be a whole number from 1")
+        for name in ("compile", "layerwise", "refinement"):
+            # The text "no" would count as True.
+            if not isinstance(getattr(self, name), bool):
+                raise SettingError(f"{name}={getattr(self, name)} must be True or False")
         if not isinstance(self.mmd_weight, int | float) or self.mmd_weight < 0:
             raise SettingError(f"mmd_weight={self.mmd_weight} must be a number from 0")
         if self.mmd_rows not in _MMD_ROWS:
@@ -82,10 +86,10 @@ class IDLEAdapterSettings:
         item = config["prompt_item"] or f"{{{fields[0]}}}"
         return cls(
             backbone=str(config["backbone"]),
-            compile=bool(config["compile"]),
+            compile=config["compile"],
             virtual_tokens=config["num_virtual_tokens"],
-            layerwise=bool(config["layerwise"]),
-            refinement=bool(config["refinement"]),
+            layerwise=config["layerwise"],
+            refinement=config["refinement"],
             mmd_weight=config["mmd_weight"],
             mmd_rows=config["mmd_rows"],
             mmd_rho=_rho(config["mmd_rho"]),

@@ -43,6 +43,8 @@ class MLP4RecSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SettingError(f"{name}={value} must be a whole number from 1")
+        if not isinstance(self.share_layers, bool):
+            raise SettingError(f"share_layers={self.share_layers} must be True or False")
         rate = self.hidden_dropout_prob
         if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
             raise SettingError(f"hidden_dropout_prob={rate} must be a number from 0 to below 1")
