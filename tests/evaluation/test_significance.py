@@ -14,6 +14,7 @@ from scipy import stats
 from recbole_llm.compat import alias_numpy_names
 from recbole_llm.errors import DataError
 from recbole_llm.evaluation.ranks import read_ranks
+from recbole_llm.evaluation.comparison import analyse
 from recbole_llm.evaluation.significance import bootstrap_intervals, compare_pairs, holm, paired_t, wilcoxon
 from recbole_llm.evaluation.user_values import (
     has_user_values,
@@ -241,3 +242,22 @@ def test_users_with_several_values_are_drawn_whole():
     draw = np.random.default_rng(1)
     means = [np.concatenate([values[u] for u in draw.integers(0, 20, size=20)]).mean() for _ in range(300)]
     np.testing.assert_allclose([low[0], high[0]], np.percentile(means, [2.5, 97.5]), atol=1e-12)
+
+
+# -- what the notes say ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("users", "told"),
+    [(["u1", "u1", "u1", "u2"], "has several targets a user"), (["u1", "u2", "u3", "u4"], "many items the same score")],
+)
+def test_a_table_that_differs_from_its_tests_says_why(users, told):
+    """The first case weighs targets and users differently: (1 + 1 + 1 + 0) / 4 against (1 + 0) / 2."""
+    ranks = pd.DataFrame({"user": users, "item": list("abcd"), "rank": [1, 1, 1, 9]})
+    test = {"hit@1": 0.75 if users[0] == users[1] else 0.5}
+    cell = {"dataset": "D", "label": "SASRec", "model": "SASRec", "seed": 1, "status": "done", "counts": {}}
+    nowhere = {"D": {"model": "SASRec", "dataset": "no-such"}}
+    found = analyse([{**cell, "test": test}], [ranks], nowhere, show=["hit@1"])
+    (note,) = [note for note in found["notes"] if "by group" not in note]
+    assert told in note
+    assert found["intervals"][0]["mean"] == (0.5 if users[0] == users[1] else 0.75)
