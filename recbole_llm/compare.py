@@ -93,8 +93,8 @@ class Options:
         self.show = [metric.lower() for metric in self.show]
 
     def _require_no_settings(self) -> None:
-        """Finished runs have their settings: whatever else is given was misspelt, or would be passed over in silence."""
-        for name in self.settings.keys() - {"data_path"}:
+        """Finished runs have their settings: any other is misspelt, or would be passed over in silence."""
+        for name in sorted(self.settings.keys() - {"data_path"}):
             options = [option.name for option in fields(self)]
             raise SettingError(
                 f"--{name} is no option of a comparison of finished runs{nearest(name, options)} Settings of runs need "

@@ -377,6 +377,16 @@ def test_runs_that_are_none(workdir):
         (workdir / "saved" / "half" / "result.json").write_text(text)
         with pytest.raises(CheckpointError, match=message):
             compare(Options(runs="saved/half"))
+    for changed, message in (
+        ({"settings": []}, "its 'settings' is no mapping"),
+        ({"counts": {"users": 3}}, "its counts lack the number of 'items'"),
+        ({"test": {"mrr": "high"}}, "mrr is 'high', not a number"),
+        ({"test": {}}, "has no test metrics"),
+    ):
+        result = json.loads((KEPT / "SASRec" / "result.json").read_text()) | changed
+        (workdir / "saved" / "half" / "result.json").write_text(json.dumps(result))
+        with pytest.raises(CheckpointError, match=message):
+            compare(Options(runs="saved/half"))
 
 
 # -- what is asked -----------------------------------------------------------------------------------------------------
@@ -406,7 +416,10 @@ def test_runs_that_are_none(workdir):
         (["--models=Pip:Pop", "--dataset=ml-100k", "--model_settings=own.yaml"], "gives 'Pip' a seed of its own"),
         (["--models=Pop", "--dataset=ml-100k", "Pop"], "'Pop' is not understood"),
         (["--models=Pop", "--dataset=ml-100k", "--dataset=ml-1m"], "--dataset is given twice, as 'ml-100k' and"),
-        (["--runs=saved/*", "--sohw=mrr"], "--sohw is no option of a comparison of finished runs; did you mean 'show'?"),
+        (
+            ["--runs=saved/*", "--sohw=mrr"],
+            "--sohw is no option of a comparison of finished runs; did you mean 'show'",
+        ),
         (["--runs=saved/*", "--epochs=3"], "--epochs is no option of a comparison of finished runs"),
         (["--runs=saved/*", "--dataset=ml-100k"], "--dataset is for runs that are started, which --models names"),
     ],

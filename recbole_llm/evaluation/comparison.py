@@ -178,7 +178,8 @@ def _differences(
     """Return a note for each label whose values in the table differ from what its ranks give, by more than rounding.
 
     Args:
-        summary, intervals: of `comparison.json`.
+        summary: of `comparison.json`.
+        intervals: likewise.
         by_target: data set and label where users have several targets, each with a ranked list of its own.
     """
     means = {(entry["dataset"], entry["label"], entry["metric"]): entry["mean"] for entry in intervals}

@@ -62,7 +62,7 @@ def _check_entry(entry: Any, needed: Sequence[str], where: str, version: str) ->
     if entry.get("status", "done") not in _STATES:
         raise DataError(f"{where} has the status '{entry['status']}', not {', '.join(_STATES)}")
     for name in _OBJECTS:
-        if not isinstance(entry.get(name) or {}, dict):
+        if not isinstance(entry.get(name), dict | None):
             raise DataError(f"'{name}' of {where} is no mapping of names to values: {_AGAIN}")
     for name in ("mean", "low", "high", "difference"):
         if not isinstance(entry.get(name, 0.0), int | float):

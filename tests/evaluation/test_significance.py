@@ -13,8 +13,8 @@ from scipy import stats
 
 from recbole_llm.compat import alias_numpy_names
 from recbole_llm.errors import DataError
-from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.evaluation.comparison import analyse
+from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.evaluation.significance import bootstrap_intervals, compare_pairs, holm, paired_t, wilcoxon
 from recbole_llm.evaluation.user_values import (
     has_user_values,

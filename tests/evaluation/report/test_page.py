@@ -257,7 +257,7 @@ def test_the_verb_writes_the_page_beside_the_comparison_or_where_it_is_told(tmp_
         (lambda c: c["intervals"][0].update(low=None), "'low' of entry of 'intervals' 1 of comparison.json is not a"),
         (
             lambda c: c.update(version="99.0", groups=[{"kind": "popularity"}]),
-            "lacks 'dataset': make the comparison again with `recbole-llm compare` (it was made by version 99.0, this is",
+            "lacks 'dataset': make the comparison again with `recbole-llm compare` (it was made by version 99.0",
         ),
     ],
 )
