@@ -88,7 +88,21 @@ class Options:
         for name, verb in (("model", "--models"), ("dataset", "--dataset")):
             if name in self.settings:
                 raise SettingError(f"compare takes several: name them with {verb}, not with {name}")
+        if not self.models:
+            self._require_no_settings()
         self.show = [metric.lower() for metric in self.show]
+
+    def _require_no_settings(self) -> None:
+        """Finished runs have their settings: any other is misspelt, or would be passed over in silence."""
+        for name in sorted(self.settings.keys() - {"data_path"}):
+            options = [option.name for option in fields(self)]
+            raise SettingError(
+                f"--{name} is no option of a comparison of finished runs{nearest(name, options)} Settings of runs need "
+                f"--models and --dataset"
+            )
+        for name in ("dataset", "model_settings", "config_files"):
+            if getattr(self, name):
+                raise SettingError(f"--{name} is for runs that are started, which --models names; --runs are finished")
 
 
 def _seed_list(value: Any) -> list[int]:
@@ -308,7 +322,8 @@ def parse_options(arguments: Sequence[str]) -> Options:
         if argument == "--papers":
             given["papers"] = True
         elif argument.startswith("--") and "=" in argument and name in _OWN:
-            given[name] = value
+            if given.setdefault(name, value) != value:
+                raise SettingError(f"--{name} is given twice, as '{given[name]}' and '{value}'")
         else:
             rest.append(argument)
     for name in ("seeds", "papers"):

@@ -184,7 +184,8 @@ class CellRunner:
                 note["failed"] = cell.reason
                 self._write()
                 return
-            folder = Path(_lines(log)[-1]).parent  # the last line of a run is the path of its result
+            # The last line of a run is the path of its result; a library may complain behind it.
+            folder = Path(next(line for line in reversed(_lines(log)) if line.endswith(run_folder.RESULT))).parent
         cell.run, cell.status = folder, "done"
         note.pop("failed", None)
         note["run"] = str(folder)

@@ -11,11 +11,8 @@ from recbole_llm.compare_cells import Cell
 from recbole_llm.config import Config
 from recbole_llm.errors import CheckpointError, RecBoleLLMError, SettingError
 
-# Settings that tell where and how a run was made, and not which model it is of.
-_NO_PART_OF_A_MODEL = {
-    *("seed", "data_path", "checkpoint_dir", "gpu_id", "use_gpu", "device", "state", "show_progress", "run_folder"),
-    *("resume_seconds", "log_wandb", "eval_batch_size", "eval_batch_tokens", "pretrained_backbone", "reproducibility"),
-}
+_MAPPINGS = ("settings", "counts", "test", "valid")
+_COUNTS = ("users", "items", "valid", "test")
 
 
 def read_result(run: Path) -> dict[str, Any]:
@@ -35,9 +32,22 @@ def read_result(run: Path) -> dict[str, Any]:
     missing = [name for name in needed if name not in result] if isinstance(result, dict) else needed
     if missing:
         raise CheckpointError(f"{path} is not the result of a run: it lacks '{missing[0]}'")
+    _check_types(result, path)
+    return result
+
+
+def _check_types(result: dict[str, Any], path: Path) -> None:
+    for name in _MAPPINGS:
+        if not isinstance(result[name], dict) and (result[name] is not None or name in ("settings", "counts")):
+            raise CheckpointError(f"{path} is not the result of a run: its '{name}' is no mapping of names to values")
+    for name in _COUNTS:
+        if not isinstance(result["counts"].get(name), int):
+            raise CheckpointError(f"{path} is not the result of a run: its counts lack the number of '{name}'")
     if not result["test"]:
         raise CheckpointError(f"{path} has no test metrics: there is nothing to compare")
-    return result
+    for metric, value in result["test"].items():
+        if not isinstance(value, int | float):
+            raise CheckpointError(f"{path} is broken: {metric} is {value!r}, not a number")
 
 
 def find_runs(patterns: Sequence[str]) -> list[tuple[str | None, Path]]:
@@ -104,7 +114,7 @@ def _labels(results: Sequence[dict[str, Any]]) -> list[str]:
         same = [r["settings"] for r in results if (r["model"], r["dataset"]) == (result["model"], result["dataset"])]
         differing = [
             name
-            for name in sorted(set().union(*same) - _NO_PART_OF_A_MODEL)
+            for name in sorted(set().union(*same) - run_folder.NOT_SHAPING - {"pretrained_backbone"})
             if any(settings.get(name) != same[0].get(name) for settings in same)
         ]
         values = {name: result["settings"].get(name) for name in differing}

@@ -154,12 +154,19 @@ def _users(given: dict[str, str]) -> list[str] | None:
     text = given["users"]
     if text == "all":
         return []
-    if Path(text).is_file():
+    if _is_file(text):
         return [line.strip() for line in _lines(Path(text), "users", "one user a line")]
     users = [user.strip() for user in text.split(",") if user.strip()]
     if not users:
         raise DataError("users= names no user: there is nobody to recommend to")
     return users
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # a list that is longer than the name of a file can be
+        return False
 
 
 def _lines(path: Path, what: str, form: str) -> list[str]:

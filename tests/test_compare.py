@@ -227,6 +227,19 @@ def test_start_run_is_the_command_line_of_this_very_package(workdir, tiny):
     assert reason(workdir / "log.txt", code).startswith("valid_metric=NDCG@9 is not computed")
 
 
+def test_a_library_may_complain_behind_a_run(workdir, monkeypatch, capsys):
+    """The path of the result need not be the last line of the log: standard error goes there, too."""
+
+    def start_run(arguments, log, lock):
+        log.write_text(f"a table\n{KEPT / 'Pop' / 'result.json'}\n[W] a process group was not destroyed\n")
+        return 0
+
+    monkeypatch.setattr(compare_cells, "start_run", start_run)
+    assert main(["compare", "--models=Pop", "--dataset=ml-100k", "--out=here"]) == 0, capsys.readouterr().err
+    (cell,) = json.loads((workdir / "here" / "comparison.json").read_text())["cells"]
+    assert cell["status"] == "done" and cell["test"]["ndcg@10"] == 0.0201
+
+
 def test_reasons(tmp_path):
     log = tmp_path / "log"
     log.write_text("epoch 1\r\x1b[31mepoch 2\x1b[0m\n\nTraceback\ntorch.OutOfMemoryError: CUDA out of memory\n\n")
@@ -364,6 +377,16 @@ def test_runs_that_are_none(workdir):
         (workdir / "saved" / "half" / "result.json").write_text(text)
         with pytest.raises(CheckpointError, match=message):
             compare(Options(runs="saved/half"))
+    for changed, message in (
+        ({"settings": []}, "its 'settings' is no mapping"),
+        ({"counts": {"users": 3}}, "its counts lack the number of 'items'"),
+        ({"test": {"mrr": "high"}}, "mrr is 'high', not a number"),
+        ({"test": {}}, "has no test metrics"),
+    ):
+        result = json.loads((KEPT / "SASRec" / "result.json").read_text()) | changed
+        (workdir / "saved" / "half" / "result.json").write_text(json.dumps(result))
+        with pytest.raises(CheckpointError, match=message):
+            compare(Options(runs="saved/half"))
 
 
 # -- what is asked -----------------------------------------------------------------------------------------------------
@@ -392,6 +415,13 @@ def test_runs_that_are_none(workdir):
         ),
         (["--models=Pip:Pop", "--dataset=ml-100k", "--model_settings=own.yaml"], "gives 'Pip' a seed of its own"),
         (["--models=Pop", "--dataset=ml-100k", "Pop"], "'Pop' is not understood"),
+        (["--models=Pop", "--dataset=ml-100k", "--dataset=ml-1m"], "--dataset is given twice, as 'ml-100k' and"),
+        (
+            ["--runs=saved/*", "--sohw=mrr"],
+            "--sohw is no option of a comparison of finished runs; did you mean 'show'",
+        ),
+        (["--runs=saved/*", "--epochs=3"], "--epochs is no option of a comparison of finished runs"),
+        (["--runs=saved/*", "--dataset=ml-100k"], "--dataset is for runs that are started, which --models names"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(workdir, monkeypatch, capsys, arguments, message):

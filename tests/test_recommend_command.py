@@ -147,6 +147,7 @@ def test_a_model_that_reads_no_history(pop, capsys):
         (["--run=R", "--user=nobody"], "there is no user 'nobody' in small"),
         (["--run=R", "--users=u1,u77"], "there is no user 'u77' in small; did you mean 'u7'?"),
         (["--run=R", "--users="], "users= names no user"),
+        (["--run=R", "--users=" + "u1," * 200 + "u77"], "there is no user 'u77' in small"),  # too long for a file name
         (["--run=R", "--users=empty.txt"], "empty.txt is empty: it needs one user a line"),
         (["--run=R", "--users=gap.txt"], "line 2 of gap.txt is empty: it needs one user a line"),
         (

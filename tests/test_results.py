@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from recbole_llm.cli import main
@@ -27,9 +28,15 @@ def regenerated(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["comparison.md", "comparison.csv", "comparison.tex"])
+@pytest.mark.parametrize("name", ["comparison.md", "comparison.tex"])
 def test_comparison_on_scientific_is_made_from_kept_runs(regenerated, name):
     assert (regenerated / name).read_bytes() == (SCIENTIFIC / name).read_bytes()
+
+
+def test_comparison_on_scientific_as_csv_is_made_from_kept_runs(regenerated):
+    """All digits stand there: the last of an interval depends on how the machine multiplies matrices."""
+    made, kept = (pd.read_csv(folder / "comparison.csv") for folder in (regenerated, SCIENTIFIC))
+    pd.testing.assert_frame_equal(made, kept, check_exact=False, rtol=1e-9)
 
 
 def test_readme_has_the_rows_of_the_comparison():

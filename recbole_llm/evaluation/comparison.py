@@ -69,15 +69,17 @@ def analyse(
         "papers": printed_in_papers(datasets) if papers else None,
         "notes": [],
     }
+    by_target: set[tuple[str, str]] = set()
     measurable = [metric for metric in metrics if has_user_values(metric)]
     for dataset in datasets if measurable else ():
         runs = _runs_of(cells, ranks, dataset, labels, analysis["notes"])
         if not runs:
             continue
         _add_users(analysis, dataset, runs, measurable, ours)
+        by_target |= {(dataset, label) for label, of_label in runs.items() if _has_lists_by_target(of_label)}
         _add_groups(analysis, dataset, runs, measurable, settings[dataset])
     _add_marks(summary, analysis["significance"], ours, baselines)
-    analysis["notes"] += _ties(summary, analysis["intervals"])
+    analysis["notes"] += _differences(summary, analysis["intervals"], by_target)
     return analysis
 
 
@@ -165,8 +167,21 @@ def _add_marks(
                 entry["mark"] = test["mark"] if gain > 0 else ""
 
 
-def _ties(summary: list[dict[str, Any]], intervals: list[dict[str, Any]]) -> list[str]:
-    """Return a note for each label whose values in the table differ from what its ranks give, by more than rounding."""
+def _has_lists_by_target(runs: Sequence[tuple[str, pd.DataFrame]]) -> bool:
+    model, ranks = runs[0]
+    return bool(ranks["user"].duplicated().any()) and not ranked_together(is_general(model), ranks)
+
+
+def _differences(
+    summary: list[dict[str, Any]], intervals: list[dict[str, Any]], by_target: set[tuple[str, str]]
+) -> list[str]:
+    """Return a note for each label whose values in the table differ from what its ranks give, by more than rounding.
+
+    Args:
+        summary: of `comparison.json`.
+        intervals: likewise.
+        by_target: data set and label where users have several targets, each with a ranked list of its own.
+    """
     means = {(entry["dataset"], entry["label"], entry["metric"]): entry["mean"] for entry in intervals}
     differing: dict[tuple[str, str], list[str]] = {}
     for entry in summary:
@@ -174,9 +189,16 @@ def _ties(summary: list[dict[str, Any]], intervals: list[dict[str, Any]]) -> lis
         if abs(found - entry["mean"]) > _ROUNDING:
             told = f"{entry['metric']} {entry['mean']:.4f} and {found:.4f}"
             differing.setdefault((entry["dataset"], entry["label"]), []).append(told)
+    several = (
+        "has several targets a user. The table weighs every target alike, as RecBole does; tests and intervals weigh "
+        "every user alike"
+    )
+    tied = (
+        "gives many items the same score. RecBole puts them in an arbitrary order, as does the table; tests, intervals "
+        "and groups count a tie against the target"
+    )
     return [
-        f"{label} on {dataset} gives many items the same score. RecBole puts them in an arbitrary order, as does the "
-        f"table; tests, intervals and groups count a tie against the target: {', '.join(told)}"
+        f"{label} on {dataset} {several if (dataset, label) in by_target else tied}: {', '.join(told)}"
         for (dataset, label), told in differing.items()
     ]
 

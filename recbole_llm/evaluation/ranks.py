@@ -37,12 +37,17 @@ def target_ranks(scores: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
     return (scores[rows] >= own).sum(dim=1)
 
 
-def mean_reciprocal_rank(users: np.ndarray, ranks: np.ndarray) -> float:
-    """Return the mean over users of 1 / rank of their best-ranked target, over the whole ranking.
+def mean_reciprocal_rank(lists: np.ndarray, ranks: np.ndarray) -> float:
+    """Return the mean over ranked lists of 1 / rank of the best-ranked target in each, over the whole ranking.
 
     The ST2SI paper's MRR; RecBole's MRR@k counts ranks beyond k as 0.
+
+    Args:
+        lists: int64 [targets], names the ranked list of each target: one a user for a general model, one a target for a
+            sequential one, which ranks each after another history.
+        ranks: int64 [targets], from 1.
     """
-    best = pd.Series(ranks).groupby(users).min()
+    best = pd.Series(ranks).groupby(lists).min()
     return float((1.0 / best).mean())
 
 
@@ -65,6 +70,8 @@ class RankCollector(Collector):
     def clear(self) -> None:
         """Forget the ranks of the last evaluation."""
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._lists: list[np.ndarray] = []
+        self._rows = 0
         if self.candidates is not None:
             self.candidates.clear()
 
@@ -81,6 +88,8 @@ class RankCollector(Collector):
                 users = users[np.concatenate([[True], users[1:] != users[:-1]])]
             if self.candidates is not None:
                 self.candidates.collect(scores_tensor, targets)
+            self._lists.append(self._rows + positive_u.cpu().numpy())
+            self._rows += len(scores_tensor)
             self._parts.append((users[positive_u.cpu().numpy()], positive_i.cpu().numpy(), ranks))
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
 
@@ -106,6 +115,10 @@ class RankCollector(Collector):
         """Return user ids, target item ids and ranks, int64 [targets] each, in the order of evaluation."""
         users, targets, ranks = (np.concatenate(part) for part in zip(*self._parts, strict=True))
         return users, targets, ranks
+
+    def lists(self) -> np.ndarray:
+        """Return which ranked list each target of `collected` stands in, int64 [targets]."""
+        return np.concatenate(self._lists)
 
 
 def write_ranks(path: Path, dataset: Any, users: np.ndarray, targets: np.ndarray, ranks: np.ndarray) -> None:

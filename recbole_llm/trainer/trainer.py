@@ -229,8 +229,9 @@ class RunFolderMixin(Trainer):
         self.eval_collector.clear()
         result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
         if self.eval_collector.has_ranks():
-            users, _, ranks = self.eval_collector.collected()
-            result["mrr"] = round(mean_reciprocal_rank(users, ranks), self.config["metric_decimal_place"])
+            _, _, ranks = self.eval_collector.collected()
+            reciprocal = mean_reciprocal_rank(self.eval_collector.lists(), ranks)
+            result["mrr"] = round(reciprocal, self.config["metric_decimal_place"])
         return result
 
 

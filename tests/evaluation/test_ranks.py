@@ -83,8 +83,28 @@ def test_metrics_equal_plain_numpy_and_recboles_own(parts):
     assert mean_reciprocal_rank(of_users, ranks) == pytest.approx((1 / by_loop).mean())
 
 
-def test_mrr_takes_a_users_best_target():
+def test_mrr_takes_the_best_target_of_a_list():
     assert mean_reciprocal_rank(np.array([7, 7, 9]), np.array([4, 2, 10])) == pytest.approx((1 / 2 + 1 / 10) / 2)
+
+
+@pytest.mark.parametrize("model", ["SASRec", "Pop"])
+def test_mrr_where_users_have_several_targets_is_recboles_with_a_long_cut(workdir, model):
+    """A sequential model ranks each target by itself, a general one those of a user in one list: so does `mrr`."""
+    write_dataset(workdir, {user: items[:6] for user, items in HISTORIES.items()})
+    split = {"split": {"RS": [0.4, 0.2, 0.4]}, "order": "TO", "group_by": "user", "mode": "full"}
+    options = {"topk": [8], "metrics": ["MRR"], "valid_metric": "MRR@8", "eval_args": split}
+    parts = build_parts(workdir, model=model, **options)
+    parts.config["run_folder"] = parts.config["data_path"]
+    if model == "Pop":
+        parts.model.item_cnt = torch.arange(parts.dataset.item_num)[:, None]  # no ties
+        parts.model.max_cnt = parts.model.item_cnt.max()
+    trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
+    trainer.eval_collector.data_collect(parts.train)
+    result = trainer.evaluate(parts.test, load_best_model=False)
+    users, _, ranks = trainer.eval_collector.collected()
+    assert len(set(users.tolist())) < len(users)
+    assert ranks.max() <= 8
+    assert result["mrr"] == result["mrr@8"]
 
 
 def test_trainer_adds_mrr_over_the_whole_ranking_and_forgets_the_last_evaluation(parts):

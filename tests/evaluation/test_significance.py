@@ -13,6 +13,7 @@ from scipy import stats
 
 from recbole_llm.compat import alias_numpy_names
 from recbole_llm.errors import DataError
+from recbole_llm.evaluation.comparison import analyse
 from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.evaluation.significance import bootstrap_intervals, compare_pairs, holm, paired_t, wilcoxon
 from recbole_llm.evaluation.user_values import (
@@ -141,8 +142,11 @@ def test_tests_of_kept_runs_equal_scipy_and_plain_computations(metric):
         assert pair.difference == pytest.approx(a.mean() - b.mean(), abs=1e-15)
         assert pair.p_t == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-12)
         assert pair.p_t == pytest.approx(plain_t((a - b).tolist()), rel=1e-9)
-        assert pair.p_wilcoxon == pytest.approx(stats.wilcoxon(a, b).pvalue, rel=1e-12)
-        assert pair.p_wilcoxon == pytest.approx(plain_wilcoxon((a - b).tolist()), rel=1e-9)
+        # 1/2 - 1/3 and 1/3 - 1/6 are a tie, which their rounding must not break: scipy's pages say so
+        exact = np.round(a - b, 12)
+        assert pair.p_wilcoxon == pytest.approx(stats.wilcoxon(exact).pvalue, rel=1e-12)
+        assert pair.p_wilcoxon == pytest.approx(stats.wilcoxon(a, b).pvalue, rel=1e-2)
+        assert pair.p_wilcoxon == pytest.approx(plain_wilcoxon(exact.tolist()), rel=1e-9)
         worst = max(pair.p_t_holm, pair.p_wilcoxon_holm)
         assert pair.mark == ("**" if worst < 0.01 else "*" if worst < 0.05 else "")
     for name in ("p_t", "p_wilcoxon"):
@@ -178,6 +182,18 @@ def test_degenerate_cases_are_clear_and_silent():
         assert (pair.difference, pair.low, pair.high, pair.p_t_holm, pair.mark) == (0, 0, 0, 1, "")
         assert compare_pairs(["a"], np.zeros((3, 1))) == []
         assert compare_pairs(["a", "b"], np.array([[1.0, 0.0]]))[0].mark == ""
+
+
+def test_the_order_of_seeds_makes_no_difference():
+    """(a + b + c) / 3 and (c + a + b) / 3 differ by rounding: users with the same values do not differ."""
+    seeds = np.random.default_rng(3).random((3, 500))
+    one = np.mean(list(seeds), axis=0)
+    other = np.mean([seeds[2], seeds[0], seeds[1]], axis=0)
+    assert (one != other).any()
+    assert wilcoxon(one - other) == 1
+    rounding = one - other
+    signs = np.where(np.arange(500) % 3 == 0, -0.5, 0.5)  # all are tied
+    assert wilcoxon(signs + rounding) == pytest.approx(stats.wilcoxon(signs).pvalue, rel=1e-12)
 
 
 # -- intervals ---------------------------------------------------------------------------------------------------------
@@ -226,3 +242,22 @@ def test_users_with_several_values_are_drawn_whole():
     draw = np.random.default_rng(1)
     means = [np.concatenate([values[u] for u in draw.integers(0, 20, size=20)]).mean() for _ in range(300)]
     np.testing.assert_allclose([low[0], high[0]], np.percentile(means, [2.5, 97.5]), atol=1e-12)
+
+
+# -- what the notes say ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("users", "told"),
+    [(["u1", "u1", "u1", "u2"], "has several targets a user"), (["u1", "u2", "u3", "u4"], "many items the same score")],
+)
+def test_a_table_that_differs_from_its_tests_says_why(users, told):
+    """The first case weighs targets and users differently: (1 + 1 + 1 + 0) / 4 against (1 + 0) / 2."""
+    ranks = pd.DataFrame({"user": users, "item": list("abcd"), "rank": [1, 1, 1, 9]})
+    test = {"hit@1": 0.75 if users[0] == users[1] else 0.5}
+    cell = {"dataset": "D", "label": "SASRec", "model": "SASRec", "seed": 1, "status": "done", "counts": {}}
+    nowhere = {"D": {"model": "SASRec", "dataset": "no-such"}}
+    found = analyse([{**cell, "test": test}], [ranks], nowhere, show=["hit@1"])
+    (note,) = [note for note in found["notes"] if "by group" not in note]
+    assert told in note
+    assert found["intervals"][0]["mean"] == (0.5 if users[0] == users[1] else 0.75)

@@ -8,26 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from recbole_llm import run_folder
 from recbole_llm.errors import DataError, SettingError, nearest
 
-RESULT = "result.json"
-# Settings that change where and how a run is computed, not what: two runs that differ in these alone are one setting.
-_NOT_SHAPING = frozenset(
-    {
-        *(
-            "seed",
-            "gpu_id",
-            "worker",
-            "use_gpu",
-            "state",
-            "data_path",
-            "checkpoint_dir",
-            "show_progress",
-            "config_files",
-        ),
-        *("eval_batch_size", "eval_batch_tokens", "save_dataset", "dataset_save_path", "run_folder", "log_wandb"),
-    }
-)
+_MAPPINGS = ("test", "valid", "seconds", "parameters", "settings")
 
 
 @dataclass(frozen=True)
@@ -96,8 +80,11 @@ class Results:
 
         Raises:
             SettingError: if no run has it.
+            DataError: if no run has any.
         """
         known = list(dict.fromkeys([*self.metrics, *(metric for record in self.records for metric in record.test)]))
+        if not known:
+            raise DataError("no run has test metrics: there is nothing to draw")
         if name is None:
             return "ndcg@10" if "ndcg@10" in known else known[0]
         if name not in known:
@@ -135,11 +122,17 @@ def read_runs(runs: str) -> Results:
     files: dict[Path, None] = {}
     for name in runs.replace(",", " ").split():
         found = [Path(p) for p in sorted(glob.glob(name))] if glob.has_magic(name) else [Path(name)]  # noqa: PTH207
-        finished = [path for path in (p / RESULT if p.is_dir() else p for p in found) if path.name == RESULT]
+        finished = [
+            path
+            for path in (p / run_folder.RESULT if p.is_dir() else p for p in found)
+            if path.name == run_folder.RESULT
+        ]
         if glob.has_magic(name):  # a pattern takes what is finished
             finished = [path for path in finished if path.is_file()]
         if not finished:
-            raise DataError(f"{name} names no finished run: a run is a folder with {RESULT} in it, such as saved/<run>")
+            raise DataError(
+                f"{name} names no finished run: a run is a folder with {run_folder.RESULT} in it, such as saved/<run>"
+            )
         files.update(dict.fromkeys(finished))
     if not files:
         raise SettingError("no run is named: --runs=saved/<run>,saved/<run>")
@@ -190,6 +183,13 @@ def printable(text: Any) -> str:
 
 
 def _record(result: dict[str, Any], label: str, source: str) -> Record:
+    for name in _MAPPINGS:
+        if not isinstance(result.get(name), dict | None):
+            raise DataError(f"'{name}' in the result of {source} is no mapping of names to values: run it again")
+    for part in ("test", "valid"):
+        for metric, value in (result.get(part) or {}).items():
+            if not isinstance(value, int | float):
+                raise DataError(f"{metric} in the result of {source} is {value!r}, not a number: run it again")
     try:
         return Record(
             dataset=printable(result["dataset"]), label=label, model=printable(result["model"]),
@@ -230,7 +230,7 @@ def _kinds(records: list[Record], names: list[str]) -> int:
 
 def differing(records: Sequence[Record], *allowed: str) -> list[str]:
     """Return the names of settings that shape a result and are not the same in all `records`, but for `allowed`."""
-    names = sorted({name for record in records for name in record.settings} - _NOT_SHAPING - set(allowed))
+    names = sorted({name for record in records for name in record.settings} - run_folder.NOT_SHAPING - set(allowed))
     return [name for name in names if any(r.settings.get(name) != records[0].settings.get(name) for r in records)]
 
 

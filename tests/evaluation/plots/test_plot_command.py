@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
 
 def runs(folder, **by_name):
     for name, one in by_name.items():
-        (folder / "saved" / name).mkdir(parents=True)
+        (folder / "saved" / name).mkdir(parents=True, exist_ok=True)
         (folder / "saved" / name / "result.json").write_text(json.dumps(one))
 
 
@@ -102,3 +102,20 @@ def test_a_broken_result_is_named(folder, capsys):
     runs(folder, broken=broken)
     assert main(["plot", "--kind=bars", "--runs=saved/broken"]) == 1
     assert "the result of saved/broken lacks 'seconds'" in capsys.readouterr().err
+    for changed, message in (
+        ({"test": {}}, "no run has test metrics: there is nothing to draw"),
+        ({"test": {"ndcg@10": "high"}}, "ndcg@10 in the result of saved/broken is 'high', not a number"),
+        ({"settings": []}, "'settings' in the result of saved/broken is no mapping"),
+    ):
+        runs(folder, broken={**result(), **changed})
+        assert main(["plot", "--kind=bars", "--runs=saved/broken"]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_how_often_a_state_is_stored_makes_no_other_setting(folder, capsys):
+    made = {
+        name: result(settings={"hidden_size": size, "resume_seconds": size}) for name, size in (("one", 8), ("two", 16))
+    }
+    runs(folder, **made)
+    assert main(["plot", "--kind=sensitivity", "--setting=hidden_size", "--runs=saved/one,saved/two"]) == 0
+    assert len(pictures(capsys.readouterr().out)) == 2

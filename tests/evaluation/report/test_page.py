@@ -249,6 +249,16 @@ def test_the_verb_writes_the_page_beside_the_comparison_or_where_it_is_told(tmp_
         (lambda c: c.update(cells=[]), "a comparison without cells"),
         (lambda c: c["cells"][1].pop("command"), "cell 2 of comparison.json lacks 'command'"),
         (lambda c: c["cells"][0].update(status="odd"), "cell 1 of comparison.json has the status 'odd'"),
+        (lambda c: c["cells"].append(3), "lacks 'dataset': make the comparison again with `recbole-llm compare`"),
+        (lambda c: c["cells"][0].update(settings="none"), "'settings' of cell 1 of comparison.json is no mapping"),
+        (lambda c: c.pop("created"), "comparison.json does not tell its 'created'"),
+        (lambda c: c["summary"][1].pop("best"), "entry of 'summary' 2 of comparison.json lacks 'best'"),
+        (lambda c: c["significance"][0].pop("p_t"), "entry of 'significance' 1 of comparison.json lacks 'p_t'"),
+        (lambda c: c["intervals"][0].update(low=None), "'low' of entry of 'intervals' 1 of comparison.json is not a"),
+        (
+            lambda c: c.update(version="99.0", groups=[{"kind": "popularity"}]),
+            "lacks 'dataset': make the comparison again with `recbole-llm compare` (it was made by version 99.0",
+        ),
     ],
 )
 def test_a_broken_comparison_is_refused_and_nothing_is_written(tmp_path, monkeypatch, capsys, change, message):
