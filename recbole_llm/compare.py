@@ -17,7 +17,7 @@ from recbole_llm import __version__, registry
 from recbole_llm.compare_cells import Cell, CellRunner, finish_all, plan_cells, read_model_settings
 from recbole_llm.compare_runs import cells_of_runs, find_runs, read_result
 from recbole_llm.config import Config, has_setting, parse_command_line, parse_value
-from recbole_llm.errors import SettingError, nearest
+from recbole_llm.errors import SettingError, nearest, require_one_of
 from recbole_llm.evaluation.comparison import analyse
 from recbole_llm.evaluation.comparison_tables import ROWS, csv_table, latex_table, markdown_table
 from recbole_llm.evaluation.protocol import Measured, require_one_protocol
@@ -83,8 +83,7 @@ class Options:
         if isinstance(self.seeds, bool) or not (isinstance(self.seeds, int) and self.seeds >= 1):
             self.seeds = _seed_list(self.seeds)
         for name, allowed in (("rows", ROWS), ("format", tuple(_PRINTED))):
-            if getattr(self, name) not in allowed:
-                raise SettingError(f"{name}={getattr(self, name)} is not one of {', '.join(allowed)}")
+            require_one_of(name, getattr(self, name), allowed)
         for name, verb in (("model", "--models"), ("dataset", "--dataset")):
             if name in self.settings:
                 raise SettingError(f"compare takes several: name them with {verb}, not with {name}")

@@ -24,7 +24,7 @@ from recbole.utils.argument_list import (
 
 from recbole_llm import attributes, registry
 from recbole_llm.compat import alias_numpy_names
-from recbole_llm.errors import SettingError, nearest
+from recbole_llm.errors import SettingError, nearest, require_one_of, require_whole
 from recbole_llm.evaluation import candidates
 from recbole_llm.files import read_yaml
 from recbole_llm.paths import has_interactions, shipped
@@ -121,12 +121,13 @@ class Config(RecBoleConfig):
             super().__init__(model, dataset, config_file_list, dict(config_dict or {}))
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
             raise SettingError(str(error)) from error
-        _check_value(self, "items_without_text", ("drop", "error", "keep"))
-        _check_value(self, "precision", ("auto", "bf16", "fp32"))
+        require_one_of("items_without_text", self["items_without_text"], ("drop", "error", "keep"))
+        require_one_of("precision", self["precision"], ("auto", "bf16", "fp32"))
         if not isinstance(self["device_table"], bool):
             raise SettingError(f"device_table={self['device_table']} must be True or False")
         for name, least in _WHOLE_NUMBERS.items():
-            _check_whole(name, self[name], least)
+            if self[name] is not None:
+                require_whole(name, self[name], least)
         for name in ("learning_rate", "ilp_learning_rate"):
             rate = self[name]
             if rate is not None and not (isinstance(rate, (int, float)) and rate >= 0):
@@ -213,12 +214,6 @@ class Config(RecBoleConfig):
                 logging.getLogger().warning("the setting '%s' is not one of %s and has no effect", name, self.model)
 
 
-def _check_value(config: Config, name: str, allowed: Sequence[str]) -> None:
-    if config[name] not in allowed:
-        close = nearest(str(config[name]), allowed)
-        raise SettingError(f"{name}={config[name]} is not one of {', '.join(allowed)}{close}")
-
-
 def _check_valid_metric(config: Config) -> None:
     # `mrr` is always there; value metrics such as AUC have no cut-off.
     known = ["mrr", *(f"{metric}@{cut}" for metric in config["metrics"] for cut in config["topk"]), *config["metrics"]]
@@ -234,11 +229,6 @@ def _check_loss_type(config: Config) -> None:
     # RecBole takes from it what a training row holds, and fails at the first sample of a loss that it does not know.
     if config["MODEL_INPUT_TYPE"] is None and config["train_neg_sample_args"]["distribution"] != "none":
         raise SettingError(f"loss_type={config['loss_type']} of {config['model']} is not one of CE, BPR")
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-        raise SettingError(f"{name}={value} must be a whole number from {least}")
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Errors that a user can mend: one clear sentence each, shown without a traceback by the command line."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class RecBoleLLMError(Exception):
@@ -30,6 +30,18 @@ class StorageError(RecBoleLLMError):
 
 class TrainingError(RecBoleLLMError):
     """Training or evaluation that produced values which are not numbers."""
+
+
+def require_whole(name: str, value: object, least: int = 1) -> None:
+    """Refuse a setting that is not a whole number from `least`. Raises SettingError."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise SettingError(f"{name}={value} must be a whole number from {least}")
+
+
+def require_one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Refuse a setting that is none of the `allowed` values. Raises SettingError, which names the nearest."""
+    if value not in allowed:
+        raise SettingError(f"{name}={value} is not one of {', '.join(allowed)}{nearest(str(value), allowed)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -34,7 +34,7 @@ from recbole_llm.backbone.resolve import resolve
 from recbole_llm.config import Config
 from recbole_llm.data.preparation import create_dataset, data_preparation
 from recbole_llm.data.sources import Source, item_keys, read_source, refuse_shared_items, write_union
-from recbole_llm.errors import SettingError
+from recbole_llm.errors import SettingError, require_whole
 from recbole_llm.files import storage_errors, write_text
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.pretraining_trainer import PretrainingTrainer, epoch_folder
@@ -82,8 +82,7 @@ class PretrainSettings:
         if twice:
             raise SettingError(f"pretrain_datasets names '{twice[0]}' twice")
         for name, value, least in (("pretrain_epochs", self.epochs, 1), ("pretrain_seed", self.seed, 0)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise SettingError(f"{name}={value} must be a whole number from {least}")
+            require_whole(name, value, least)
         for epoch in self.save_epochs:
             if not isinstance(epoch, int) or isinstance(epoch, bool) or not 1 <= epoch <= self.epochs:
                 raise SettingError(

@@ -12,7 +12,7 @@ from typing import IO, Any
 from tabulate import tabulate
 
 from recbole_llm.config import parse_value
-from recbole_llm.errors import DataError, SettingError, nearest
+from recbole_llm.errors import DataError, SettingError, require_one_of
 from recbole_llm.evaluation.options import read_options
 from recbole_llm.files import replacing
 from recbole_llm.inference import Recommendation, Recommender
@@ -142,8 +142,7 @@ def _format(wanted: str | None, out: Path | None, several: bool) -> str:
         if by_name in FORMATS:
             return by_name
         return "csv" if several and (out is not None or not sys.stdout.isatty()) else "table"
-    if wanted not in FORMATS:
-        raise SettingError(f"format={wanted} is not one of {', '.join(FORMATS)}{nearest(wanted, FORMATS)}")
+    require_one_of("format", wanted, FORMATS)
     return wanted
 
 

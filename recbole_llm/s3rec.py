@@ -24,7 +24,7 @@ from torch import Tensor
 
 from recbole_llm import run_folder
 from recbole_llm.data.preparation import file_hashes
-from recbole_llm.errors import SettingError, nearest
+from recbole_llm.errors import require_one_of
 from recbole_llm.files import read_yaml, storage_errors, write_text
 from recbole_llm.trainer import checkpoint
 
@@ -58,8 +58,7 @@ def pretrain_first(config: Any, dataset: Any) -> None:
         StorageError: if the folder cannot be written.
     """
     stage = config["train_stage"]
-    if stage not in _STAGES:
-        raise SettingError(f"train_stage={stage} is not one of {', '.join(_STAGES)}{nearest(str(stage), _STAGES)}")
+    require_one_of("train_stage", stage, _STAGES)
     if stage == "both":
         start = str(config["pre_model_path"] or _pretrained(config))
         for settings in (config, config.merged):

@@ -171,6 +171,11 @@ def _layers(model: PreTrainedModel, found: Resolved) -> torch.nn.ModuleList:
 def _max_positions(model: PreTrainedModel) -> int | None:
     """Return how many tokens have a position; RoBERTa's table also holds rows that no token ever gets."""
     bound = getattr(model.config, "max_position_embeddings", None)
+    return None if bound is None else bound - first_position(model)
+
+
+def first_position(model: torch.nn.Module) -> int:
+    """Return the position of a text's first token: RoBERTa types count from behind their padding token's row."""
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
-    return bound if bound is None or padding is None else bound - padding - 1
+    return 0 if padding is None else padding + 1

@@ -8,7 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from recbole_llm.backbone.loading import Backbone
-from recbole_llm.errors import SettingError, nearest
+from recbole_llm.errors import SettingError, require_one_of, require_whole
 
 TUNING = ("full", "lora", "ilp")
 
@@ -44,11 +44,8 @@ class TuningSettings:
 
     def __post_init__(self) -> None:
         for name, allowed in (("tuning", TUNING), ("weights", ("fp32", "bf16"))):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise SettingError(f"{name}={value} is not one of {', '.join(allowed)}{nearest(str(value), allowed)}")
-        if not isinstance(self.lora_rank, int) or self.lora_rank < 1:
-            raise SettingError(f"lora_rank={self.lora_rank} must be a whole number from 1")
+            require_one_of(name, getattr(self, name), allowed)
+        require_whole("lora_rank", self.lora_rank)
         for name in ("lora_dropout", "backbone_dropout"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1):

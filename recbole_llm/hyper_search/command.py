@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from recbole_llm.config import Config, parse_value
-from recbole_llm.errors import SettingError, nearest
+from recbole_llm.errors import SettingError, require_one_of, require_whole
 from recbole_llm.evaluation.tables import result_table
 from recbole_llm.hyper_search import hyperopt_search, optuna_search
 from recbole_llm.hyper_search.space import default_file, read_space
@@ -31,10 +31,10 @@ def tune(
     pruner: str | None = None,
 ) -> dict[str, Any]:
     """Search the settings of a model that are best on validation; see `recbole_llm.quick_start.tune`."""
-    _check_one_of("algo", algo, ALGOS)
+    require_one_of("algo", algo, ALGOS)
     for name, value in (("trials", trials), ("early_stop", early_stop)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise SettingError(f"{name}={value} must be a whole number from 1")
+        if value is not None:
+            require_whole(name, value)
     if storage is None and pruner is not None:
         raise SettingError("pruning is Optuna's: it needs --storage, a file or the URL of a database")
     if storage is not None and early_stop is not None:
@@ -53,7 +53,7 @@ def tune(
         study = Study(base, space, {"engine": "hyperopt", "algo": algo}, folder)
         return hyperopt_search.search(study, trials, early_stop or 10)
     pruner = pruner or "median"
-    _check_one_of("pruner", pruner, optuna_search.PRUNERS)
+    require_one_of("pruner", pruner, optuna_search.PRUNERS)
     study = Study(base, space, {"engine": "optuna", "algo": algo, "pruner": pruner}, folder)
     return optuna_search.search(study, storage, trials)
 
@@ -110,8 +110,3 @@ def trials_table(outcome: dict[str, Any]) -> str:
     winner = result_table(json.loads(run.read_text(encoding="utf-8")))
     what = f"trial {outcome['best']} is the best on validation: its run is {run.parent}, its settings {folder / BEST}"
     return f"\n{table}\n{winner}\n\n{what}"
-
-
-def _check_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise SettingError(f"{name}={value} is not one of {', '.join(allowed)}{nearest(str(value), allowed)}")

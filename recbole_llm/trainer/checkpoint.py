@@ -71,6 +71,12 @@ def stored_state(model: torch.nn.Module) -> dict[str, Tensor]:
     return own() if own is not None else model.state_dict()
 
 
+def trained_state(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the weights of `model` that are trained; frozen ones are named elsewhere, not stored again."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: weights for name, weights in model.state_dict().items() if name in trained}
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A copy of a model's weights on the CPU, and how its other parameters are put back."""

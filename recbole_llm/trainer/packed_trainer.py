@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from recbole_llm.data.prefetch import prefetch
-from recbole_llm.errors import SettingError, TrainingError, nearest
+from recbole_llm.errors import TrainingError, require_one_of
 from recbole_llm.trainer.graphed_step import GraphedStep
 from recbole_llm.trainer.master_weights import MasterWeights
 
@@ -36,9 +36,7 @@ class PackedTrainer(Trainer):
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
-        if config["lr_scheduler"] not in _SCHEDULES:
-            close = nearest(str(config["lr_scheduler"]), _SCHEDULES)
-            raise SettingError(f"lr_scheduler={config['lr_scheduler']} is not one of {', '.join(_SCHEDULES)}{close}")
+        require_one_of("lr_scheduler", config["lr_scheduler"], tuple(_SCHEDULES))
         self.batch_size = config["train_batch_size"]
         self.graphed_step: GraphedStep | None = None
         self.steps = -(-len(self._samples(0)) // self.batch_size)

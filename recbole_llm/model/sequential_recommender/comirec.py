@@ -14,7 +14,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
-from recbole_llm.errors import SettingError, nearest
+from recbole_llm.errors import SettingError, require_one_of, require_whole
 from recbole_llm.model.layers.next_item_loss import NextItemLoss
 
 
@@ -36,13 +36,9 @@ class ComiRecSettings:
     loss_type: str
 
     def __post_init__(self) -> None:
-        if self.extraction not in ("SA", "DR"):
-            close = nearest(str(self.extraction), ("SA", "DR"))
-            raise SettingError(f"extraction={self.extraction} is not one of SA, DR{close}")
+        require_one_of("extraction", self.extraction, ("SA", "DR"))
         for name in ("num_interests", "embedding_size", "attention_size", "routing_iterations"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SettingError(f"{name}={value} must be a whole number from 1")
+            require_whole(name, getattr(self, name))
         if not isinstance(self.dropout_prob, (int, float)) or not 0 <= self.dropout_prob < 1:
             raise SettingError(f"dropout_prob={self.dropout_prob} must be a number from 0 to below 1")
         if not isinstance(self.initializer_range, (int, float)) or self.initializer_range <= 0:

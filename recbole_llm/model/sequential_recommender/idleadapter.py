@@ -18,7 +18,7 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_llm import id_model, registry
-from recbole_llm.backbone.loading import Backbone, load_backbone
+from recbole_llm.backbone.loading import Backbone, first_position, load_backbone
 from recbole_llm.backbone.packed import use_packed_attention
 from recbole_llm.backbone.precision import resolve_precision
 from recbole_llm.backbone.resolve import resolve
@@ -40,6 +40,7 @@ from recbole_llm.model.layers.virtual_token_adapter import VirtualTokenAdapter, 
 from recbole_llm.model.sequential_recommender.idleadapter_settings import IDLEAdapterSettings
 from recbole_llm.model.user_vector import check_finite, require_user_vector, user_vector_shape, user_vectors
 from recbole_llm.trainer.adapter_trainer import AdapterTrainer
+from recbole_llm.trainer.checkpoint import trained_state
 
 
 class IDLEAdapter(SequentialRecommender):
@@ -115,7 +116,7 @@ class IDLEAdapter(SequentialRecommender):
             causal=loaded.preset.kind == "decoder",
             pooling=loaded.preset.pooling,
             absolute=_looks_up_positions(loaded.model),
-            first_position=_first_position(loaded.model),
+            first_position=first_position(loaded.model),
         )
         return AdapterInputs(dataset, prompts, style, settings.prefixes_per_user)
 
@@ -235,8 +236,7 @@ class IDLEAdapter(SequentialRecommender):
 
     def stored_state(self) -> dict[str, Tensor]:
         """Return the weights that a checkpoint holds: adapter and head."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {name: weights for name, weights in self.state_dict().items() if name in trained}
+        return trained_state(self)
 
     def extra_results(self) -> dict[str, Any]:
         """Return what `result.json` holds beyond what every model's does: the id model and its own test metrics."""
@@ -262,10 +262,3 @@ def _looks_up_positions(model: nn.Module) -> bool:
     """Tell whether positions are rows of a table (BERT, OPT, GPT-2) and not angles (Llama)."""
     tables = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
     return any(re.search("pos|wpe", name) for name in tables)
-
-
-def _first_position(model: nn.Module) -> int:
-    """Return the position of a text's first token: RoBERTa types count from behind their padding token's row."""
-    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    padding = getattr(table, "padding_idx", None)
-    return 0 if padding is None else padding + 1

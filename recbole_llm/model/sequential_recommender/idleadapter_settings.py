@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recbole_llm.data.prompts import PromptTemplate
-from recbole_llm.errors import SettingError, nearest
-
-_MMD_ROWS = ("layers", "batch")
+from recbole_llm.errors import SettingError, require_one_of, require_whole
 
 
 @dataclass(frozen=True)
@@ -58,24 +56,19 @@ class IDLEAdapterSettings:
             ("max_items", "MAX_ITEM_LIST_LENGTH"),
             ("max_prompt_tokens", "max_prompt_tokens"),
             ("max_attribute_tokens", "max_attribute_tokens"),
-            ("prefixes_per_user", "prefixes_per_user"),
             ("train_batch_tokens", "train_batch_tokens"),
             ("eval_batch_tokens", "eval_batch_tokens"),
         ):
-            value = getattr(self, name)
-            if value is None and name == "prefixes_per_user":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SettingError(f"{shown}={value} must be a whole number from 1")
+            require_whole(shown, getattr(self, name))
+        if self.prefixes_per_user is not None:
+            require_whole("prefixes_per_user", self.prefixes_per_user)
         for name in ("compile", "layerwise", "refinement"):
             # The text "no" would count as True.
             if not isinstance(getattr(self, name), bool):
                 raise SettingError(f"{name}={getattr(self, name)} must be True or False")
         if not isinstance(self.mmd_weight, int | float) or self.mmd_weight < 0:
             raise SettingError(f"mmd_weight={self.mmd_weight} must be a number from 0")
-        if self.mmd_rows not in _MMD_ROWS:
-            close = nearest(str(self.mmd_rows), _MMD_ROWS)
-            raise SettingError(f"mmd_rows={self.mmd_rows} is not one of {', '.join(_MMD_ROWS)}{close}")
+        require_one_of("mmd_rows", self.mmd_rows, ("layers", "batch"))
 
     @classmethod
     def from_config(cls, config: Any) -> "IDLEAdapterSettings":

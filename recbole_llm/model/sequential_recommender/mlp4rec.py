@@ -15,7 +15,7 @@ from recbole.model.layers import FeatureSeqEmbLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_llm.errors import SettingError
+from recbole_llm.errors import SettingError, require_one_of, require_whole
 from recbole_llm.model.layers.next_item_loss import NextItemLoss
 
 
@@ -40,9 +40,7 @@ class MLP4RecSettings:
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "hidden_size", "expansion"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SettingError(f"{name}={value} must be a whole number from 1")
+            require_whole(name, getattr(self, name))
         if not isinstance(self.share_layers, bool):
             raise SettingError(f"share_layers={self.share_layers} must be True or False")
         rate = self.hidden_dropout_prob
@@ -52,8 +50,7 @@ class MLP4RecSettings:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or value <= 0:
                 raise SettingError(f"{name}={value} must be a number above 0")
-        if self.pooling_mode not in ("mean", "sum", "max"):
-            raise SettingError(f"pooling_mode={self.pooling_mode} is not one of mean, sum, max")
+        require_one_of("pooling_mode", self.pooling_mode, ("mean", "sum", "max"))
 
     @classmethod
     def from_config(cls, config: Any) -> "MLP4RecSettings":

@@ -34,6 +34,7 @@ from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.sequential_recommender.st2si_settings import ST2SISettings
 from recbole_llm.pretraining import use_pretrained
 from recbole_llm.scenario import save_scenario
+from recbole_llm.trainer.checkpoint import trained_state
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 
 
@@ -274,11 +275,7 @@ class ST2SI(SequentialRecommender):
 
     def stored_state(self) -> dict[str, Tensor]:
         """Return the weights that a checkpoint holds; frozen ones of the backbone are named, not stored again."""
-        state = self.state_dict()
-        if self.settings.tuning.tuning == "full":
-            return state
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {name: weights for name, weights in state.items() if name in trained}
+        return self.state_dict() if self.settings.tuning.tuning == "full" else trained_state(self)
 
     def save_extras(self, folder: Path, dataset: Any) -> None:
         """Write what a finished run holds beside its weights: with a frozen backbone, `scenario.safetensors`."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from recbole_llm.backbone.pretrained import read_record
 from recbole_llm.backbone.tuning import TUNING, TuningSettings
-from recbole_llm.errors import SettingError, nearest
+from recbole_llm.errors import SettingError, require_one_of, require_whole
 
 # Appendix A.3 of the paper; LoRA is not in the paper, its rate is ours.
 _LEARNING_RATES = {"full": 5e-5, "lora": 3e-4, "ilp": 3e-4}
@@ -57,15 +57,10 @@ class ST2SISettings:
     ilp_learning_rate: float
 
     def __post_init__(self) -> None:
-        if self.train_window not in _WINDOWS:
-            close = nearest(str(self.train_window), _WINDOWS)
-            raise SettingError(f"train_window={self.train_window} is not one of {', '.join(_WINDOWS)}{close}")
+        require_one_of("train_window", self.train_window, _WINDOWS)
         whole = ("max_attribute_tokens", "max_items", "max_sequence_tokens", "train_batch_tokens", "eval_batch_tokens")
         for name in whole:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                shown = "MAX_ITEM_LIST_LENGTH" if name == "max_items" else name
-                raise SettingError(f"{shown}={value} must be a whole number from 1")
+            require_whole("MAX_ITEM_LIST_LENGTH" if name == "max_items" else name, getattr(self, name))
         if not isinstance(self.item_text_fields, list) or not self.item_text_fields:
             raise SettingError("item_text_fields must be a list of columns of the .item file, such as ['title']")
         if not self.query_token:
