@@ -1,4 +1,4 @@
-"""The id model of IDLE-Adapter: found, or trained first, then frozen (eq. 2 to 4, 16).
+"""The id model of IDLE-Adapter, or of ST2SI with an id model's scores: found, or trained first, then frozen.
 
 An id model is an ordinary run of a sequential model, in ``<checkpoint_dir>/id-<model>-<dataset>-<hash>/``. The hash is
 that of all its settings, defaults included, and of the data's files, so whoever asks for the same finds it, and an
@@ -35,7 +35,7 @@ _SHARED = (
 )
 _FIELDS = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")
 _KEPT = ("device_table", "use_gpu", "gpu_id", "show_progress", "state", "checkpoint_dir", "resume_seconds", "data_path")
-# Settings that every run has and an id model does not read.
+# Settings that every run has and an id model without a language model does not read.
 _UNREAD = ("prompt", "prompt_item", "prompt_noun", "precision", "candidates", "candidate_seeds")
 _COPY = "id_model"  # the folder in the adapter's run that holds what loading the id model takes
 
@@ -107,6 +107,8 @@ def keep_copy(folder: Path, run: Path) -> None:
     with replacing_folder(run / _COPY) as temporary:
         for name in (run_folder.CONFIG, checkpoint.WEIGHTS, run_folder.RESULT):
             shutil.copyfile(folder / name, temporary / name)
+        if (folder / _COPY).is_dir():  # an IDLE-Adapter, which has an id model of its own
+            shutil.copytree(folder / _COPY, temporary / _COPY)
 
 
 def test_metrics(folder: Path) -> dict[str, float]:
@@ -145,8 +147,9 @@ def _settings(config: Any) -> dict[str, Any]:
 
 def _digest(config: Any, settings: dict[str, Any]) -> str:
     merged = Config(config_dict=settings).merged
+    left_out = _KEPT if "backbone" in merged else (*_KEPT, *_UNREAD)
     shape = {
-        "settings": {name: value for name, value in merged.items() if name not in (*_KEPT, *_UNREAD)},
+        "settings": {name: value for name, value in merged.items() if name not in left_out},
         "files": file_hashes(config),
     }
     return hashlib.sha256(json.dumps(run_folder.plain(shape), sort_keys=True).encode()).hexdigest()[:10]

@@ -9,6 +9,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from recbole.data import create_samplers
 from recbole.data.dataset import KnowledgeBasedDataset
 from recbole.data.utils import get_dataloader
@@ -74,6 +75,18 @@ def _check_side_files(config: Any) -> None:
             raise SettingError(f"{config['model']} reads {path}: name the columns to load in load_col['{suffix}']")
 
 
+def _share(config: Any, part: Any) -> Any:
+    """Return the training part with `train_share` of its rows, drawn once by the run's seed."""
+    share = config["train_share"]
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise SettingError(f"train_share={share} must be a number above 0 and up to 1")
+    if not getattr(config.model_class, "trains_on_rows", True):
+        raise SettingError(f"{config['model']} trains on whole histories: train_share is for models of rows")
+    size = max(round(share * len(part)), 1)
+    rows = np.random.default_rng(config["seed"]).permutation(len(part))[:size]
+    return part.copy(part.inter_feat[np.sort(rows)])
+
+
 def data_preparation(config: Any, dataset: Any, test: bool = True) -> tuple[Any, Any, Any]:
     """Split `dataset` by `eval_args` and return RecBole's training, validation and test loaders.
 
@@ -94,6 +107,8 @@ def data_preparation(config: Any, dataset: Any, test: bool = True) -> tuple[Any,
         )
     if len(built[0]) == 0:
         raise DataError(f"no training interaction of {config['dataset']} is left after the split")
+    if config["train_share"] is not None:
+        built[0] = _share(config, built[0])
     try:
         train_sampler, valid_sampler, test_sampler = create_samplers(config, dataset, built)
     except ValueError as error:  # a user who knows all items leaves nothing to sample

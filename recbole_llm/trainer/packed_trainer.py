@@ -26,7 +26,8 @@ class PackedTrainer(Trainer):
 
     The model has `training_samples(rng)`, the samples of one epoch (with a length, and `select(indices)`);
     `prepared_step(samples)`, the number of queries and the packed passes of one step; `pass_loss_sum(batch)`, the loss
-    of a pass, summed over its queries; and `parameter_groups()`.
+    of a pass, summed over its queries; and `parameter_groups()`. If it has `before_validation(valid_data)`, that is
+    called before every validation.
 
     The gradient of a step is that of the mean cross-entropy over all queries of its `train_batch_size` samples, however
     many passes it takes: the budget changes memory and speed, not the result. The exception is what IDLE-Adapter's
@@ -92,6 +93,11 @@ class PackedTrainer(Trainer):
                     bar.set_postfix_str(f"loss {self._mean(losses[-20:], epoch_idx, len(losses)):.4f}")
                     shown = time.monotonic()
         return self._mean(losses, epoch_idx, len(losses))
+
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> Any:
+        if hasattr(self.model, "before_validation"):
+            self.model.before_validation(valid_data)
+        return super()._valid_epoch(valid_data, show_progress)
 
     def _steps(self, epoch: int) -> Iterator[tuple[int, list[Any]]]:
         """Yield the number of queries of every step of an epoch, and its passes."""

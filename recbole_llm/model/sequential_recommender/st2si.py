@@ -4,6 +4,7 @@ A decoder language model reads the texts of a user's items with a query token af
 turns the hidden state at every query into a distribution over item ids (eq. 4, 5). Alignment inputs, an instruction
 and one item's text, are mapped to the item's own id by the same projection (eq. 6), and both are trained together by
 cross-entropy (eq. 7). With ``tuning: ilp`` the language model is frozen and the projection alone is trained (3.4.2).
+With ``id_model`` a trained id model's scores are mixed in when items are ranked; this is not in the paper.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
+from recbole_llm import id_model
 from recbole_llm.backbone.feature_cache import CachedQueries, FeatureStore, QueryStateCache, shared_passes
 from recbole_llm.backbone.loading import Backbone, load_backbone
 from recbole_llm.backbone.packed import PackedBatch, packed_hidden_states, use_packed_attention
@@ -30,6 +32,7 @@ from recbole_llm.data.ragged import RaggedTable
 from recbole_llm.data.st2si_inputs import ST2SIInputs
 from recbole_llm.data.windows import WindowLimits
 from recbole_llm.errors import BackboneError, DataError, SettingError
+from recbole_llm.model.id_scores import IdScores
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.sequential_recommender.st2si_settings import ST2SISettings
 from recbole_llm.pretraining import use_pretrained
@@ -51,16 +54,19 @@ class ST2SI(SequentialRecommender):
         tokenizer: the language model's.
         projection: the item linear projection.
         state_cache: the stored hidden states of a frozen backbone, once `fill_state_cache` was called.
+        id_scores: the id model whose scores are mixed in, None without one.
+        reads_text_only: whether an item that was never trained on is as good as any other in a history.
 
     Raises:
         BackboneError: if the backbone cannot be had, or is an encoder: its queries would see later items.
+        CheckpointError: if the id model belongs to other data, or is broken.
         DataError: if no item has a text, or a text field is missing.
     """
 
     input_type = InputType.POINTWISE
-    reads_text_only = True  # an item that was never trained on is as good as any other in a history
     dataset_class = HistoryDataset
     trainer_class = PackedTrainer
+    trains_on_rows = False  # but on windows of whole histories
 
     def __init__(self, config: Any, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
@@ -75,11 +81,16 @@ class ST2SI(SequentialRecommender):
         prepare_for_tuning(loaded, self.settings.tuning)
         self.projection = ItemLinearProjection(loaded.width, self.n_items)
         self.state_cache: QueryStateCache | None = None
+        self.id_scores = IdScores(config, dataset) if self.settings.id_model else None
+        self.reads_text_only = self.id_scores is None
+        self.mask_history = bool(config["mask_history"])
 
     @staticmethod
     def before_build(config: Any, dataset: Any) -> None:
-        """Pre-train, if the settings say so, before the data set's model is built. See `use_pretrained`."""
+        """Pre-train, if the settings say so, and train the id model, if there is one, before the model is built."""
         use_pretrained(config, dataset)
+        if ST2SISettings.from_config(config).id_model:
+            id_model.find_or_train(config)
 
     def _check_backbone(self, loaded: Backbone) -> None:
         if loaded.preset.kind != "decoder":
@@ -193,19 +204,41 @@ class ST2SI(SequentialRecommender):
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Return the score of each row's `item_id`: [batch], float32."""
-        states = self._last_states(interaction)
-        return (states * self.projection.weight[interaction[self.ITEM_ID].to(self.device)]).sum(dim=1)
+        items = interaction[self.ITEM_ID].to(self.device)
+        if self.id_scores is not None:
+            return self.full_sort_predict(interaction).gather(1, items[:, None])[:, 0]
+        return (self._last_states(interaction) * self.projection.weight[items]).sum(dim=1)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return the scores of all items: [batch, items], float32, -inf for the padding id."""
-        return self.projection(self._last_states(interaction))
+        scores = self.projection(self._last_states(interaction))
+        return scores if self.id_scores is None else self.id_scores.mix(scores, interaction)
+
+    @torch.no_grad()
+    def before_validation(self, valid_data: Any) -> None:
+        """Choose the weight of the id model's scores, if the settings give none. See `PackedTrainer`.
+
+        Args:
+            valid_data: RecBole's full-sort loader of the validation part.
+        """
+        if self.id_scores is None or not self.id_scores.chosen_on_validation:
+            return
+
+        def batches() -> Iterator[tuple[Interaction, Tensor, tuple[Tensor, Tensor], Any]]:
+            for interaction, history, rows, items in valid_data:
+                scores = self.projection(self._last_states(interaction))
+                left_out = history if self.mask_history else None
+                yield interaction, scores, (rows.to(scores.device), items.to(scores.device)), left_out
+
+        self.eval()
+        self.id_scores.choose_weight(batches())
 
     @torch.no_grad()
     def extra_results(self) -> dict[str, Any]:
         """Return what `result.json` holds beyond what every model's does.
 
         The ILP accuracy: how often an item's own text is mapped to its id, first and among five (Table 5). The
-        pre-training: data sets, epochs, seconds, folder.
+        pre-training: data sets, epochs, seconds, folder. The id model, its weight and its own test metrics.
         """
         self.eval()
         found = np.zeros(2)
@@ -216,8 +249,16 @@ class ST2SI(SequentialRecommender):
             found += (hits[:, 0].sum(), hits.any(axis=1).sum())
         top1, top5 = found / len(aligned)
         accuracy = {"acc@1": round(float(top1), 4), "acc@5": round(float(top5), 4)}
-        pretraining = self.settings.pretraining
-        return {"ilp_accuracy": accuracy, **({"pretraining": pretraining} if pretraining else {})}
+        results: dict[str, Any] = {"ilp_accuracy": accuracy}
+        if self.settings.pretraining:
+            results["pretraining"] = self.settings.pretraining
+        if self.id_scores is not None:
+            results["id_model"] = {
+                "model": type(self.id_scores.model).__name__,
+                "weight": round(float(self.id_scores.weight), 4),
+                "test": id_model.test_metrics(self.id_scores.folder),
+            }
+        return results
 
     def _alignment_states(self, aligned: Sequences) -> Iterator[tuple[np.ndarray, Tensor]]:
         labels = aligned.labels[aligned.read]
@@ -275,11 +316,22 @@ class ST2SI(SequentialRecommender):
 
     def stored_state(self) -> dict[str, Tensor]:
         """Return the weights that a checkpoint holds; frozen ones of the backbone are named, not stored again."""
-        return self.state_dict() if self.settings.tuning.tuning == "full" else trained_state(self)
+        if self.settings.tuning.tuning != "full":
+            state = trained_state(self)
+        else:
+            state = {name: value for name, value in self.state_dict().items() if not name.startswith("id_scores.")}
+        if self.id_scores is not None:
+            state["id_scores.weight"] = self.id_scores.weight
+        return state
 
     def save_extras(self, folder: Path, dataset: Any) -> None:
-        """Write what a finished run holds beside its weights: with a frozen backbone, `scenario.safetensors`."""
-        if self.settings.frozen:
+        """Write what a finished run holds beside its weights.
+
+        The id model, if there is one; otherwise, with a frozen backbone, `scenario.safetensors`.
+        """
+        if self.id_scores is not None:
+            id_model.keep_copy(self.id_scores.folder, folder)
+        elif self.settings.frozen:
             save_scenario(self, dataset, folder / "scenario.safetensors")
 
     def parameter_groups(self) -> list[dict[str, Any]]:

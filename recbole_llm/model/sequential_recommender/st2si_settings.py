@@ -6,6 +6,7 @@ from typing import Any
 from recbole_llm.backbone.pretrained import read_record
 from recbole_llm.backbone.tuning import TUNING, TuningSettings
 from recbole_llm.errors import SettingError, require_one_of, require_whole
+from recbole_llm.model.id_scores import check_id_weight
 
 # Appendix A.3 of the paper; LoRA is not in the paper, its rate is ours.
 _LEARNING_RATES = {"full": 5e-5, "lora": 3e-4, "ilp": 3e-4}
@@ -34,6 +35,7 @@ class ST2SISettings:
         eval_batch_tokens: the most tokens of a packed pass without.
         learning_rate: of the backbone, and of the projection unless `ilp_learning_rate` is given.
         ilp_learning_rate: of the projection.
+        id_model: the model whose scores are mixed in, or the folder of its run; None without one.
 
     Raises:
         SettingError: for a value that is not allowed.
@@ -55,6 +57,7 @@ class ST2SISettings:
     eval_batch_tokens: int
     learning_rate: float
     ilp_learning_rate: float
+    id_model: str | None
 
     def __post_init__(self) -> None:
         require_one_of("train_window", self.train_window, _WINDOWS)
@@ -70,6 +73,7 @@ class ST2SISettings:
     def from_config(cls, config: Any) -> "ST2SISettings":
         """Read the settings of a run; what is not given follows from `tuning` and `multi_query`."""
         tuning = TuningSettings.from_config(config)
+        check_id_weight(config["id_weight"])
         # Without multi-query a window has one query: only new windows in every epoch reach all positions.
         drawn = tuning.tuning != "ilp" or not config["multi_query"]
         backbone = str(config["pretrained_backbone"] or config["backbone"])
@@ -93,6 +97,7 @@ class ST2SISettings:
             eval_batch_tokens=config["eval_batch_tokens"],
             learning_rate=rate,
             ilp_learning_rate=config["ilp_learning_rate"] or rate,
+            id_model=config["id_model_path"] or config["id_model"] or None,
         )
 
     @property

@@ -1,0 +1,111 @@
+"""A trained id model's scores mixed into another model's: both papers' sources of evidence in one ranking.
+
+The score of item v is ``(1 - w) log p(v) + w log p_id(v)``, a product of experts: p is the softmax of the model's own
+scores, p_id that of the id model's. The weight w is given, or chosen on validation after every epoch.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from torch import Tensor, nn
+
+from recbole_llm import id_model
+from recbole_llm.errors import SettingError
+from recbole_llm.evaluation.ranks import target_ranks
+
+WEIGHTS = np.linspace(0, 1, 21)  # that are tried on validation
+
+
+class IdScores(nn.Module):
+    """The log-probabilities of a frozen id model.
+
+    Args:
+        config: the settings of the run; `id_model`, `id_model_path` and `id_model_settings` name the id model.
+        dataset: its data.
+
+    Attributes:
+        weight: w, float32 [].
+        folder: the id model's run.
+
+    Raises:
+        CheckpointError: if the id model belongs to other data, or is broken.
+        SettingError: if `id_weight` is no number from 0 to 1.
+    """
+
+    weight: Tensor
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__()
+        given = check_id_weight(config["id_weight"])
+        self.chosen_on_validation = given is None
+        self.register_buffer("weight", torch.tensor(0.5 if given is None else given))
+        self.folder: Path = id_model.find_or_train(config)
+        self.model = id_model.load_id_model(self.folder, config, dataset)
+        self.fields = (config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"], config["ITEM_LIST_LENGTH_FIELD"])
+
+    def train(self, mode: bool = True) -> "IdScores":
+        """Set training mode; the frozen id model stays in eval mode, without dropout."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    @torch.no_grad()
+    def forward(self, interaction: Interaction) -> Tensor:
+        """Return log p_id of all items: [batch, items], float32, -inf for the padding id."""
+        rows = Interaction(dict(interaction.interaction)).to(self.weight.device)
+        width = int(self.model.max_seq_length)  # type: ignore[arg-type]
+        if width != rows[self.fields[0]].shape[1]:
+            rows.update(id_model.resized_histories(rows, *self.fields, width))
+        scores = self.model.full_sort_predict(rows)  # type: ignore[operator]
+        return log_probabilities(scores.view(len(rows), -1))
+
+    def mix(self, scores: Tensor, interaction: Interaction) -> Tensor:
+        """Return the mixed scores [batch, items] of a model's own `scores` [batch, items]."""
+        return mixed(log_probabilities(scores), self(interaction), self.weight)
+
+    def choose_weight(self, batches: Iterator[tuple[Interaction, Tensor, tuple[Tensor, Tensor], Any]]) -> None:
+        """Take the weight with the best NDCG@10 on validation; of equals, the one nearest to one half.
+
+        Args:
+            batches: rows, the model's own scores [rows, items] of them, and where their targets are: row and item of
+                each; with the row and item of what a ranking leaves out, or None.
+        """
+        gains = torch.zeros(len(WEIGHTS), dtype=torch.float64)
+        for interaction, scores, targets, left_out in batches:
+            own, theirs = log_probabilities(scores), self(interaction)
+            for index, weight in enumerate(WEIGHTS):
+                ranked = mixed(own, theirs, torch.tensor(weight, dtype=own.dtype, device=own.device))
+                if left_out is not None:
+                    ranked[left_out] = float("-inf")
+                ranks = target_ranks(ranked, *targets).double()
+                gains[index] += torch.where(ranks <= 10, 1 / torch.log2(ranks + 1), 0).sum().cpu()
+        best = np.flatnonzero(np.isclose(gains, gains.max(), rtol=1e-12))
+        self.weight.fill_(WEIGHTS[min(best, key=lambda index: abs(WEIGHTS[index] - 0.5))])
+
+
+def check_id_weight(value: Any) -> float | None:
+    """Return `id_weight`, None if validation chooses it. Raises SettingError for what is no number from 0 to 1."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise SettingError(f"id_weight={value} must be a number from 0 to 1, or ~ to choose it on validation")
+    return float(value)
+
+
+def log_probabilities(scores: Tensor) -> Tensor:
+    """Return log softmax over the items without the padding id, float32 [rows, items]."""
+    padding = torch.zeros(1, dtype=torch.long, device=scores.device)
+    return scores.float().index_fill(1, padding, float("-inf")).log_softmax(dim=1)
+
+
+def mixed(own: Tensor, theirs: Tensor, weight: Tensor) -> Tensor:
+    """Return ``(1 - weight) own + weight theirs`` of two tables of log-probabilities [rows, items].
+
+    Both are -inf for the padding id alone, and a weight of 0 or 1 leaves that as it is.
+    """
+    scores = torch.lerp(own[:, 1:], theirs[:, 1:], weight)
+    return torch.cat([own[:, :1], scores], dim=1)

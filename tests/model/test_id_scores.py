@@ -1,0 +1,168 @@
+"""ST2SI with an id model's scores: the mixture, the choice of its weight, and what a run keeps."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from small_data import build_parts, small_settings
+
+from recbole_llm import cli
+from recbole_llm.errors import SettingError
+from recbole_llm.evaluation.ranks import read_ranks
+from recbole_llm.model.id_scores import WEIGHTS, IdScores, log_probabilities, mixed
+from recbole_llm.quick_start import load, run
+from recbole_llm.trainer import checkpoint
+
+SASREC = {"hidden_size": 8, "inner_size": 8, "epochs": 3, "MAX_ITEM_LIST_LENGTH": 4}
+
+
+def settings_of(data_path, tiny, **settings):
+    given = {
+        "backbone": str(tiny["llama"]), "tuning": "ilp", "id_model": "SASRec", "id_model_settings": SASREC,
+        "MAX_ITEM_LIST_LENGTH": 6, "epochs": 3, "train_batch_size": 8, "learning_rate": 0.01, **settings,
+    }  # fmt: skip
+    return small_settings(data_path, **given)
+
+
+@pytest.fixture
+def finished(small, tiny):
+    result = run(settings=settings_of(small, tiny))
+    return small, Path(result["path"]).parent, result
+
+
+def plain_log_softmax(scores):
+    """In float64, over all items but the padding id."""
+    real = scores[:, 1:].double().numpy()
+    real = real - real.max(axis=1, keepdims=True)
+    return real - np.log(np.exp(real).sum(axis=1, keepdims=True))
+
+
+def test_mixture_is_that_of_the_log_probabilities():
+    own, theirs = torch.randn(5, 9), torch.randn(5, 9) * 4
+    found = mixed(log_probabilities(own), log_probabilities(theirs), torch.tensor(0.3))
+    expected = 0.7 * plain_log_softmax(own) + 0.3 * plain_log_softmax(theirs)
+    np.testing.assert_allclose(found[:, 1:].numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert (found[:, 0] == float("-inf")).all()
+    for weight in (0.0, 1.0):  # no NaN from 0 times infinity
+        found = mixed(log_probabilities(own), log_probabilities(theirs), torch.tensor(weight))
+        assert (found[:, 0] == float("-inf")).all() and found[:, 1:].isfinite().all()
+
+
+def test_run_ranks_by_the_mixture_of_its_two_models(finished):
+    """The test ranks of the run are those of two models loaded and mixed by hand, in numpy."""
+    small, folder, result = finished
+    weight = result["id_model"]["weight"]
+    parts, other = load(folder), load(next((small / "saved").glob("id-SASRec-*")))
+    assert float(parts.model.id_scores.weight) == pytest.approx(weight)
+    ranks = []
+    with torch.no_grad():
+        for interaction, *_ in parts.test:
+            own = parts.model.projection(parts.model._last_states(interaction))
+            histories, lengths = interaction["item_id_list"], interaction["item_length"]
+            kept = torch.zeros(len(histories), 4, dtype=torch.long)  # the last four items, which SASRec reads
+            for row, length in enumerate(lengths.tolist()):
+                recent = histories[row, max(length - 4, 0) : length]
+                kept[row, : len(recent)] = recent
+            rows = Interaction({"item_id_list": kept, "item_length": lengths.clamp(max=4)})
+            theirs = other.model.full_sort_predict(rows)
+            scores = (1 - weight) * plain_log_softmax(own) + weight * plain_log_softmax(theirs)
+            targets = interaction["item_id"].numpy() - 1
+            ranks += list((scores >= scores[np.arange(len(scores)), targets][:, None]).sum(axis=1))
+    assert ranks == read_ranks(folder / "ranks-test.tsv.gz")["rank"].tolist()
+
+
+def test_weight_is_the_best_on_validation(small, tiny):
+    """Of all weights, none has a better NDCG@10 on the validation part than the chosen one."""
+    parts = build_parts(small, **{k: v for k, v in settings_of(small, tiny).items() if k not in ("data_path",)})
+    model = parts.model
+    torch.nn.init.normal_(model.projection.weight, generator=torch.Generator().manual_seed(3))
+    model.before_validation(parts.valid)
+    chosen = float(model.id_scores.weight)
+    gains = []
+    with torch.no_grad():
+        for weight in WEIGHTS:
+            model.id_scores.weight.fill_(weight)
+            found = []
+            for interaction, *_ in parts.valid:
+                scores = model.full_sort_predict(interaction).numpy()
+                own = scores[np.arange(len(scores)), interaction["item_id"].numpy()]
+                rank = (scores >= own[:, None]).sum(axis=1)
+                found += list(np.where(rank <= 10, 1 / np.log2(rank + 1), 0))
+            gains.append(sum(found))
+    assert max(gains) > min(gains)  # the weight matters here
+    assert gains[round(chosen * 20)] == pytest.approx(max(gains))
+
+
+def test_given_weight_stays(small, tiny):
+    result = run(settings=settings_of(small, tiny, id_weight=0.25))
+    assert result["id_model"]["weight"] == 0.25
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.5, "half", True])
+def test_wrong_weight_is_refused(small, tiny, weight):
+    with pytest.raises(SettingError, match="id_weight"):
+        run(settings=settings_of(small, tiny, id_weight=weight))
+    assert not list((small / "saved").glob("*"))
+
+
+@pytest.mark.parametrize("tuning", ["full", "ilp"])
+def test_weights_hold_no_id_model_and_the_run_stands_alone(small, tiny, tuning):
+    result = run(settings=settings_of(small, tiny, tuning=tuning))
+    folder = Path(result["path"]).parent
+    names = checkpoint.read_weights(folder / checkpoint.WEIGHTS)[1]
+    assert [name for name in names if name.startswith("id_scores")] == ["id_scores.weight"]
+    shutil.rmtree(next((small / "saved").glob("id-SASRec-*")))
+    assert load(folder).model.id_scores.folder == folder / "id_model"
+    assert not (folder / "scenario.safetensors").exists()  # which would rank without the id model
+
+
+def test_id_model_is_not_trained(small, tiny):
+    parts = build_parts(small, **{k: v for k, v in settings_of(small, tiny).items() if k not in ("data_path",)})
+    frozen = {id(parameter) for parameter in parts.model.id_scores.parameters()}
+    trained = {id(p) for group in parts.model.parameter_groups() for p in group["params"]}
+    assert frozen and not frozen & trained
+    parts.model.train()
+    assert not any(module.training for module in parts.model.id_scores.model.modules())
+
+
+def test_predict_is_the_score_of_the_full_ranking(finished):
+    _, folder, _ = finished
+    parts = load(folder)
+    interaction = next(iter(parts.test))[0]
+    with torch.no_grad():
+        scores, own = parts.model.full_sort_predict(interaction), parts.model.predict(interaction)
+    assert torch.equal(own, scores[torch.arange(len(scores)), interaction["item_id"]])
+
+
+def test_idle_adapter_as_id_model(small, tiny):
+    """Both papers in one model: the adapter, with its own id model, gives the scores; the run needs no other folder."""
+    adapter = {
+        "id_model": "SASRec", "id_model_settings": SASREC, "backbone": str(tiny["bert"]), "epochs": 1,
+        "train_batch_size": 8, "max_prompt_tokens": 128,
+    }  # fmt: skip
+    result = run(settings=settings_of(small, tiny, id_model="IDLEAdapter", id_model_settings=adapter))
+    folder = Path(result["path"]).parent
+    for other in (small / "saved").glob("id-*"):
+        shutil.rmtree(other)
+    parts = load(folder)
+    assert isinstance(parts.model.id_scores, IdScores) and result["id_model"]["model"] == "IDLEAdapter"
+    trainer_ranks = read_ranks(folder / "ranks-test.tsv.gz")["rank"].tolist()
+    with torch.no_grad():
+        interaction = next(iter(parts.test))[0]
+        scores = parts.model.full_sort_predict(interaction).numpy()
+    own = scores[np.arange(len(scores)), interaction["item_id"].numpy()]
+    assert (scores >= own[:, None]).sum(axis=1).tolist() == trainer_ranks
+
+
+def test_from_the_command_line(small, tiny, capsys):
+    arguments = [
+        f"--{name}={json.dumps(value) if isinstance(value, (dict, bool, list)) else value}"
+        for name, value in settings_of(small, tiny).items()
+    ]
+    assert cli.main(["run", *arguments]) == 0
+    path = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    assert 0 <= json.loads(path.read_text())["id_model"]["weight"] <= 1
