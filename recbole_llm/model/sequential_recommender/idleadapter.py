@@ -4,6 +4,7 @@ The user vector of a trained, frozen id model (eq. 2) is projected, layer by lay
 that stand before a hard prompt in every layer of a frozen language model (eq. 8 to 11). The pooled last state is mapped
 to item ids by a linear head (eq. 14). Cross-entropy (eq. 13) is trained together with the discrepancy between the
 virtual tokens and the language model's own states (eq. 12, 15); adapter and head are all that is trained (eq. 16).
+With ``backbone_tuning: lora`` or ``full`` the language model is trained, too; this is not in the paper.
 """
 
 import re
@@ -22,6 +23,7 @@ from recbole_llm.backbone.loading import Backbone, first_position, load_backbone
 from recbole_llm.backbone.packed import use_packed_attention
 from recbole_llm.backbone.precision import resolve_precision
 from recbole_llm.backbone.resolve import resolve
+from recbole_llm.backbone.tuning import prepare_for_tuning
 from recbole_llm.backbone.virtual_tokens import (
     PooledInputs,
     VirtualTokens,
@@ -53,7 +55,7 @@ class IDLEAdapter(SequentialRecommender):
     Attributes:
         inputs: prompts of histories, and the prefixes to train on.
         id_model: the frozen id model.
-        backbone: the frozen language model.
+        backbone: the language model, frozen unless `backbone_tuning` says otherwise.
         adapter: from user vectors to virtual tokens.
         head: W_y of eq. 14.
 
@@ -77,12 +79,13 @@ class IDLEAdapter(SequentialRecommender):
         self.id_model = id_model.load_id_model(self.id_folder, config, dataset)
         interests, size = user_vector_shape(self.id_model)
         loaded = load_backbone(settings.backbone, dtype=self.precision)
-        self.backbone = loaded.model.requires_grad_(False)
+        self.backbone = loaded.model
         self.layers = len(loaded.layers)
         self.width = int(loaded.model.config.hidden_size)
         self.virtual = interests * settings.virtual_tokens
         self.inputs = self._inputs(dataset, loaded)
         use_packed_attention(self.backbone)
+        prepare_for_tuning(loaded, settings.tuning)
         visit_layers(loaded.layers)
         if settings.compile:
             compile_layers(loaded.layers)
@@ -121,7 +124,7 @@ class IDLEAdapter(SequentialRecommender):
         return AdapterInputs(dataset, prompts, style, settings.prefixes_per_user)
 
     def train(self, mode: bool = True) -> "IDLEAdapter":
-        """Set training mode; both frozen models stay in eval mode, without dropout."""
+        """Set training mode; both pretrained models stay in eval mode, without dropout."""
         super().train(mode)
         self.backbone.eval()
         self.id_model.eval()
@@ -235,7 +238,7 @@ class IDLEAdapter(SequentialRecommender):
         return len(samples), self.inputs.batches(samples, self.settings.train_batch_tokens, plain)
 
     def stored_state(self) -> dict[str, Tensor]:
-        """Return the weights that a checkpoint holds: adapter and head."""
+        """Return the weights that a checkpoint holds: adapter, head, and what is trained of the backbone."""
         return trained_state(self)
 
     def extra_results(self) -> dict[str, Any]:
@@ -250,7 +253,9 @@ class IDLEAdapter(SequentialRecommender):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups with their rates."""
         trained = [*self.adapter.parameters(), *self.head.parameters()]
-        return [{"params": trained, "lr": self.settings.learning_rate}]
+        groups = [{"params": trained, "lr": self.settings.learning_rate}]
+        tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        return [*groups, {"params": tuned, "lr": self.settings.backbone_learning_rate}] if tuned else groups
 
 
 def _names_columns(config: Any) -> str:

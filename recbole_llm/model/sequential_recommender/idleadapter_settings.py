@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_llm.backbone.tuning import TuningSettings
 from recbole_llm.data.prompts import PromptTemplate
 from recbole_llm.errors import SettingError, require_one_of, require_whole
+
+BACKBONE_TUNING = ("frozen", "lora", "full")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class IDLEAdapterSettings:
         train_batch_tokens: the most tokens of a packed pass with gradients.
         eval_batch_tokens: the most tokens of a packed pass without.
         learning_rate: of adapter and head.
+        tuning: how the backbone is trained: not at all in the paper (`frozen`), by low-rank adapters, or all of it.
+        backbone_learning_rate: of what is trained of the backbone.
 
     Raises:
         SettingError: for a value that is not allowed.
@@ -49,6 +54,8 @@ class IDLEAdapterSettings:
     train_batch_tokens: int
     eval_batch_tokens: int
     learning_rate: float
+    tuning: TuningSettings
+    backbone_learning_rate: float
 
     def __post_init__(self) -> None:
         for name, shown in (
@@ -94,7 +101,25 @@ class IDLEAdapterSettings:
             train_batch_tokens=config["train_batch_tokens"],
             eval_batch_tokens=config["eval_batch_tokens"],
             learning_rate=config["learning_rate"],
+            tuning=_tuning(config),
+            backbone_learning_rate=config["backbone_learning_rate"] or config["learning_rate"],
         )
+
+
+def _tuning(config: Any) -> TuningSettings:
+    """Return how the backbone is trained; it has no dropout in any case, and is kept in the arithmetic's type."""
+    require_one_of("backbone_tuning", config["backbone_tuning"], BACKBONE_TUNING)
+    return TuningSettings(
+        tuning="ilp" if config["backbone_tuning"] == "frozen" else config["backbone_tuning"],
+        lora_rank=config["lora_rank"],
+        lora_alpha=config["lora_alpha"],
+        lora_dropout=0.0,
+        lora_targets=config["lora_targets"],
+        backbone_dropout=None,
+        weights="bf16",
+        gradient_checkpointing=False,
+        compile=False,
+    )
 
 
 def _rho(value: Any) -> float | None:
