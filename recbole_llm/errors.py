@@ -38,6 +38,12 @@ def require_whole(name: str, value: object, least: int = 1) -> None:
         raise SettingError(f"{name}={value} must be a whole number from {least}")
 
 
+def require_rate(name: str, value: object) -> None:
+    """Refuse a setting that is not a number from 0 to below 1. Raises SettingError."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+        raise SettingError(f"{name}={value} must be a rate from 0 to below 1")
+
+
 def require_one_of(name: str, value: object, allowed: Sequence[str]) -> None:
     """Refuse a setting that is none of the `allowed` values. Raises SettingError, which names the nearest."""
     if value not in allowed:

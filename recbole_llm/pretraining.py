@@ -40,7 +40,8 @@ from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.pretraining_trainer import PretrainingTrainer, epoch_folder
 
 # Settings of a run that are its pre-training's too: those that change the result (beside backbone), and those that do
-# not. All others (learning rates, tuning, train_window, epochs, seed, evaluation) are the target's alone.
+# not. All others (learning rates, tuning, train_window, label_smoothing, ilp_dropout, weight_average, epochs, seed,
+# evaluation) are the target's alone.
 _SHAPING = (
     *("weights", "precision", "backbone_dropout", "query_token", "multi_query", "alignment", "alignment_instruction"),
     *("max_attribute_tokens", "MAX_ITEM_LIST_LENGTH", "max_sequence_tokens", "weight_decay", "warmup_steps"),

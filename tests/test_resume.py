@@ -17,11 +17,16 @@ MODELS = {
     "ilp": ["--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01"],
     "full": ["--model=ST2SI", "--tuning=full", "--learning_rate=0.001"],  # OPT: dropout 0.1; random windows
     "lora": ["--model=ST2SI", "--tuning=lora", "--learning_rate=0.003", "--lora_dropout=0.2"],
+    # 24 + 24 windows and 12 alignment inputs: 12 steps an epoch
+    "regularised": [
+        "--model=ST2SI", "--tuning=full", "--learning_rate=0.001", "--train_window=mixed", "--label_smoothing=0.1",
+        "--ilp_dropout=0.2", "--weight_average=0.9",
+    ],
     "SASRec": ["--model=SASRec", "--n_layers=1", "--hidden_size=16", "--inner_size=16"],
     "ComiRec": ["--model=ComiRec", "--extraction=DR", "--num_interests=2", "--embedding_size=8"],
     "MLP4Rec": ["--model=MLP4Rec", "--n_layers=2", "--hidden_size=8"],
     "BPR": ["--model=BPR", "--embedding_size=8", "--learning_rate=0.05"],  # draws negative samples
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +88,12 @@ def uninterrupted(workspace, tiny):
     return get
 
 
-# Steps of an epoch: 8 for ST2SI, and 12 to 22 for the others, which have a row an interaction.
+# Steps of an epoch: 8 for ST2SI (12 with mixed windows), and 12 to 22 for the others, which have a row an interaction.
 KILLS = [
     ("ilp", "step", 20), ("ilp", "state", 2), ("ilp", "weights", 1),
     ("full", "step", 21), ("full", "weights", 2), ("full", "between", 2),
     ("lora", "step", 13),
+    ("regularised", "step", 30),
     ("SASRec", "step", 50), ("SASRec", "state", 1),
     ("ComiRec", "step", 50), ("MLP4Rec", "state", 2),
     ("BPR", "step", 50), ("BPR", "state", 3), ("BPR", "result", 1),

@@ -8,7 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from recbole_llm.backbone.loading import Backbone
-from recbole_llm.errors import SettingError, require_one_of, require_whole
+from recbole_llm.errors import SettingError, require_one_of, require_rate, require_whole
 
 TUNING = ("full", "lora", "ilp")
 
@@ -48,8 +48,8 @@ class TuningSettings:
         require_whole("lora_rank", self.lora_rank)
         for name in ("lora_dropout", "backbone_dropout"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1):
-                raise SettingError(f"{name}={value} must be a rate from 0 to below 1")
+            if value is not None:
+                require_rate(name, value)
 
     @classmethod
     def from_config(cls, config: Any) -> "TuningSettings":

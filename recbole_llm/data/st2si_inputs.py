@@ -5,7 +5,15 @@ import numpy as np
 from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
 from recbole_llm.data.packing import Sequences, concatenate
 from recbole_llm.data.ragged import RaggedTable
-from recbole_llm.data.windows import Histories, WindowLimits, Windows, full_windows, random_windows, recent_windows
+from recbole_llm.data.windows import (
+    Histories,
+    WindowLimits,
+    Windows,
+    full_windows,
+    mixed_windows,
+    random_windows,
+    recent_windows,
+)
 from recbole_llm.errors import DataError
 
 
@@ -87,7 +95,7 @@ class ST2SIInputs(CatalogueInputs):
         query: see there.
         instruction: see there.
         limits: see there.
-        train_window: random, full or recent.
+        train_window: random, full, recent or mixed.
         multi_query: see there.
         alignment: whether `training_sequences` holds alignment inputs.
 
@@ -121,8 +129,9 @@ class ST2SIInputs(CatalogueInputs):
 
     def training_windows(self, rng: np.random.Generator) -> Windows:
         """Return the windows of one epoch, as `train_window` says."""
-        if self.train_window == "random":
-            return random_windows(self.histories, self.last_targets, rng)
+        if self.train_window in ("random", "mixed"):
+            drawn = random_windows if self.train_window == "random" else mixed_windows
+            return drawn(self.histories, self.last_targets, rng)
         windows = full_windows if self.train_window == "full" else recent_windows
         return windows(self.histories, self.last_targets)
 

@@ -1,5 +1,6 @@
 """Training on packed batches: optimiser steps of a fixed number of samples, in passes within a budget of tokens."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from recbole_llm.data.prefetch import prefetch
 from recbole_llm.errors import TrainingError, require_one_of
 from recbole_llm.trainer.graphed_step import GraphedStep
 from recbole_llm.trainer.master_weights import MasterWeights
+from recbole_llm.trainer.weight_average import WeightAverage
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 _SECONDS_BETWEEN_LOSSES = 1.0  # reading a loss waits for the device, so it is not done after every step
@@ -47,7 +49,11 @@ class PackedTrainer(Trainer):
 
     def _build_optimizer(self, **_: Any) -> torch.optim.Optimizer:
         groups = self.model.parameter_groups()
+        weights = _weights(groups)
         self.masters = MasterWeights(groups)
+        self.average: WeightAverage | None = None
+        if self.config["weight_average"] is not None:
+            self.average = WeightAverage(weights, _weights(groups), self.config["weight_average"])
         on_gpu = torch.device(self.device).type == "cuda"
         return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=on_gpu, capturable=on_gpu)
 
@@ -120,6 +126,8 @@ class PackedTrainer(Trainer):
         """Take one optimiser step and return its mean loss, a scalar on the device. Nothing waits for the device."""
         graphed = self.graphed_step
         loss = self._update(passes, queries) if graphed is None else graphed(passes[0])
+        if self.average is not None:
+            self.average.update()  # outside of the graph, where the decay of every step would be the same
         self.scheduler.step()
         return loss
 
@@ -131,8 +139,7 @@ class PackedTrainer(Trainer):
             total += loss.detach()
         self.masters.take_gradients()
         if self.clip_grad_norm:
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, **self.clip_grad_norm)
+            torch.nn.utils.clip_grad_norm_(_weights(self.optimizer.param_groups), **self.clip_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.masters.give_weights()
@@ -149,11 +156,25 @@ class PackedTrainer(Trainer):
                 )
         return float(np.mean(values))
 
+    def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has the average of its weights, if `weight_average` asks for one."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_model()
+
     def more_resume_state(self) -> dict[str, Any]:
-        """Return the state of the learning rate schedule and the float32 masters."""
-        return {"scheduler": self.scheduler.state_dict(), "masters": self.masters.state()}
+        """Return the state of the learning rate schedule, the float32 masters and the average of the weights."""
+        return {
+            "scheduler": self.scheduler.state_dict(),
+            "masters": self.masters.state(),
+            "average": None if self.average is None else self.average.state(),
+        }
 
     def load_more_resume_state(self, state: dict[str, Any]) -> None:
         """Take back what `more_resume_state` returned."""
         self.scheduler.load_state_dict(state["scheduler"])
         self.masters.load_state(state["masters"])
+        if self.average is not None:
+            self.average.load_state(state.get("average"))
+
+
+def _weights(groups: list[dict[str, Any]]) -> list[Tensor]:
+    return [weight for group in groups for weight in group["params"]]

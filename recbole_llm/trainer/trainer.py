@@ -1,5 +1,6 @@
 """RecBole's trainers with our run folder: safe checkpoints, resuming, whole-ranking metrics, one protocol."""
 
+import contextlib
 import functools
 import time
 from collections import OrderedDict
@@ -87,7 +88,8 @@ class RunFolderMixin(Trainer):
         return result
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> Any:
-        score, result = super()._valid_epoch(valid_data, show_progress)
+        with self.evaluated_weights():
+            score, result = super()._valid_epoch(valid_data, show_progress)
         self._last_valid = {name: float(value) for name, value in result.items()}
         return score, result
 
@@ -108,7 +110,16 @@ class RunFolderMixin(Trainer):
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        self._best = checkpoint.snapshot(self.model)
+        with self.evaluated_weights():
+            self._best = checkpoint.snapshot(self.model)
+
+    def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has the weights to evaluate and keep, if they are not the trained ones.
+
+        The trainer behind this class may have such a context.
+        """
+        behind = getattr(super(), "evaluated_weights", None)
+        return contextlib.nullcontext() if behind is None else behind()
 
     def _write_best(self) -> None:
         if self._best is not None:

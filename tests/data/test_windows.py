@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_llm.data.windows import Histories, WindowLimits, full_windows, random_windows, recent_windows
+from recbole_llm.data.windows import (
+    Histories,
+    WindowLimits,
+    full_windows,
+    mixed_windows,
+    random_windows,
+    recent_windows,
+)
 from recbole_llm.errors import SettingError
 
 ITEM_TOKENS = np.array([0, 1, 2, 3, 5, 7])  # of item ids 0 (padding) to 5
@@ -121,3 +128,14 @@ def test_random_windows_follow_the_authors_distribution():
     assert set(found) == set(expected)
     chi_square = sum((found[pair] - n) ** 2 / n for pair, n in expected.items())
     assert chi_square < 29.6  # 9 degrees of freedom: exceeded once in 2,000 seeds
+
+
+@settings(max_examples=50)
+@given(users, limits, st.integers(0, 2), st.integers(0, 2**32 - 1))
+def test_mixed_windows_are_the_full_ones_and_a_random_one_a_user(sequences, window_limits, held_out, seed):
+    histories, begins = histories_of(sequences, window_limits)
+    last = last_training_targets(begins, held_out)
+    full, drawn = full_windows(histories, last), random_windows(histories, last, np.random.default_rng(seed))
+    mixed = mixed_windows(histories, last, np.random.default_rng(seed))
+    assert mixed.starts.tolist() == [*full.starts.tolist(), *drawn.starts.tolist()]
+    assert mixed.ends.tolist() == [*full.ends.tolist(), *drawn.ends.tolist()]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from small_data import HISTORIES, build_parts, write_dataset
+from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from recbole_llm import registry
@@ -163,6 +164,77 @@ def test_large_catalogue_is_projected_in_pieces(build, monkeypatch):
     assert float(pieces) == pytest.approx(float(whole), rel=1e-6)
     torch.testing.assert_close(states.grad, 2 * expected[0])
     torch.testing.assert_close(model.projection.weight.grad, 2 * expected[1])
+
+
+# -- against over-fitting ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_label_smoothing_takes_part_in_the_loss_of_users_and_alignment_inputs(build, cached):
+    parts = build(label_smoothing=0.3)
+    model = (fill(parts) if cached else parts.model).train()
+    sequences = model.inputs.training_sequences(np.random.default_rng(0))
+    labels = sequences.labels[sequences.read]
+    assert len(labels) > len(model.inputs.alignment_sequences()) > 0
+    states = model.states_of(sequences).double()
+    logits = states @ model.projection.weight[1:].T.double()
+    expected = F.cross_entropy(logits, torch.from_numpy(labels) - 1, reduction="sum", label_smoothing=0.3)
+    found = cached_loss_sum(model, np.arange(len(sequences))) if cached else model.loss_sum(sequences)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_dropout_before_the_projection(build, cached, monkeypatch):
+    """In training a share of the numbers is 0 and the others are scaled up; evaluation reads the states as they are."""
+    plain, parts = build(), build(ilp_dropout=0.25)
+    parts.model.load_state_dict(plain.model.state_dict())
+    model = fill(parts) if cached else parts.model
+    sequences = model.inputs.training_sequences(np.random.default_rng(0))
+    states, read = model.states_of(sequences), []
+
+    def loss():
+        return cached_loss_sum(model, np.arange(len(sequences))) if cached else model.loss_sum(sequences)
+
+    projected = model.projection.loss
+    monkeypatch.setattr(model.projection, "loss", lambda given, *a: read.append(given.detach()) or projected(given, *a))
+    model.eval()
+    assert float(loss()) == pytest.approx(float(plain.model.eval().loss_sum(sequences)), rel=1e-5)
+    torch.testing.assert_close(read.pop(), states, atol=1e-5, rtol=1e-5)
+    model.train()
+    torch.manual_seed(0)
+    for _ in range(200):
+        loss()
+    found = torch.stack(read)
+    kept = found != 0
+    assert float((~kept).double().mean()) == pytest.approx(0.25, abs=0.01)
+    torch.testing.assert_close(found[kept], (states / 0.75).expand_as(found)[kept], atol=1e-5, rtol=1e-5)
+    assert float((found.mean(dim=0) - states).abs().mean()) < 0.06 * float(states.abs().mean())
+    model.eval()
+    for interaction, _ in prefix_rows(parts.test):
+        expected = plain.model.eval().full_sort_predict(interaction)
+        torch.testing.assert_close(model.full_sort_predict(interaction), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_dropout_no_random_number_is_drawn(build):
+    model = build().model.train()
+    before = torch.get_rng_state()
+    model.loss_sum(model.inputs.training_sequences(np.random.default_rng(0)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_mixed_windows_are_drawn_anew_in_every_epoch(build):
+    model = build(train_window="mixed").model
+    assert not model.settings.states_never_change
+    inputs = model.inputs
+    epochs = [inputs.training_windows(np.random.default_rng(epoch)) for epoch in range(20)]
+    users = len(inputs.last_targets)
+    full = len(epochs[0]) - users
+    pairs = [list(zip(w.starts.tolist(), w.ends.tolist(), strict=True)) for w in epochs]
+    assert all(epoch[:full] == pairs[0][:full] for epoch in pairs)
+    assert len({tuple(epoch[full:]) for epoch in pairs}) > 10
+    # every training target is read once by the full ones, and some of them again by the others
+    read = [inputs.window_sequences(w).queries().sum() for w in epochs]
+    assert min(read) >= inputs._is_target.sum() + users
 
 
 # -- what is trained and stored ----------------------------------------------------------------------------------------

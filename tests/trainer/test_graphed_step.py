@@ -10,8 +10,9 @@ from recbole_llm.quick_start import build
 from recbole_llm.registry import trainer_class
 
 
-def trained(workdir, tiny, graph):
-    settings = small_settings(workdir, backbone=str(tiny["llama"]), tuning="ilp", train_batch_size=4, use_gpu=True)
+def trained(workdir, tiny, graph, **settings):
+    settings = {"tuning": "ilp", "train_batch_size": 4, "use_gpu": True, "epochs": 4, **settings}
+    settings = small_settings(workdir, backbone=str(tiny["llama"]), **settings)
     config = Config("ST2SI", "small", config_dict=settings)
     config["run_folder"] = str(workdir)
     parts = build(config)
@@ -20,12 +21,30 @@ def trained(workdir, tiny, graph):
     assert trainer.graphed_step is not None
     if not graph:
         trainer.graphed_step = None
-    losses = [trainer._train_epoch(None, epoch) for epoch in range(4)]
-    return losses, parts.model.projection.weight.detach()
+    losses = []
+    for epoch in range(config["epochs"]):
+        losses.append(trainer._train_epoch(None, epoch))
+        with trainer.evaluated_weights():
+            pass
+    with trainer.evaluated_weights():  # training has gone on after epochs that were evaluated
+        evaluated = parts.model.projection.weight.detach().clone()
+    return losses, parts.model.projection.weight.detach(), evaluated
 
 
 @pytest.mark.gpu
-def test_graph_trains_as_single_kernels_do(small, tiny):
-    graphed, single = trained(small, tiny, graph=True), trained(small, tiny, graph=False)
+@pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.2, "weight_average": 0.9}])
+def test_graph_trains_as_single_kernels_do(small, tiny, settings):
+    graphed, single = (trained(small, tiny, graph, **settings) for graph in (True, False))
     np.testing.assert_allclose(graphed[0], single[0], rtol=1e-4)
-    torch.testing.assert_close(graphed[1], single[1], atol=1e-5, rtol=1e-3)
+    for found, expected in zip(graphed[1:], single[1:], strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
+    assert torch.equal(graphed[1], graphed[2]) == (not settings)
+
+
+@pytest.mark.gpu
+def test_every_replay_draws_its_own_dropout(small, tiny):
+    # With weights that stay where they are, an epoch's loss changes by what is drawn alone. (One step an epoch.)
+    still = {"learning_rate": 1e-12, "train_batch_size": 100, "epochs": 8}
+    assert np.ptp(trained(small, tiny, graph=True, **still)[0]) < 1e-4
+    dropped = trained(small, tiny, graph=True, ilp_dropout=0.5, **still)[0][4:]  # replayed from the fourth step on
+    assert len({round(loss, 4) for loss in dropped}) == len(dropped)

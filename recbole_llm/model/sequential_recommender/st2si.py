@@ -17,6 +17,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
+from torch.nn import functional as F
 
 from recbole_llm import id_model
 from recbole_llm.backbone.feature_cache import CachedQueries, FeatureStore, QueryStateCache, shared_passes
@@ -150,13 +151,18 @@ class ST2SI(SequentialRecommender):
         return hidden.index_select(0, batch.query_index)
 
     def pass_loss_sum(self, part: PackedBatch | CachedQueries) -> Tensor:
-        """Return the sum of -log p over all queries of one pass (eq. 7), or of queries whose states are stored."""
+        """Return the sum of -log p over all queries of one pass (eq. 7), or of queries whose states are stored.
+
+        `ilp_dropout` and `label_smoothing` take part in it.
+        """
+        assert part.labels is not None
         if isinstance(part, CachedQueries):
             assert self.state_cache is not None
-            return self.projection.loss(self.state_cache.store.take(part.rows), part.labels, self.precision)
-        assert part.labels is not None
-        states = self.query_states(part)
-        return self.projection.loss(states, part.labels.to(self.device, non_blocking=True), self.precision)
+            states, labels = self.state_cache.store.take(part.rows), part.labels
+        else:
+            states, labels = self.query_states(part), part.labels.to(self.device, non_blocking=True)
+        states = F.dropout(states, self.settings.ilp_dropout, self.training)
+        return self.projection.loss(states, labels, self.precision, self.settings.label_smoothing)
 
     def training_samples(self, rng: np.random.Generator) -> Sequences:
         """Return the samples of one epoch. See `PackedTrainer`."""

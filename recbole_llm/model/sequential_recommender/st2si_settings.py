@@ -5,13 +5,14 @@ from typing import Any
 
 from recbole_llm.backbone.pretrained import read_record
 from recbole_llm.backbone.tuning import TUNING, TuningSettings
-from recbole_llm.errors import SettingError, require_one_of, require_whole
+from recbole_llm.errors import SettingError, require_one_of, require_rate, require_whole
 from recbole_llm.model.id_scores import check_id_weight
 
 # Appendix A.3 of the paper; LoRA is not in the paper, its rate is ours.
 _LEARNING_RATES = {"full": 5e-5, "lora": 3e-4, "ilp": 3e-4}
 _AFTER_PRETRAINING = {**_LEARNING_RATES, "ilp": 1e-4}
-_WINDOWS = ("random", "full", "recent")
+_WINDOWS = ("random", "full", "recent", "mixed")
+_DRAWN_WINDOWS = ("random", "mixed")  # others are the same in every epoch
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ST2SISettings:
         max_sequence_tokens: the most tokens of a window.
         query_token: the token after every item text.
         multi_query: whether a query follows every item (eq. 2), or the last one alone (Table 3, without multi-query).
-        train_window: random, full or recent.
+        train_window: random, full, recent or mixed.
         alignment: whether alignment inputs are trained too.
         alignment_instruction: the text before the item in an alignment input.
         train_batch_tokens: the most tokens of a packed pass with gradients.
@@ -36,6 +37,8 @@ class ST2SISettings:
         learning_rate: of the backbone, and of the projection unless `ilp_learning_rate` is given.
         ilp_learning_rate: of the projection.
         id_model: the model whose scores are mixed in, or the folder of its run; None without one.
+        label_smoothing: the share of the target that all items have in equal parts.
+        ilp_dropout: of the hidden states before the projection.
 
     Raises:
         SettingError: for a value that is not allowed.
@@ -58,12 +61,16 @@ class ST2SISettings:
     learning_rate: float
     ilp_learning_rate: float
     id_model: str | None
+    label_smoothing: float
+    ilp_dropout: float
 
     def __post_init__(self) -> None:
         require_one_of("train_window", self.train_window, _WINDOWS)
         whole = ("max_attribute_tokens", "max_items", "max_sequence_tokens", "train_batch_tokens", "eval_batch_tokens")
         for name in whole:
             require_whole("MAX_ITEM_LIST_LENGTH" if name == "max_items" else name, getattr(self, name))
+        for name in ("label_smoothing", "ilp_dropout"):
+            require_rate(name, getattr(self, name))
         if not isinstance(self.item_text_fields, list) or not self.item_text_fields:
             raise SettingError("item_text_fields must be a list of columns of the .item file, such as ['title']")
         if not self.query_token:
@@ -98,6 +105,8 @@ class ST2SISettings:
             learning_rate=rate,
             ilp_learning_rate=config["ilp_learning_rate"] or rate,
             id_model=config["id_model_path"] or config["id_model"] or None,
+            label_smoothing=config["label_smoothing"],
+            ilp_dropout=config["ilp_dropout"],
         )
 
     @property
@@ -111,7 +120,7 @@ class ST2SISettings:
 
         Without multi-query the queries of one window need a pass each, so nothing would be shared.
         """
-        return self.frozen and self.train_window != "random" and self.multi_query
+        return self.frozen and self.train_window not in _DRAWN_WINDOWS and self.multi_query
 
 
 assert set(_LEARNING_RATES) == set(TUNING)
