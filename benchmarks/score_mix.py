@@ -72,7 +72,7 @@ def log_shares(parts: Parts, loader: Any, rows: np.ndarray) -> tuple[np.ndarray,
         scores = parts.model.full_sort_predict(batch.to(parts.config["device"]))
     except NotImplementedError:
         raise SettingError(f"{name} does not score all items at once (full_sort_predict): leave it out") from None
-    scores = scores.view(len(batch), parts.dataset.item_num)[row.to(scores.device), 1:].double()
+    scores = scores.reshape(len(batch), parts.dataset.item_num)[row.to(scores.device), 1:].double()
     if not torch.isfinite(scores).all():
         raise DataError(f"{name} has scores that are not finite: they cannot be mixed")
     users = batch[parts.dataset.uid_field].cpu().numpy()[row.cpu().numpy()]

@@ -285,12 +285,16 @@ def test_text_similarity_is_that_of_plain_transformers(finished, probe, tiny):
     ]  # fmt: skip
 
 
-def test_items_without_text_have_no_direction(probe, tiny):
-    module = probe("what_st2si_reads")
-    text = RaggedTable.from_rows([[], [5, 6], [], [7]])
-    vectors = module.text_vectors(str(tiny["llama"]), text, 64, "cpu")
+@pytest.mark.parametrize("backbone", ["llama", "opt"])
+def test_text_vectors_of_tokens(probe, tiny, backbone):
+    """In passes of a few items each; an item without text has no direction."""
+    rows = [[], [5, 6, 9], [], [7], [8, 7, 6, 5]]
+    vectors = probe("what_st2si_reads").text_vectors(str(tiny[backbone]), RaggedTable.from_rows(rows), 5, "cpu")
+    model = AutoModel.from_pretrained(tiny[backbone]).eval()
+    with torch.no_grad():
+        alone = [model(input_ids=torch.tensor([row])).last_hidden_state[0].mean(dim=0) for row in rows if row]
     assert not vectors[[0, 2]].any()
-    assert torch.allclose(vectors[1], -vectors[3])
+    assert torch.allclose(vectors[[1, 3, 4]], torch.stack(alone) - torch.stack(alone).mean(dim=0), atol=1e-5)
 
 
 # -- frozen_text_probe, user_vector_probe, what_the_adapter_reads ------------------------------------------------------
