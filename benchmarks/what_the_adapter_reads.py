@@ -1,24 +1,21 @@
 """What a finished IDLE-Adapter run predicts from: its test metrics with other users' prompts, or other users' vectors.
 
     python benchmarks/what_the_adapter_reads.py --run=saved/<run> [--data_path=dataset/] [--rows=2000]
+        [--out=FILE.json]
 
 Prints one JSON line for the run as it is, for prompts shuffled over the test rows (each user keeps its vector), for
 user vectors shuffled over them (each keeps its prompt), and for vectors replaced by their mean. What a shuffle costs
 is what the head takes from that side.
 """
 
-import argparse
-import logging
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from shapes import print_line
+from probing import Lines, call, drawn_rows, load_run, parser, pieces, rank_metrics
 
 from recbole_llm.evaluation.ranks import target_ranks
-from recbole_llm.quick_start import load
 
 _ROWS = 1024
 
@@ -26,20 +23,14 @@ _ROWS = 1024
 @torch.no_grad()
 def vectors_of(model: Any, dataset: Any) -> torch.Tensor:
     """Return the user vectors of all rows [rows, interests, d]."""
-    return torch.cat([model.user_vectors(dataset[rows]) for rows in pieces(len(dataset))])
-
-
-def pieces(rows: int) -> Iterator[np.ndarray]:
-    """Yield the rows in order, some at a time."""
-    for begin in range(0, rows, _ROWS):
-        yield np.arange(begin, min(begin + _ROWS, rows))
+    return torch.cat([model.user_vectors(dataset[rows]) for rows in pieces(len(dataset), _ROWS)])
 
 
 @torch.no_grad()
 def ranks(model: Any, dataset: Any, vectors: torch.Tensor, prompts: np.ndarray) -> np.ndarray:
     """Return the rank of every row's target, read from `vectors[row]` and the prompt of row ``prompts[row]``."""
     found = []
-    for rows in pieces(len(dataset)):
+    for rows in pieces(len(dataset), _ROWS):
         shown, own = dataset[prompts[rows]], dataset[rows]
         tokens = model.virtual_tokens(vectors[torch.from_numpy(rows).to(vectors.device)])
         histories, lengths = shown[model.ITEM_SEQ].cpu().numpy(), shown[model.ITEM_SEQ_LEN].cpu().numpy()
@@ -55,17 +46,14 @@ def ranks(model: Any, dataset: Any, vectors: torch.Tensor, prompts: np.ndarray) 
 
 def main() -> None:
     """Print the four lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True)
-    parser.add_argument("--data_path")
-    parser.add_argument("--rows", type=int, help="test rows, drawn at random; all if not given")
-    arguments = parser.parse_args()
-    logging.disable(logging.WARNING)
-    parts = load(arguments.run, {"data_path": arguments.data_path} if arguments.data_path else None)
-    model, dataset = parts.model, parts.test._dataset
+    arguments_of = parser(__doc__)
+    arguments_of.add_argument("--run", required=True)
+    arguments_of.add_argument("--rows", type=int, help="test rows, drawn at random; all if not given")
+    arguments = arguments_of.parse_args()
+    parts = load_run(arguments.run, arguments.data_path)
+    model, dataset, lines = parts.model, parts.test._dataset, Lines("what_the_adapter_reads")
     if arguments.rows is not None:
-        drawn = np.random.default_rng(0).permutation(len(dataset))[: arguments.rows]
-        dataset = dataset.copy(dataset.inter_feat[np.sort(drawn)])
+        dataset = dataset.copy(dataset.inter_feat[drawn_rows(len(dataset), arguments.rows)])
     vectors = vectors_of(model, dataset)
     own, shuffled = np.arange(len(dataset)), np.random.default_rng(0).permutation(len(dataset))
     for name, read, prompts in (
@@ -75,12 +63,9 @@ def main() -> None:
         ("user vectors replaced by their mean", vectors.mean(dim=0, keepdim=True).expand_as(vectors), own),
     ):
         rank = ranks(model, dataset, read, prompts)
-        gains = np.where(rank <= 10, 1 / np.log2(rank + 1), 0)
-        print_line(
-            name="what_the_adapter_reads", inputs=name, rows=len(rank), hit5=float((rank <= 5).mean()),
-            hit10=float((rank <= 10).mean()), ndcg10=float(gains.mean()), mrr=float((1 / rank).mean()),
-        )  # fmt: skip
+        lines.add(inputs=name, rows=len(rank), **rank_metrics(rank))
+    lines.write(arguments.out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(call(main))
