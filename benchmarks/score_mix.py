@@ -1,11 +1,11 @@
 """What a mix of the scores of two or three finished runs reaches, and how different the users are whom they serve.
 
     python benchmarks/score_mix.py --runs=saved/<run>,saved/<run>[,saved/<run>] [--data_path=dataset/]
-        [--out=FILE.json]
+        [--own] [--out=FILE.json]
 
 The runs are of one data set and of any models that score all items at once; all must have the same validation and test
 rows. A mix is ``w_1 log p_1 + w_2 log p_2 (+ w_3 log p_3)`` over all items but the padding, p being the softmax of a
-run's own scores; nobody's history is masked. The weights are those of a grid (steps of 0.05 for two runs, 0.1 for
+run's scores (with --own, without those of an id model that ST2SI mixes in); nobody's history is masked. The weights are those of a grid (steps of 0.05 for two runs, 0.1 for
 three) with the best NDCG@10 on validation. A tie counts against the target, as in every evaluation here.
 
 Prints JSON lines: every run alone, the chosen mix, the mix that is best on test (a bound: nobody could have chosen it),
@@ -199,9 +199,13 @@ def main() -> None:
     """Print all lines."""
     arguments_of = parser(__doc__)
     arguments_of.add_argument("--runs", required=True, help="two or three folders of runs, separated by commas")
+    arguments_of.add_argument("--own", action="store_true", help="leave out the id model that a run of ST2SI mixes in")
     arguments = arguments_of.parse_args()
     folders = [folder for folder in arguments.runs.split(",") if folder]
     runs, lines = load_runs(folders, arguments.data_path), Lines("score_mix")
+    for parts in runs.values():
+        if arguments.own and hasattr(parts.model, "id_scores"):
+            parts.model.id_scores = None
     weights = grid(len(runs))
     alone = {label: int(np.flatnonzero(weights[:, place] == 1)[0]) for place, label in enumerate(runs)}
     users, targets, ranks, best = {}, {}, {}, {}
