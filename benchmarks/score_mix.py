@@ -5,8 +5,9 @@
 
 The runs are of one data set and of any models that score all items at once; all must have the same validation and test
 rows. A mix is ``w_1 log p_1 + w_2 log p_2 (+ w_3 log p_3)`` over all items but the padding, p being the softmax of a
-run's scores (with --own, without those of an id model that ST2SI mixes in); nobody's history is masked. The weights are those of a grid (steps of 0.05 for two runs, 0.1 for
-three) with the best NDCG@10 on validation. A tie counts against the target, as in every evaluation here.
+run's scores (with --own, without those of an id model that ST2SI mixes in); nobody's history is masked. The weights
+are those of a grid (steps of 0.05 for two runs, 0.1 for three) with the best NDCG@10 on validation. A tie counts
+against the target, as in every evaluation here.
 
 Prints JSON lines: every run alone, the chosen mix, the mix that is best on test (a bound: nobody could have chosen it),
 the oracle (each user served by the run that ranks its target best, a bound, too), how often the first ten of two runs
