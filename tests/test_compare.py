@@ -20,7 +20,8 @@ from recbole_llm.errors import CheckpointError, SettingError
 from recbole_llm.quick_start import run
 
 ROOT = Path(__file__).parents[1]
-KEPT = ROOT / "results" / "ml-100k"
+KEPT = ROOT / "results" / "runs" / "ml-100k"
+POP, SASREC = KEPT / "Pop" / "seed-2020", KEPT / "SASRec-default" / "seed-2020"
 MODELS = ["Pop", "BPR", "GRU4Rec", "SASRec", "ST2SI"]
 
 
@@ -256,16 +257,16 @@ def test_reasons(tmp_path):
 
 def test_kept_runs_give_their_table_and_start_nothing(workdir, monkeypatch, capsys):
     monkeypatch.setattr(compare_cells, "start_run", lambda *_: pytest.fail("a run was started"))
-    names = ["Pop", "SASRec", "ST2SI-ilp-8-items", "ST2SI-ilp-50-items"]
-    runs = ",".join(f"{name}:{KEPT / name}" for name in names)
-    assert main(["compare", f"--runs={runs}", "--out=here", "--show=ndcg@10,mrr"]) == 0
+    names = ["Pop", "SASRec", "ST2SI-ILP-8-items", "ST2SI-ILP-50-items"]
+    runs = [f"--runs=SASRec:{SASREC},{KEPT}/*/*", f"--models={','.join(names)}"]
+    assert main(["compare", *runs, "--out=here", "--show=ndcg@10,mrr"]) == 0
     printed = capsys.readouterr().out
     comparison = json.loads((workdir / "here" / "comparison.json").read_text())
     assert comparison["models"] == names
     assert printed.splitlines()[-1] == str(Path("here") / "comparison.json")
     assert "| SASRec | **0.0589** | **0.0579** |" in printed
     pairs = {(p["label"], p["against"]) for p in comparison["significance"]}
-    assert ("ST2SI-ilp-8-items", "SASRec") in pairs, "a difference is what ours gain"
+    assert ("ST2SI-ILP-8-items", "SASRec") in pairs, "a difference is what ours gain"
     groups = [g for g in comparison["groups"] if (g["label"], g["by"]) == ("SASRec", "popularity")]
     assert [(g["group"], g["order"]) for g in groups] == [("head", 0), ("middle", 1), ("tail", 2), ("never", 3)]
     assert sum(g["targets"] for g in groups) == 943
@@ -273,12 +274,14 @@ def test_kept_runs_give_their_table_and_start_nothing(workdir, monkeypatch, caps
     assert groups[3]["metrics"]["mrr"]["mean"] < groups[0]["metrics"]["mrr"]["mean"]
     assert any("Pop on ml-100k gives many items the same score" in note for note in comparison["notes"])
     cell = comparison["cells"][-1]
-    assert (workdir / "here" / cell["run"] / "result.json").samefile(KEPT / names[-1] / "result.json")
+    assert (workdir / "here" / cell["run"] / "result.json").samefile(KEPT / names[-1] / "seed-2020" / "result.json")
     assert "--backbone=smollm2-135m" in cell["command"] and "--mask_history" not in cell["command"]
 
 
 def test_a_pattern_names_runs_after_what_tells_them_apart(workdir):
-    comparison = compare(Options(runs=[str(KEPT / "*")], out="here", show=["mrr"]))
+    for folder in KEPT.iterdir():
+        (workdir / folder.name).symlink_to(folder / "seed-2020")
+    comparison = compare(Options(runs=[str(workdir / "*")], out="here", show=["mrr"]))
     assert comparison["models"] == [
         "BERT4Rec", "GRU4Rec", "Pop", "SASRec", "ST2SI (MAX_ITEM_LIST_LENGTH=50)",
         "ST2SI (MAX_ITEM_LIST_LENGTH=8, train_window=recent)",
@@ -294,7 +297,7 @@ def test_runs_fill_their_cells_of_a_plan(workdir, monkeypatch):
     monkeypatch.setattr(compare_cells, "reason", lambda *_: "not really started")
     shared = {k: v for k, v in settings.items() if k != "dataset"}
     options = Options(
-        models="Pop,BPR", dataset="small", runs=[str(path.parent), str(KEPT / "Pop")], settings=shared, show="mrr"
+        models="Pop,BPR", dataset="small", runs=[str(path.parent), str(POP)], settings=shared, show="mrr"
     )
     comparison = compare(options)
     cells = {(cell["dataset"], cell["label"]): (cell["status"], cell["reason"]) for cell in comparison["cells"]}
@@ -310,7 +313,7 @@ def test_runs_fill_their_cells_of_a_plan(workdir, monkeypatch):
 def altered(tmp_path, name, **settings):
     """A copy of the kept run of SASRec with other settings."""
     folder = tmp_path / name
-    shutil.copytree(KEPT / "SASRec", folder)
+    shutil.copytree(SASREC, folder)
     result = json.loads((folder / "result.json").read_text())
     counts = settings.pop("counts", {})
     result["settings"] |= settings
@@ -340,8 +343,8 @@ def altered(tmp_path, name, **settings):
 def test_runs_of_different_protocols_are_refused(workdir, settings, message):
     other = altered(workdir, "other", **settings)
     with pytest.raises(SettingError, match=message) as error:
-        compare(Options(runs=[str(KEPT / "Pop"), str(other)], out="here"))
-    assert str(KEPT / "Pop") in str(error.value) and str(other) in str(error.value)
+        compare(Options(runs=[str(POP), str(other)], out="here"))
+    assert str(POP) in str(error.value) and str(other) in str(error.value)
     assert not (workdir / "here" / "comparison.json").exists()
 
 
@@ -349,7 +352,7 @@ def test_same_protocol_said_otherwise_is_the_same(workdir):
     modes = {"valid": "full", "test": "full"}
     args = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": modes}
     other = altered(workdir, "o", eval_args=args, user_inter_num_interval="[0, inf)", candidate_seeds=5)
-    assert compare(Options(runs=[str(KEPT / "Pop"), str(other)], out="here"))["models"] == ["Pop", "SASRec"]
+    assert compare(Options(runs=[str(POP), str(other)], out="here"))["models"] == ["Pop", "SASRec"]
 
 
 def test_runs_tested_on_other_targets_are_refused(workdir):
@@ -361,7 +364,7 @@ def test_runs_tested_on_other_targets_are_refused(workdir):
     user, item, rank = lines[1].split("\t")
     path.write_bytes(gzip.compress("\n".join([lines[0], f"{user}\t{item}9\t{rank}", *lines[2:]]).encode()))
     with pytest.raises(SettingError, match=rf"only one of them was tested on item '{item}9?' of user '{user}'"):
-        compare(Options(runs=[str(KEPT / "Pop"), str(other)], out="here"))
+        compare(Options(runs=[str(POP), str(other)], out="here"))
 
 
 def test_runs_that_are_none(workdir):
@@ -369,7 +372,7 @@ def test_runs_that_are_none(workdir):
     for runs, message in (
         ("saved/half", "saved/half is not a finished run"),
         ("saved/*", "no finished run is at saved/\\*"),
-        (f"{KEPT}/SASRec,{altered(workdir, 'same')}", "are both SASRec on ml-100k with seed 2020: leave one out"),
+        (f"SASRec:{SASREC},{altered(workdir, 'same')}", "are both SASRec on ml-100k with seed 2020: leave one out"),
     ):
         with pytest.raises((CheckpointError, SettingError), match=message):
             compare(Options(runs=runs))
@@ -383,7 +386,7 @@ def test_runs_that_are_none(workdir):
         ({"test": {"mrr": "high"}}, "mrr is 'high', not a number"),
         ({"test": {}}, "has no test metrics"),
     ):
-        result = json.loads((KEPT / "SASRec" / "result.json").read_text()) | changed
+        result = json.loads((SASREC / "result.json").read_text()) | changed
         (workdir / "saved" / "half" / "result.json").write_text(json.dumps(result))
         with pytest.raises(CheckpointError, match=message):
             compare(Options(runs="saved/half"))
@@ -454,7 +457,7 @@ def test_options_of_the_command_line():
 
 
 def test_labels_and_metrics_must_be_there(workdir):
-    runs = [str(KEPT / "Pop"), str(KEPT / "SASRec")]
+    runs = [str(POP), str(SASREC)]
     for options, message in (
         ({"show": ["ndcg@7"]}, "show=ndcg@7 is no metric of the runs"),
         ({"ours": ["SASRek"]}, "ours=SASRek is not compared; did you mean 'SASRec'"),

@@ -74,7 +74,7 @@ RUN: dict[str, dict[str, object]] = {
     "--seeds=3": ONE_SEED,
     "recbole-llm compare --models=SASRec,ST2SI,ST2SI-LoRA --dataset=ml-100k --model_settings=models.yaml "
     "--show=ndcg@10,mrr": {},
-    "recbole-llm compare --runs='results/ml-100k/*' --format=latex": WHOLE_DATA,
+    "recbole-llm compare --runs='results/runs/ml-100k/*/*' --format=latex": WHOLE_DATA,
     "recbole-llm plot --kind=bars --comparison=comparisons/<name>/comparison.json": {},
     "recbole-llm plot --kind=groups --comparison=comparisons/<name>/comparison.json --metric=ndcg@10": {},
     "recbole-llm plot --kind=curves --runs=saved/<run> --out=plots": {},
@@ -98,7 +98,7 @@ RUN: dict[str, dict[str, object]] = {
         **ONE_SEED,
     },
     "recbole-llm compare --runs='saved/*-Scientific-*' --papers": {},
-    "recbole-llm compare --runs='results/ml-100k/*'": WHOLE_DATA,
+    "recbole-llm compare --runs='results/runs/ml-100k/*/*'": WHOLE_DATA,
     "recbole-llm run --config_files=saved/<run>/config.yaml": {},
     # idle_adapter.md
     "recbole-llm run --model=IDLEAdapter --dataset=ml-100k": IDLE,

@@ -10,7 +10,8 @@ import pytest
 from test_paper_setups import COLUMNS, TABLE_2
 
 from recbole_llm.evaluation.comparison import analyse, printed_in_papers
-from recbole_llm.evaluation.comparison_tables import csv_table, latex, latex_table, markdown_table, metric_name
+from recbole_llm.evaluation.comparison_columns import metric_name
+from recbole_llm.evaluation.comparison_tables import csv_table, latex, latex_table, markdown_table
 from recbole_llm.files import read_yaml
 from recbole_llm.paths import shipped
 
