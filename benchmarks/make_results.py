@@ -108,7 +108,8 @@ def _there(options: Options) -> tuple[Options | None, list[str]]:
     missing = [f"no run is at {_path(pattern)}" for pattern in options.runs if pattern not in patterns]
     known = {label for label, _ in find_runs(patterns)}
     models = [name for name in options.models if name in known]
-    missing += [f"no run of {name}" for name in options.models if name not in known] if patterns else []
+    lacking = [name for name in options.models if name not in known]
+    missing += [f"no run of {', '.join(lacking)}"] if patterns and lacking else []
     if not patterns or (options.models and not models):
         return None, missing
     ours, baselines = ([name for name in names if name in known] for names in (options.ours, options.baselines))

@@ -143,7 +143,7 @@ def _chosen(runs: list[_Named], models: Sequence[str]) -> list[_Named]:
 
 
 def _require_one_setting(cells: Sequence[Cell]) -> None:
-    """Check that runs of one label on one data set differ in their seeds alone; a setting that one lacks is passed over."""
+    """Check that runs of one label on one data set differ in their seeds alone, as far as both know a setting."""
     first: dict[tuple[str, str], Cell] = {}
     for cell in cells:
         other = first.setdefault((cell.dataset, cell.label), cell)

@@ -1,4 +1,4 @@
-"""Columns of a comparison's table beside test metrics: what the runs recorded, how many there are, intervals over users."""
+"""Columns of a comparison's table beside test metrics: what runs recorded, their number, intervals over users."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -60,8 +60,9 @@ def read_facts(settings: dict[str, Any]) -> Facts:
     Raises:
         RecBoleLLMError: if the data are not here, or do not tell.
     """
-    if not has_folder(settings["dataset"], Path(settings["data_path"])):
-        raise DataError(f"its data are not in {settings['data_path']}")  # nothing is fetched to compare runs
+    place = settings.get("data_path", "dataset/")
+    if not has_folder(settings["dataset"], Path(place)):
+        raise DataError(f"its data are not in {place}")  # nothing is fetched to compare runs
     config = Config(config_dict=settings)
     if config["benchmark_filename"] is not None:
         raise DataError("the split is given by files whose rows do not say what a user did before")
