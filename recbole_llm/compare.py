@@ -19,6 +19,7 @@ from recbole_llm.compare_runs import RESULT_FIELDS, cells_of_runs, find_runs, re
 from recbole_llm.config import Config, has_setting, parse_command_line, parse_value
 from recbole_llm.errors import SettingError, nearest, require_one_of
 from recbole_llm.evaluation.comparison import analyse
+from recbole_llm.evaluation.comparison_columns import interval_metrics
 from recbole_llm.evaluation.comparison_tables import ROWS, csv_table, latex_table, markdown_table
 from recbole_llm.evaluation.protocol import Measured, require_one_protocol
 from recbole_llm.evaluation.ranks import read_ranks
@@ -152,13 +153,14 @@ def compare(options: Options, command: str | None = None) -> dict[str, Any]:
     runner = CellRunner(folder, asked, lambda text: print(text, file=sys.stderr))
     finish_all(cells, runner)
     _require_one_protocol([cell for cell in cells if cell.status == "done"], before=False)
+    of_users = options.significance or interval_metrics(options.show)
     comparison = {
         "version": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command or "",
         **analyse(
             cells=[_entry(cell, folder) for cell in cells],
-            ranks=[_ranks(cell) for cell in cells],
+            ranks=[_ranks(cell) if of_users else None for cell in cells],
             settings=_data_settings(cells, options),
             show=options.show,
             ours=options.ours,

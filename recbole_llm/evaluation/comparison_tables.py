@@ -115,7 +115,8 @@ def caption(comparison: dict[str, Any]) -> list[str]:
             " ** and *: better than it with p < 0.01 and p < 0.05 in both the paired t-test and Wilcoxon's signed-rank "
             "test over users, corrected after Holm for all pairs of models."
         )
-        sentences.append(f"Improvements are over the best of {baselines}.{tests if comparison['significance'] else ''}")
+        tested = comparison["significance"] or any(entry["mark"] for entry in comparison["summary"])
+        sentences.append(f"Improvements are over the best of {baselines}.{tests if tested else ''}")
     if comparison["papers"]:
         sentences.append(
             "Rows 'as printed' are the papers' own numbers. They come from other preparations of the data, and "
