@@ -15,10 +15,11 @@ from typing import Any
 
 from recbole_llm import __version__, registry
 from recbole_llm.compare_cells import Cell, CellRunner, finish_all, plan_cells, read_model_settings
-from recbole_llm.compare_runs import cells_of_runs, find_runs, read_result
+from recbole_llm.compare_runs import RESULT_FIELDS, cells_of_runs, find_runs, read_result
 from recbole_llm.config import Config, has_setting, parse_command_line, parse_value
 from recbole_llm.errors import SettingError, nearest, require_one_of
 from recbole_llm.evaluation.comparison import analyse
+from recbole_llm.evaluation.comparison_columns import interval_metrics
 from recbole_llm.evaluation.comparison_tables import ROWS, csv_table, latex_table, markdown_table
 from recbole_llm.evaluation.protocol import Measured, require_one_protocol
 from recbole_llm.evaluation.ranks import read_ranks
@@ -39,6 +40,7 @@ class Options:
 
     Attributes:
         models: model names, each alone or as ``label:model``; a label of `model_settings` names the model given there.
+            Without `dataset`, labels of `runs`: the table has these rows in this order, and nothing is started.
         dataset: data set names.
         seeds: how many, from the setting `seed` on, or a list of them.
         config_files: YAML files with settings of all models.
@@ -46,10 +48,14 @@ class Options:
         model_settings: settings of each label, or a YAML file with them; ``model`` names a label's model.
         runs: finished runs, see `compare_runs.find_runs`; they take the place of the cells that they are.
         out: the folder; None: ``comparisons/<data sets>-<hash of what is compared>``.
-        show: metrics of the table; empty: NDCG and Recall at the largest cut-off, and MRR.
+        show: metrics of the table, and other columns: ``seeds``, ``interval.ndcg@10`` over users, and what
+            `result.json` has under a name, a dot leading into a mapping: ``epochs``, ``valid.ndcg@10``,
+            ``seconds.fit``; empty: NDCG and Recall at the largest cut-off, and MRR.
         ours: labels whose improvement is shown; empty: models that read text.
         baselines: labels that `ours` are measured against; empty: all others.
         papers: whether the papers' printed numbers stand beside ours.
+        significance: whether there are tests and intervals over users and metrics by group; without, an improvement is
+            shown for models that `ours` names alone.
         rows: ``models`` or ``metrics``.
         format: which table is printed: ``markdown``, ``latex`` or ``csv``; all are written.
 
@@ -69,6 +75,7 @@ class Options:
     ours: Sequence[str] = ()
     baselines: Sequence[str] = ()
     papers: bool = False
+    significance: bool = True
     rows: str = "models"
     format: str = "markdown"
 
@@ -78,7 +85,7 @@ class Options:
             setattr(self, name, names_of(value) if isinstance(value, str) else [str(entry) for entry in value])
         if not self.models and not self.runs:
             raise SettingError("nothing is named to compare: add --models=ST2SI,SASRec or --runs='saved/*'")
-        if self.models and not self.dataset:
+        if self.models and not self.dataset and not self.runs:
             raise SettingError("no data set is named: add --dataset=ml-100k, or several separated by commas")
         if isinstance(self.seeds, bool) or not (isinstance(self.seeds, int) and self.seeds >= 1):
             self.seeds = _seed_list(self.seeds)
@@ -87,9 +94,14 @@ class Options:
         for name, verb in (("model", "--models"), ("dataset", "--dataset")):
             if name in self.settings:
                 raise SettingError(f"compare takes several: name them with {verb}, not with {name}")
-        if not self.models:
+        if not self.plans:
             self._require_no_settings()
         self.show = [metric.lower() for metric in self.show]
+
+    @property
+    def plans(self) -> bool:
+        """Whether runs may be started."""
+        return bool(self.models and self.dataset)
 
     def _require_no_settings(self) -> None:
         """Finished runs have their settings: any other is misspelt, or would be passed over in silence."""
@@ -130,7 +142,7 @@ def compare(options: Options, command: str | None = None) -> dict[str, Any]:
         RecBoleLLMError: one of its kinds, before anything runs; a run that fails is told in its cell.
     """
     environment = dict(os.environ)
-    handed = cells_of_runs(find_runs(options.runs))
+    handed = cells_of_runs(find_runs(options.runs), () if options.plans else options.models)
     cells = _with_handed(_planned(options), handed)
     # A Config sets CUDA_VISIBLE_DEVICES for its process; the runs' own do so again.
     os.environ.clear()
@@ -141,18 +153,20 @@ def compare(options: Options, command: str | None = None) -> dict[str, Any]:
     runner = CellRunner(folder, asked, lambda text: print(text, file=sys.stderr))
     finish_all(cells, runner)
     _require_one_protocol([cell for cell in cells if cell.status == "done"], before=False)
+    of_users = options.significance or interval_metrics(options.show)
     comparison = {
         "version": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command or "",
         **analyse(
             cells=[_entry(cell, folder) for cell in cells],
-            ranks=[_ranks(cell) for cell in cells],
+            ranks=[_ranks(cell) if of_users else None for cell in cells],
             settings=_data_settings(cells, options),
             show=options.show,
             ours=options.ours,
             baselines=options.baselines,
             papers=options.papers,
+            significance=options.significance,
         ),
     }
     write_json(folder / JSON, comparison)
@@ -163,7 +177,7 @@ def compare(options: Options, command: str | None = None) -> dict[str, Any]:
 
 
 def _planned(options: Options) -> list[Cell]:
-    if not options.models:
+    if not options.plans:
         return []
     own = options.model_settings
     own = read_model_settings(own) if isinstance(own, (str, Path)) else {k: dict(v) for k, v in own.items()}
@@ -266,6 +280,7 @@ def _entry(cell: Cell, folder: Path) -> dict[str, Any]:
         **{name: result.get(name) for name in ("peak_memory_bytes", "peak_gpu_memory_bytes", "commit")},
         "settings": plain(cell.given),
         "history": result.get("history", []),
+        "extras": {name: value for name, value in result.items() if name not in RESULT_FIELDS},
     }
 
 
@@ -325,10 +340,11 @@ def parse_options(arguments: Sequence[str]) -> Options:
                 raise SettingError(f"--{name} is given twice, as '{given[name]}' and '{value}'")
         else:
             rest.append(argument)
-    for name in ("seeds", "papers"):
+    for name in ("seeds", "papers", "significance"):
         if isinstance(given.get(name), str):
             given[name] = parse_value(given[name])
-    if not isinstance(given.get("papers", False), bool):
-        raise SettingError(f"papers={given['papers']} must be true or false")
+    for name in ("papers", "significance"):
+        if not isinstance(given.get(name, False), bool):
+            raise SettingError(f"{name}={given[name]} must be true or false")
     given["config_files"] = given.get("config_files", "").split()
     return Options(**given, settings=parse_command_line(rest))

@@ -260,6 +260,15 @@ def known_datasets(data_path: Path) -> list[str]:
     return sorted({*here, "ml-100k", *(path.stem for path in shipped("dataset_configs").glob("*.yaml"))})
 
 
+def has_folder(dataset: str, data_path: Path) -> bool:
+    """Tell whether a data set is in `data_path` or among RecBole's examples."""
+    return any(folder.is_dir() for folder in _folders(dataset, data_path))
+
+
+def _folders(dataset: str, data_path: Path) -> tuple[Path, Path]:
+    return data_path / dataset, _RECBOLE / "dataset_example" / dataset
+
+
 def _dataset_folder(dataset: str, data_path: Path) -> Path:
     """Return the folder of a data set's atomic files: in `data_path`, else among RecBole's examples, else made anew.
 
@@ -267,8 +276,7 @@ def _dataset_folder(dataset: str, data_path: Path) -> Path:
         SettingError: if no such data set is known; the nearest name is told.
         DataError: if it is known but can neither be found nor be made here; the files to put in place are named.
     """
-    example = _RECBOLE / "dataset_example" / dataset
-    for folder in (data_path / dataset, example):
+    for folder in _folders(dataset, data_path):
         if folder.is_dir():
             return folder
     if (shipped("dataset_configs") / f"{dataset}.yaml").is_file():

@@ -20,7 +20,8 @@ from recbole_llm.errors import CheckpointError, SettingError
 from recbole_llm.quick_start import run
 
 ROOT = Path(__file__).parents[1]
-KEPT = ROOT / "results" / "ml-100k"
+KEPT = ROOT / "results" / "runs" / "ml-100k"
+POP, SASREC = KEPT / "Pop" / "seed-2020", KEPT / "SASRec-default" / "seed-2020"
 MODELS = ["Pop", "BPR", "GRU4Rec", "SASRec", "ST2SI"]
 
 
@@ -231,7 +232,7 @@ def test_a_library_may_complain_behind_a_run(workdir, monkeypatch, capsys):
     """The path of the result need not be the last line of the log: standard error goes there, too."""
 
     def start_run(arguments, log, lock):
-        log.write_text(f"a table\n{KEPT / 'Pop' / 'result.json'}\n[W] a process group was not destroyed\n")
+        log.write_text(f"a table\n{POP / 'result.json'}\n[W] a process group was not destroyed\n")
         return 0
 
     monkeypatch.setattr(compare_cells, "start_run", start_run)
@@ -256,16 +257,16 @@ def test_reasons(tmp_path):
 
 def test_kept_runs_give_their_table_and_start_nothing(workdir, monkeypatch, capsys):
     monkeypatch.setattr(compare_cells, "start_run", lambda *_: pytest.fail("a run was started"))
-    names = ["Pop", "SASRec", "ST2SI-ilp-8-items", "ST2SI-ilp-50-items"]
-    runs = ",".join(f"{name}:{KEPT / name}" for name in names)
-    assert main(["compare", f"--runs={runs}", "--out=here", "--show=ndcg@10,mrr"]) == 0
+    names = ["Pop", "SASRec", "ST2SI-ILP-8-items", "ST2SI-ILP-50-items"]
+    runs = [f"--runs=SASRec:{SASREC},{KEPT}/*/*", f"--models={','.join(names)}"]
+    assert main(["compare", *runs, "--out=here", "--show=ndcg@10,mrr"]) == 0
     printed = capsys.readouterr().out
     comparison = json.loads((workdir / "here" / "comparison.json").read_text())
     assert comparison["models"] == names
     assert printed.splitlines()[-1] == str(Path("here") / "comparison.json")
     assert "| SASRec | **0.0589** | **0.0579** |" in printed
     pairs = {(p["label"], p["against"]) for p in comparison["significance"]}
-    assert ("ST2SI-ilp-8-items", "SASRec") in pairs, "a difference is what ours gain"
+    assert ("ST2SI-ILP-8-items", "SASRec") in pairs, "a difference is what ours gain"
     groups = [g for g in comparison["groups"] if (g["label"], g["by"]) == ("SASRec", "popularity")]
     assert [(g["group"], g["order"]) for g in groups] == [("head", 0), ("middle", 1), ("tail", 2), ("never", 3)]
     assert sum(g["targets"] for g in groups) == 943
@@ -273,16 +274,87 @@ def test_kept_runs_give_their_table_and_start_nothing(workdir, monkeypatch, caps
     assert groups[3]["metrics"]["mrr"]["mean"] < groups[0]["metrics"]["mrr"]["mean"]
     assert any("Pop on ml-100k gives many items the same score" in note for note in comparison["notes"])
     cell = comparison["cells"][-1]
-    assert (workdir / "here" / cell["run"] / "result.json").samefile(KEPT / names[-1] / "result.json")
+    assert (workdir / "here" / cell["run"] / "result.json").samefile(KEPT / names[-1] / "seed-2020" / "result.json")
     assert "--backbone=smollm2-135m" in cell["command"] and "--mask_history" not in cell["command"]
 
 
 def test_a_pattern_names_runs_after_what_tells_them_apart(workdir):
-    comparison = compare(Options(runs=[str(KEPT / "*")], out="here", show=["mrr"]))
+    for folder in KEPT.iterdir():
+        (workdir / folder.name).symlink_to(folder / "seed-2020")
+    comparison = compare(Options(runs=[str(workdir / "*")], out="here", show=["mrr"]))
     assert comparison["models"] == [
         "BERT4Rec", "GRU4Rec", "Pop", "SASRec", "ST2SI (MAX_ITEM_LIST_LENGTH=50)",
         "ST2SI (MAX_ITEM_LIST_LENGTH=8, train_window=recent)",
     ]  # fmt: skip
+
+
+def seeds_of(folder, **changed):
+    """Three runs of one label in `folder`, with other settings in the last."""
+    for seed in (1, 2, 3):
+        copy = altered(folder, f"seed-{seed}", seed=seed, **(changed if seed == 3 else {}))
+        result = json.loads((copy / "result.json").read_text())
+        result |= {"seed": seed, "epochs": 10 * seed}
+        result["test"]["mrr"] = 0.05 + 0.01 * seed
+        result["valid"]["ndcg@10"] = 0.07 + 0.02 * seed
+        (copy / "result.json").write_text(json.dumps(result))
+
+
+def test_runs_in_folders_of_seeds_are_named_after_the_folder_above(workdir, monkeypatch, capsys):
+    monkeypatch.setattr(compare_cells, "start_run", lambda *_: pytest.fail("a run was started"))
+    seeds_of(workdir / "runs" / "SASRec-mine", id_model_path="saved/another")
+    arguments = ["--show=epochs,mrr,valid.ndcg@10,seeds", "--significance=false", "--out=here"]
+    runs = f"--runs=runs/*/*,{KEPT}/*/*"
+    assert main(["compare", runs, "--models=SASRec-mine,GRU4Rec-default", *arguments]) == 0
+    own = json.loads((KEPT / "GRU4Rec-default" / "seed-2020" / "result.json").read_text())
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert rows[0] == "| Model | Epochs | MRR | Valid NDCG@10 | Seeds |"
+    assert rows[2] == "| SASRec-mine | 20 | **0.0700 ± 0.0100** | 0.1100 ± 0.0200 | 3 |"
+    assert rows[3].startswith(f"| GRU4Rec-default | {own['epochs']} | <u>{own['test']['mrr']:.4f}</u> |")
+    comparison = json.loads((workdir / "here" / "comparison.json").read_text())
+    assert comparison["metrics"] == ["mrr"]
+    assert not comparison["significance"] and not comparison["intervals"] and not comparison["groups"]
+
+
+def test_runs_of_one_label_must_have_one_setting(workdir):
+    seeds_of(workdir / "runs" / "mine", learning_rate=0.5)
+    message = (
+        "seed-1 and .*seed-3 are both mine on ml-100k, but learning_rate is 0.001 in the first and 0.5 in the second"
+    )
+    with pytest.raises(SettingError, match=message):
+        compare(Options(runs="runs/mine/*", out="here"))
+
+
+def test_rows_must_be_of_runs_that_are_there(workdir):
+    with pytest.raises(SettingError, match=r"models=SASRec is none of the runs.*did you mean 'SASRec-default'"):
+        compare(Options(runs=[f"{KEPT}/*/*"], models="Pop,SASRec", out="here"))
+    assert not (workdir / "here").exists()
+
+
+def test_intervals_of_a_table_are_those_of_the_whole_comparison(workdir, capsys):
+    options = {"runs": [f"{KEPT}/*/*"], "models": "SASRec-default,GRU4Rec-default"}
+    whole = compare(Options(**options, out="whole", show="mrr,ndcg@10"))
+    alone = compare(Options(**options, out="alone", show="mrr,interval.ndcg@10", significance=False))
+    assert alone["intervals"] == [entry for entry in whole["intervals"] if entry["metric"] == "ndcg@10"]
+    assert not alone["significance"] and whole["significance"]
+    low, high = (whole["intervals"][-2][name] for name in ("low", "high"))
+    assert f"| {low:.4f} to {high:.4f} |" in (workdir / "alone" / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize(("given", "shown"), [({}, []), ({"ours": "SASRec-default"}, ["SASRec-default"])])
+def test_without_significance_improvements_are_those_that_are_asked_for(workdir, given, shown):
+    labels = "SASRec-default,ST2SI-ILP-8-items"
+    comparison = compare(Options(runs=[f"{KEPT}/*/*"], models=labels, out="here", significance=False, **given))
+    improved = {entry["label"] for entry in comparison["summary"] if entry["improvement"] is not None}
+    assert sorted(improved) == comparison["ours"] == shown
+    assert "p < 0.01" not in (workdir / "here" / "comparison.md").read_text()
+
+
+def test_nothing_is_fetched_to_compare_runs(workdir, monkeypatch):
+    monkeypatch.setattr("recbole_llm.data.prepare.ensure", lambda *_: pytest.fail("a data set was made"))
+    runs = ROOT / "results" / "runs" / "Scientific"
+    comparison = compare(Options(runs=[f"{runs}/*/*"], models="SASRec,ST2SI-ILP", out="here", show="mrr"))
+    assert comparison["notes"] == ["Scientific: metrics by group are left out: its data are not in dataset/"]
+    assert not (workdir / "dataset").exists()
 
 
 def test_runs_fill_their_cells_of_a_plan(workdir, monkeypatch):
@@ -293,9 +365,7 @@ def test_runs_fill_their_cells_of_a_plan(workdir, monkeypatch):
     monkeypatch.setattr(compare_cells, "start_run", lambda arguments, *_: started.append(arguments) or 9)
     monkeypatch.setattr(compare_cells, "reason", lambda *_: "not really started")
     shared = {k: v for k, v in settings.items() if k != "dataset"}
-    options = Options(
-        models="Pop,BPR", dataset="small", runs=[str(path.parent), str(KEPT / "Pop")], settings=shared, show="mrr"
-    )
+    options = Options(models="Pop,BPR", dataset="small", runs=[str(path.parent), str(POP)], settings=shared, show="mrr")
     comparison = compare(options)
     cells = {(cell["dataset"], cell["label"]): (cell["status"], cell["reason"]) for cell in comparison["cells"]}
     assert cells == {
@@ -310,7 +380,7 @@ def test_runs_fill_their_cells_of_a_plan(workdir, monkeypatch):
 def altered(tmp_path, name, **settings):
     """A copy of the kept run of SASRec with other settings."""
     folder = tmp_path / name
-    shutil.copytree(KEPT / "SASRec", folder)
+    shutil.copytree(SASREC, folder)
     result = json.loads((folder / "result.json").read_text())
     counts = settings.pop("counts", {})
     result["settings"] |= settings
@@ -340,8 +410,8 @@ def altered(tmp_path, name, **settings):
 def test_runs_of_different_protocols_are_refused(workdir, settings, message):
     other = altered(workdir, "other", **settings)
     with pytest.raises(SettingError, match=message) as error:
-        compare(Options(runs=[str(KEPT / "Pop"), str(other)], out="here"))
-    assert str(KEPT / "Pop") in str(error.value) and str(other) in str(error.value)
+        compare(Options(runs=[str(POP), str(other)], out="here"))
+    assert str(POP) in str(error.value) and str(other) in str(error.value)
     assert not (workdir / "here" / "comparison.json").exists()
 
 
@@ -349,7 +419,7 @@ def test_same_protocol_said_otherwise_is_the_same(workdir):
     modes = {"valid": "full", "test": "full"}
     args = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": modes}
     other = altered(workdir, "o", eval_args=args, user_inter_num_interval="[0, inf)", candidate_seeds=5)
-    assert compare(Options(runs=[str(KEPT / "Pop"), str(other)], out="here"))["models"] == ["Pop", "SASRec"]
+    assert compare(Options(runs=[str(POP), str(other)], out="here"))["models"] == ["Pop", "SASRec"]
 
 
 def test_runs_tested_on_other_targets_are_refused(workdir):
@@ -361,7 +431,7 @@ def test_runs_tested_on_other_targets_are_refused(workdir):
     user, item, rank = lines[1].split("\t")
     path.write_bytes(gzip.compress("\n".join([lines[0], f"{user}\t{item}9\t{rank}", *lines[2:]]).encode()))
     with pytest.raises(SettingError, match=rf"only one of them was tested on item '{item}9?' of user '{user}'"):
-        compare(Options(runs=[str(KEPT / "Pop"), str(other)], out="here"))
+        compare(Options(runs=[str(POP), str(other)], out="here"))
 
 
 def test_runs_that_are_none(workdir):
@@ -369,7 +439,7 @@ def test_runs_that_are_none(workdir):
     for runs, message in (
         ("saved/half", "saved/half is not a finished run"),
         ("saved/*", "no finished run is at saved/\\*"),
-        (f"{KEPT}/SASRec,{altered(workdir, 'same')}", "are both SASRec on ml-100k with seed 2020: leave one out"),
+        (f"SASRec:{SASREC},{altered(workdir, 'same')}", "are both SASRec on ml-100k with seed 2020: leave one out"),
     ):
         with pytest.raises((CheckpointError, SettingError), match=message):
             compare(Options(runs=runs))
@@ -383,7 +453,7 @@ def test_runs_that_are_none(workdir):
         ({"test": {"mrr": "high"}}, "mrr is 'high', not a number"),
         ({"test": {}}, "has no test metrics"),
     ):
-        result = json.loads((KEPT / "SASRec" / "result.json").read_text()) | changed
+        result = json.loads((SASREC / "result.json").read_text()) | changed
         (workdir / "saved" / "half" / "result.json").write_text(json.dumps(result))
         with pytest.raises(CheckpointError, match=message):
             compare(Options(runs="saved/half"))
@@ -404,6 +474,7 @@ def test_runs_that_are_none(workdir):
         (["--models=Pop", "--dataset=ml-100k", "--rows=users"], "rows=users is not one of models, metrics"),
         (["--models=Pop", "--dataset=ml-100k", "--format=html"], "format=html is not one of"),
         (["--models=Pop", "--dataset=ml-100k", "--papers=perhaps"], "papers=perhaps must be true or false"),
+        (["--runs=saved/*", "--significance=no idea"], "significance=no idea must be true or false"),
         (["--models=Pop", "--dataset=ml-100k", "--epocs=3"], "there is no setting 'epocs'; did you mean 'epochs'?"),
         (["--models=Pop,BPR", "--dataset=ml-100k", "--hidden_size=3"], "no model of the comparison has the setting"),
         (["--models=Pop", "--dataset=no-such"], "there is no data set 'no-such'"),
@@ -454,10 +525,12 @@ def test_options_of_the_command_line():
 
 
 def test_labels_and_metrics_must_be_there(workdir):
-    runs = [str(KEPT / "Pop"), str(KEPT / "SASRec")]
+    runs = [str(POP), str(SASREC)]
     for options, message in (
         ({"show": ["ndcg@7"]}, "show=ndcg@7 is no metric of the runs"),
-        ({"ours": ["SASRek"]}, "ours=SASRek is not compared; did you mean 'SASRec'"),
+        ({"show": ["interval.ndcg@7"]}, "show=ndcg@7 is no metric of the runs"),
+        ({"show": ["seconds.fitt"]}, "show=seconds.fitt is nothing that the runs recorded; did you mean 'seconds.fit'"),
+        ({"ours": ["SASRek"]}, "ours=SASRek is not compared; did you mean 'SASRec-default'"),
         ({"baselines": ["Popp"]}, "baselines=Popp is not compared"),
     ):
         with pytest.raises(SettingError, match=message):

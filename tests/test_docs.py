@@ -35,13 +35,7 @@ IDLE = {
 ONE_SEED = {"seeds": 1}
 WHOLE_DATA = {"data_path": "nothing-cut"}  # RecBole's own ml-100k
 
-_SCIENTIFIC = "results/idle_adapter/scientific"
-KEPT_RUNS = [
-    f"IDLEAdapter:{_SCIENTIFIC}/IDLEAdapter-SASRec",
-    "ST2SI:results/st2si/scientific-lora",
-    f"SASRec:{_SCIENTIFIC}/SASRec-tuned",
-    *(f"{name}:{_SCIENTIFIC}/{name}" for name in ("ComiRec", "GRU4Rec", "BERT4Rec")),
-]
+_KEPT = "tests/test_results.py makes the table under it"
 
 RUN: dict[str, dict[str, object]] = {
     # README.md, index.md and first_run.md
@@ -74,7 +68,9 @@ RUN: dict[str, dict[str, object]] = {
     "--seeds=3": ONE_SEED,
     "recbole-llm compare --models=SASRec,ST2SI,ST2SI-LoRA --dataset=ml-100k --model_settings=models.yaml "
     "--show=ndcg@10,mrr": {},
-    "recbole-llm compare --runs='results/ml-100k/*' --format=latex": WHOLE_DATA,
+    "recbole-llm compare --runs='results/runs/ml-100k/*/*' --format=latex": WHOLE_DATA,
+    "recbole-llm compare --runs='results/runs/ml-100k/*/*' --models=SASRec-default,Pop --show=ndcg@10,interval.ndcg@10,"
+    "valid.ndcg@10,epochs,best_epoch,seconds.fit,seeds --significance=false": {},
     "recbole-llm plot --kind=bars --comparison=comparisons/<name>/comparison.json": {},
     "recbole-llm plot --kind=groups --comparison=comparisons/<name>/comparison.json --metric=ndcg@10": {},
     "recbole-llm plot --kind=curves --runs=saved/<run> --out=plots": {},
@@ -98,7 +94,7 @@ RUN: dict[str, dict[str, object]] = {
         **ONE_SEED,
     },
     "recbole-llm compare --runs='saved/*-Scientific-*' --papers": {},
-    "recbole-llm compare --runs='results/ml-100k/*'": WHOLE_DATA,
+    "recbole-llm compare --runs='results/runs/ml-100k/*/*'": WHOLE_DATA,
     "recbole-llm run --config_files=saved/<run>/config.yaml": {},
     # idle_adapter.md
     "recbole-llm run --model=IDLEAdapter --dataset=ml-100k": IDLE,
@@ -126,8 +122,11 @@ READ = {
     "recbole-llm prepare --dataset=Scientific --report": "network",
     "recbole-llm prepare --dataset=Scientific [--raw=FOLDER] [--out=FOLDER] [--report[=FILE]] "
     "[--tokenizer=NAME]": "network",
-    'recbole-llm compare --runs="' + ",".join(KEPT_RUNS) + '" --show=hit@5,ndcg@5,hit@10,ndcg@10,mrr --papers '
-    "--out=results/comparison-scientific": "tests/test_results.py runs it, on data that is not the small one here",
+    "recbole-llm compare --runs='results/runs/ml-100k/*/*' --models=Pop,GRU4Rec-default,SASRec-default,"
+    "BERT4Rec-default,ST2SI-ILP-8-items,ST2SI-ILP-50-items --show=ndcg@10,recall@10,mrr,epochs,seconds.fit,device "
+    "--significance=false": _KEPT,
+    "recbole-llm compare --runs='results/runs/Scientific/*/*' --models=IDLEAdapter-SASRec,ST2SI-LoRA,SASRec,"
+    "ComiRec-default,GRU4Rec-default,BERT4Rec-default --show=hit@5,ndcg@5,hit@10,ndcg@10,mrr": _KEPT,
     "recbole-llm prepare --dataset=ml-100k-llara --raw=FOLDER": "files that are not here",
 }
 
@@ -228,10 +227,11 @@ def check_compare(out, arguments):
     comparison = json.loads(Path(out.splitlines()[-1]).read_text())
     reasons = [cell["reason"] for cell in comparison["cells"] if cell["status"] != "done"]
     assert not reasons
-    assert {group["by"] for group in comparison["groups"]} == {"popularity", "history_length", "text_length"}
+    of_groups = set() if "--significance=false" in arguments else {"popularity", "history_length", "text_length"}
+    assert {group["by"] for group in comparison["groups"]} == of_groups
     if "--data_path=nothing-cut" in arguments:
         assert comparison["counts"]["ml-100k"]["users"] == 943
-        assert r"\toprule" in out or "| SASRec |" in out
+        assert r"\toprule" in out or "| SASRec-default |" in out
     asked = next((a.partition("=")[2].split(",") for a in arguments if a.startswith("--models=")), [])
     assert set(asked) <= set(comparison["models"])
     assert ("--papers" in arguments) == (comparison["papers"] is not None)

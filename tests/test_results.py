@@ -1,7 +1,9 @@
-"""The tables in results/ and the README are made from the kept runs."""
+"""Every table in results/ and the README is what the kept runs give."""
 
+import importlib.util
 import json
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +12,155 @@ import pytest
 
 from recbole_llm.cli import main
 from recbole_llm.evaluation.ranks import read_ranks
+from recbole_llm.run_folder import RESULT
 
 ROOT = Path(__file__).resolve().parents[1]
-SCIENTIFIC = ROOT / "results" / "comparison-scientific"
+RESULTS = ROOT / "results"
+RUNS = sorted(path.parent for path in RESULTS.rglob(RESULT))
+SCIENTIFIC = RESULTS / "comparison-scientific"
+PAGES = [ROOT / "README.md", *sorted(RESULTS.glob("*.md"))]
+# Tables of words, which nothing computes: the models at the head of the README.
+OF_WORDS = {"| model | idea | state |"}
+
+
+@pytest.fixture(scope="module")
+def tool():
+    path = ROOT / "benchmarks" / "make_results.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def of_pages(tool):
+    return [ROOT / page for page in tool.pages()]
+
+
+# -- the pages ---------------------------------------------------------------------------------------------------------
+
+
+def test_tables_of_all_pages_are_made_from_kept_runs(tool, capsys):
+    assert tool.main(["--check"]) == 0, capsys.readouterr().out
+    assert of_pages(tool) == PAGES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_table_stands_under_what_makes_it(page):
+    lines = page.read_text().splitlines()
+    heads = [n for n, line in enumerate(lines) if line.startswith("|") and not lines[n - 1].startswith("|")]
+    for n in heads:
+        assert lines[n] in OF_WORDS or lines[n - 2].startswith(("    recbole-llm compare --runs=", "    table: ")), (
+            lines[n]
+        )
+        assert lines[n] in OF_WORDS or lines[n - 1] == ""
+
+
+@pytest.mark.parametrize("page", sorted(RESULTS.rglob("*.md")), ids=lambda page: page.stem)
+def test_pages_name_only_what_is_there(page):
+    words = page.read_text().replace("(", " ").replace(")", " ").replace("`", " ").split()
+    named = [word.rstrip(".,;:") for word in words if word.startswith(("results/", "properties/", "plots/"))]
+    for name in named:
+        assert "<" in name or (ROOT / name).exists() or (page.parent / name).exists(), name
+
+
+# -- the tool ----------------------------------------------------------------------------------------------------------
+
+COMMAND = "    recbole-llm compare --runs='results/runs/{}/*/*' --models={} --show={} --significance=false"
+
+
+def page_of(folder, *lines):
+    page = folder / "page.md"
+    page.write_text("\n".join(["Before.", "", *lines, "", "After.", ""]))
+    return page
+
+
+def kept(dataset, label):
+    return json.loads((RESULTS / "runs" / dataset / label / "seed-2020" / RESULT).read_text())
+
+
+def test_a_table_is_put_under_its_command_and_then_stays(tool, tmp_path, capsys):
+    line = COMMAND.format("ml-100k", "SASRec-default,GRU4Rec-default", "mrr,valid.ndcg@10,best_epoch,seconds.fit,seeds")
+    page = page_of(tmp_path, line)
+    assert tool.main([str(page), "--check"]) == 1
+    assert f"{page}:3: the table differs" in capsys.readouterr().out
+    assert "|" not in page.read_text()
+    assert tool.main([str(page)]) == 0
+    results = [kept("ml-100k", label) for label in ("SASRec-default", "GRU4Rec-default")]
+    rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    assert rows[0] == "| Model | MRR | Valid NDCG@10 | Best epoch | Fit, s | Seeds |"
+    for row, result, style in zip(rows[2:], results, ("**{}**", "<u>{}</u>"), strict=True):
+        own = f"{result['valid']['ndcg@10']:.4f} | {result['best_epoch']} | {result['seconds']['fit']:.0f} | 1 |"
+        assert row == f"| {result['model']}-default | {style.format(format(result['test']['mrr'], '.4f'))} | {own}"
+    assert page.read_text().endswith("\n\nAfter.\n")
+    assert tool.main([str(page), "--check"]) == 0
+
+
+def test_a_digit_and_a_row_that_differ_are_found_and_repaired(tool, tmp_path, capsys):
+    page = page_of(tmp_path, COMMAND.format("ml-100k", "Pop,SASRec-default", "mrr"))
+    tool.main([str(page)])
+    made = page.read_text()
+    for wrong in (made.replace("0.0579", "0.0580"), made.replace("| Pop |", "| Top |")):
+        assert wrong != made
+        page.write_text(wrong)
+        assert tool.main([str(page), "--check"]) == 1
+        assert tool.main([str(page)]) == 0
+        assert page.read_text() == made
+
+
+def test_labels_without_a_run_are_left_out_and_told(tool, tmp_path, capsys):
+    page = page_of(
+        tmp_path, COMMAND.format("ml-100k", "NCF,Pop", "mrr"), "", "Else.", "", COMMAND.format("none", "Pop", "mrr")
+    )
+    assert tool.main([str(page)]) == 0
+    assert [row.split(" | ")[0] for row in page.read_text().splitlines() if row.startswith("|")] == [
+        "| Model",
+        "| :--",
+        "| Pop",
+    ]
+    told = capsys.readouterr().err
+    assert f"{page}:3: no run of NCF" in told
+    assert "no run is at results/runs/none/*/*" in told
+
+
+def test_lines_of_json_are_a_table(tool, tmp_path):
+    (tmp_path / "probe.jsonl").write_text('{"name": "p", "head": "a|b", "mrr": 0.5}\n{"head": "c", "users": 12345}\n')
+    assert tool.table_of_file(tmp_path / "probe.jsonl") == [
+        "| head | mrr | users |", "| :-- | --: | --: |", "| a\\|b | 0.5 |  |", "| c |  | 12,345 |",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["    table: none.jsonl"], "page.md:3: none.jsonl cannot be read"),
+        (["    table: setup.py"], "page.md:3: setup.py cannot be read"),
+        ([COMMAND.format("ml-100k", "Pop", "ndgc@10")], "page.md:3: show=ndgc@10 is no metric of the runs"),
+        ([COMMAND.format("ml-100k", "Pop", "valid.x")], "page.md:3: show=valid.x is nothing that the runs recorded"),
+        ([COMMAND.format("ml-100k", "Pop", "mrr"), "    and more"], "page.md:3: the line that makes a table must be"),
+    ],
+)
+def test_what_cannot_be_made_is_told_with_its_line(tool, tmp_path, capsys, lines, message):
+    page = page_of(tmp_path, *lines)
+    before = page.read_text()
+    assert tool.main([str(page)]) == 2
+    assert message in capsys.readouterr().err
+    assert page.read_text() == before
+
+
+# -- the comparison that is kept whole ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def regenerated(tmp_path_factory):
     """The folder that the comparison's own command makes."""
     folder = tmp_path_factory.mktemp("comparison")
-    readme = (ROOT / "README.md").read_text()
-    line = next(line for line in readme.splitlines() if line.strip().startswith("recbole-llm compare --runs"))
+    lines = (RESULTS / "README.md").read_text().splitlines()
+    line = next(line for line in lines if line.endswith("--out=results/comparison-scientific"))
     arguments = [argument for argument in shlex.split(line)[1:] if not argument.startswith("--out=")]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        assert main([*arguments, f"--out={folder}", "--data_path=nowhere"]) == 0
+        assert main([*arguments, f"--out={folder}", f"--data_path={folder}"]) == 0
     return folder
 
 
@@ -35,51 +171,38 @@ def test_comparison_on_scientific_is_made_from_kept_runs(regenerated, name):
 
 def test_comparison_on_scientific_as_csv_is_made_from_kept_runs(regenerated):
     """All digits stand there: the last of an interval depends on how the machine multiplies matrices."""
-    made, kept = (pd.read_csv(folder / "comparison.csv") for folder in (regenerated, SCIENTIFIC))
-    pd.testing.assert_frame_equal(made, kept, check_exact=False, rtol=1e-9)
-
-
-def test_readme_has_the_rows_of_the_comparison():
-    readme = (ROOT / "README.md").read_text()
-    rows = [row for row in (SCIENTIFIC / "comparison.md").read_text().splitlines() if row.startswith("|")]
-    assert "\n".join(row for row in rows if "as printed" not in row) in readme
+    made, stored = (pd.read_csv(folder / "comparison.csv") for folder in (regenerated, SCIENTIFIC))
+    pd.testing.assert_frame_equal(made, stored, check_exact=False, rtol=1e-9)
 
 
 def test_report_and_pictures_are_of_this_comparison():
     comparison = json.loads((SCIENTIFIC / "comparison.json").read_text())
     page = (SCIENTIFIC / "report.html").read_text()
     for cell in comparison["cells"]:
-        assert f"{cell['test']['ndcg@10']:.4f}" in page
+        assert f"{cell['test']['ndcg@10']:.4f}" in page and cell["label"] in page
+        assert (SCIENTIFIC / cell["run"] / RESULT).exists()
     assert {path.stem for path in (SCIENTIFIC / "plots").glob("*.png")} == {"bars", "curves", "groups", "trade_off"}
 
 
-@pytest.mark.parametrize("folder", sorted(p.parent for p in (ROOT / "results").rglob("ranks-test.tsv.gz")), ids=str)
+# -- the runs ----------------------------------------------------------------------------------------------------------
+
+
+def test_kept_runs_lie_where_their_results_say():
+    assert len(RUNS) > 20
+    for folder in RUNS:
+        result = json.loads((folder / RESULT).read_text())
+        dataset, label, seed = folder.relative_to(RESULTS / "runs").parts
+        assert (dataset, seed) == (result["dataset"], f"seed-{result['seed']}")
+        assert label.startswith(result["model"])
+        assert (folder / "ranks-test.tsv.gz").exists() == (dataset != "ml-1m")
+
+
+@pytest.mark.parametrize("folder", [folder for folder in RUNS if (folder / "ranks-test.tsv.gz").exists()], ids=str)
 def test_kept_metrics_are_those_of_the_kept_ranks(folder):
-    result = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / RESULT).read_text())
     if result["model"] == "Pop":
         return  # ties: RecBole breaks them arbitrarily, ranks count them against the target
     ranks = read_ranks(folder / "ranks-test.tsv.gz")["rank"].to_numpy()
     assert result["test"]["mrr"] == pytest.approx(np.mean(1 / ranks), abs=6e-5)
     gains = np.where(ranks <= 10, 1 / np.log2(ranks + 1.0), 0)
     assert result["test"]["ndcg@10"] == pytest.approx(gains.mean(), abs=6e-5)
-
-
-@pytest.mark.parametrize("page", sorted((ROOT / "results").rglob("*.md")), ids=lambda page: page.stem)
-def test_pages_name_only_what_is_there(page):
-    words = page.read_text().replace("(", " ").replace(")", " ").replace("`", " ").split()
-    named = [word.rstrip(".,;:") for word in words if word.startswith(("results/", "properties/", "plots/"))]
-    for name in named:
-        assert (ROOT / name).exists() or (page.parent / name).exists(), name
-
-
-@pytest.mark.parametrize("data", ["scientific", "ml-1m"])
-def test_pages_of_idle_adapter_hold_the_kept_metrics(data):
-    page = (ROOT / "results" / "idle_adapter" / f"{data}.md").read_text()
-    kept = sorted((ROOT / "results" / "idle_adapter" / data).glob("*/result.json"))
-    assert len(kept) >= 2
-    for file in kept:
-        if file.parent.name in ("GRU4Rec", "BERT4Rec"):
-            continue  # of the comparison alone
-        test = json.loads(file.read_text())["test"]
-        row = [f"{test[name]:.4f}".lstrip("0") for name in ("hit@5", "hit@10", "ndcg@5", "ndcg@10")]
-        assert any(all(f" {value} " in line for value in row) for line in page.splitlines()), file.parent.name

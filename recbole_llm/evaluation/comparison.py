@@ -12,6 +12,7 @@ from recbole.evaluator.register import smaller_metrics
 
 from recbole_llm import registry
 from recbole_llm.errors import RecBoleLLMError, SettingError, nearest
+from recbole_llm.evaluation.comparison_columns import interval_metrics, is_column, mean_and_deviation, require_columns
 from recbole_llm.evaluation.groups import group_metrics, read_facts
 from recbole_llm.evaluation.protocol import is_general
 from recbole_llm.evaluation.significance import bootstrap_intervals, compare_pairs
@@ -32,6 +33,7 @@ def analyse(
     ours: Sequence[str] = (),
     baselines: Sequence[str] = (),
     papers: bool = False,
+    significance: bool = True,
 ) -> dict[str, Any]:
     """Return what `comparison.json` holds beside its version, time and command.
 
@@ -39,10 +41,12 @@ def analyse(
         cells: as in the file, in the order of the table; all of one data set were measured by one protocol.
         ranks: of each cell's test targets; None where it has none.
         settings: of a run on each data set, from which it can be built again.
-        show: metrics of the table; empty: see `shown_metrics`.
+        show: metrics of the table and other columns (`comparison_columns`); empty: see `shown_metrics`.
         ours: labels; empty: see `sides`.
         baselines: labels; empty: see `sides`.
         papers: whether to add what the papers print.
+        significance: whether to add tests and intervals over users and metrics by group, and the improvement of our
+            models where `ours` names none.
 
     Raises:
         SettingError: for a metric or a label that is not there.
@@ -50,7 +54,8 @@ def analyse(
     datasets = list(dict.fromkeys(cell["dataset"] for cell in cells))
     labels = list(dict.fromkeys(cell["label"] for cell in cells))
     metrics = shown_metrics(cells, show)
-    ours, baselines = sides(cells, ours, baselines)
+    require_columns(cells, [name for name in show if is_column(name)])
+    ours, baselines = sides(cells, ours, baselines, by_default=significance)
     summary = _summary(cells, datasets, labels, metrics)
     analysis: dict[str, Any] = {
         "datasets": datasets,
@@ -58,6 +63,7 @@ def analyse(
         "ours": ours,
         "baselines": baselines,
         "metrics": metrics,
+        "columns": list(show or metrics),
         "seeds": sorted({cell["seed"] for cell in cells}),
         "cells": cells,
         "summary": summary,
@@ -70,14 +76,16 @@ def analyse(
         "notes": [],
     }
     by_target: set[tuple[str, str]] = set()
-    measurable = [metric for metric in metrics if has_user_values(metric)]
-    for dataset in datasets if measurable else ():
+    tested = [metric for metric in metrics if has_user_values(metric)] if significance else []
+    measured = list(dict.fromkeys([*tested, *interval_metrics(show)]))
+    for dataset in datasets if measured else ():
         runs = _runs_of(cells, ranks, dataset, labels, analysis["notes"])
         if not runs:
             continue
-        _add_users(analysis, dataset, runs, measurable, ours)
+        _add_users(analysis, dataset, runs, measured, tested, ours)
         by_target |= {(dataset, label) for label, of_label in runs.items() if _has_lists_by_target(of_label)}
-        _add_groups(analysis, dataset, runs, measurable, settings[dataset])
+        if tested:
+            _add_groups(analysis, dataset, runs, tested, settings[dataset])
     _add_marks(summary, analysis["significance"], ours, baselines)
     analysis["notes"] += _differences(summary, analysis["intervals"], by_target)
     return analysis
@@ -90,21 +98,31 @@ def shown_metrics(cells: Sequence[dict[str, Any]], show: Sequence[str]) -> list[
         SettingError: if no run has such a metric.
     """
     known = list(dict.fromkeys(name for cell in cells for name in cell["test"]))
-    for name in show:
+    wanted = [name for name in show if not is_column(name)]
+    for name in [*wanted, *interval_metrics(show)]:
         if known and name not in known:
             raise SettingError(
                 f"show={name} is no metric of the runs{nearest(name, known)} They have {', '.join(known)}"
             )
+    for name in interval_metrics(show):
+        if not has_user_values(name):
+            raise SettingError(f"show=interval.{name}: {name} has no value of one user, and so no interval over users")
     if show:
-        return list(show)
+        return wanted
     cut = max((int(name.partition("@")[2]) for name in known if "@" in name), default=0)
     return [name for name in (f"ndcg@{cut}", f"recall@{cut}", "mrr") if name in known] or known
 
 
 def sides(
-    cells: Sequence[dict[str, Any]], ours: Sequence[str], baselines: Sequence[str]
+    cells: Sequence[dict[str, Any]], ours: Sequence[str], baselines: Sequence[str], by_default: bool = True
 ) -> tuple[list[str], list[str]]:
     """Return our labels and the baselines: by default, models of this package that read text, and all others.
+
+    Args:
+        cells: of the comparison.
+        ours: labels; empty: those that read text, or none without `by_default`.
+        baselines: labels; empty: all that are not ours.
+        by_default: whether models are ours that nobody named.
 
     Raises:
         SettingError: for a label that is not compared.
@@ -114,7 +132,8 @@ def sides(
         for name in names:
             if name not in models:
                 raise SettingError(f"{option}={name} is not compared{nearest(name, models)}")
-    chosen = ours or [name for name, model in models.items() if registry.reads_text(model) and name not in baselines]
+    reading = [name for name, model in models.items() if registry.reads_text(model) and name not in baselines]
+    chosen = ours or (reading if by_default else [])
     return list(chosen), list(baselines or [name for name in models if name not in chosen])
 
 
@@ -135,9 +154,9 @@ def _summary(
                 chosen = [cell for cell in cells if (cell["dataset"], cell["label"]) == (dataset, label)]
                 values = [cell["test"][metric] for cell in chosen if metric in cell["test"]]
                 if values:
-                    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-                    mean = {"mean": float(np.mean(values)), "deviation": deviation, "seeds": len(values)}
-                    means.append({"dataset": dataset, "label": label, "metric": metric, **mean})
+                    mean, deviation = mean_and_deviation(values)
+                    of_seeds = {"mean": mean, "deviation": deviation, "seeds": len(values)}
+                    means.append({"dataset": dataset, "label": label, "metric": metric, **of_seeds})
             ordered = sorted({entry["mean"] for entry in means})
             if metric.partition("@")[0] not in smaller_metrics:
                 ordered.reverse()
@@ -227,9 +246,10 @@ def _add_users(
     dataset: str,
     runs: dict[str, list[tuple[str, pd.DataFrame]]],
     metrics: Sequence[str],
+    tested: Sequence[str],
     ours: Sequence[str],
 ) -> None:
-    """Add the tests and intervals over users."""
+    """Add the intervals over users of `metrics`, and the tests of those that are `tested`."""
     tables = {}
     for label, of_label in runs.items():
         seeds = [user_values(ranks, metrics, ranked_together(is_general(model), ranks)) for model, ranks in of_label]
@@ -238,7 +258,7 @@ def _add_users(
     labels = sorted(tables, key=lambda label: label not in ours)
     for metric in metrics:
         values = np.stack([tables[label][metric].to_numpy() for label in labels], axis=1)
-        for pair in compare_pairs(labels, values):
+        for pair in compare_pairs(labels, values) if metric in tested else ():
             analysis["significance"].append({"dataset": dataset, "metric": metric, **vars(pair)})
         low, high = bootstrap_intervals(values)
         for n, label in enumerate(labels):

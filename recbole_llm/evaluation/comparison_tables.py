@@ -6,9 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_llm.evaluation.comparison_columns import (
+    are_numbers,
+    column_name,
+    column_text,
+    column_values,
+    is_column,
+    mean_and_deviation,
+)
+
 ROWS = ("models", "metrics")
 _ABSENT = "–"  # noqa: RUF001
-_NAMES = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP", "auc": "AUC", "gauc": "GAUC", "mae": "MAE", "rmse": "RMSE"}
 _LATEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -43,15 +51,14 @@ class Grid:
     notes: list[str]
 
 
-def metric_name(metric: str) -> str:
-    """Return a metric as papers write it: ``NDCG@10``."""
-    name, at, cut = metric.partition("@")
-    return _NAMES.get(name, name.capitalize()) + at + cut
+def columns_of(comparison: dict[str, Any]) -> list[str]:
+    """Return the columns of one data set: metrics, and what else `show` named, in its order."""
+    return list(comparison.get("columns") or comparison["metrics"])
 
 
 def make_grid(comparison: dict[str, Any]) -> Grid:
     """Return models, improvements and the papers' rows as one grid, with footnotes for what is missing."""
-    columns = [(dataset, metric) for dataset in comparison["datasets"] for metric in comparison["metrics"]]
+    columns = [(dataset, column) for dataset in comparison["datasets"] for column in columns_of(comparison)]
     pairs = [(dataset, label) for dataset in comparison["datasets"] for label in comparison["models"]]
     why = {pair: text for pair in pairs if (text := _why(comparison, *pair))}
     notes = {pair: number for number, pair in enumerate(why, 1)}
@@ -60,6 +67,9 @@ def make_grid(comparison: dict[str, Any]) -> Grid:
         for label in comparison["models"]
         for dataset, metric in columns
     }
+    for (label, dataset, column), value in values.items():
+        if is_column(column) and (text := column_text(comparison, dataset, label, column)):
+            values[label, dataset, column] = Value(text, note=value.note)
     models = list(comparison["models"])
     for entry in comparison["summary"]:
         where = (entry["label"], entry["dataset"], entry["metric"])
@@ -92,19 +102,21 @@ def _why(comparison: dict[str, Any], dataset: str, label: str) -> str:
 
 def caption(comparison: dict[str, Any]) -> list[str]:
     """Return the sentences that say how to read the table."""
-    seeds = max((entry["seeds"] for entry in comparison["summary"]), default=0)
-    spread = f"; mean and standard deviation over {seeds} seeds" if seeds > 1 else ""
+    seeds = sorted({entry["seeds"] for entry in comparison["summary"]})
+    number = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}" if seeds else ""
+    spread = f"; mean and standard deviation over {number} seeds" if seeds and seeds[-1] > 1 else ""
     sentences = [
         f"Test metrics of the epoch that was best on validation{spread}. Best in bold, second-best underlined."
     ]
     if any(entry["improvement"] is not None for entry in comparison["summary"]):
         measured = {entry["label"] for entry in comparison["summary"]}
         baselines = ", ".join(label for label in comparison["baselines"] if label in measured)
-        sentences.append(
-            f"Improvements are over the best of {baselines}. ** and *: better than it with "
-            f"p < 0.01 and p < 0.05 in both the paired t-test and Wilcoxon's signed-rank test over users, corrected "
-            f"after Holm for all pairs of models."
+        tests = (
+            " ** and *: better than it with p < 0.01 and p < 0.05 in both the paired t-test and Wilcoxon's signed-rank "
+            "test over users, corrected after Holm for all pairs of models."
         )
+        tested = comparison["significance"] or any(entry["mark"] for entry in comparison["summary"])
+        sentences.append(f"Improvements are over the best of {baselines}.{tests if tested else ''}")
     if comparison["papers"]:
         sentences.append(
             "Rows 'as printed' are the papers' own numbers. They come from other preparations of the data, and "
@@ -126,9 +138,9 @@ def _layout(
         return show(grid.values.get((model, *column), Value()))
 
     if rows == "models":
-        header = [name(f"{d} {metric_name(m)}" if several else metric_name(m)) for d, m in grid.columns]
+        header = [name(f"{d} {column_name(m)}" if several else column_name(m)) for d, m in grid.columns]
         return ["Model", *header], [[name(model), *(text(model, c) for c in grid.columns)] for model in grid.models]
-    body = [[name(c[0]), name(metric_name(c[1])), *(text(model, c) for model in grid.models)] for c in grid.columns]
+    body = [[name(c[0]), name(column_name(c[1])), *(text(model, c) for model in grid.models)] for c in grid.columns]
     return ["Data set", "Metric", *map(name, grid.models)], body
 
 
@@ -142,15 +154,20 @@ def markdown_table(comparison: dict[str, Any], rows: str = "models") -> str:
         comparison: what `comparison.json` holds.
         rows: models or metrics.
     """
-    header, body = _layout(comparison, rows, _markdown_value, lambda text: text.replace("|", "\\|"))
-    left = 1 if rows == "models" else 2
-    lines = [header, [":--"] * left + ["--:"] * (len(header) - left), *body]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    notes = [f"[{number}] {text}" for number, text in enumerate(make_grid(comparison).notes, 1)]
+    table, *notes = markdown_parts(comparison, rows)
     title = f"{', '.join(comparison['datasets'])}\n\n" if len(comparison["datasets"]) == 1 else ""
     # stars of a mark must not become bold text
     said = [sentence.replace("*", "\\*") for sentence in caption(comparison)]
     return title + "\n\n".join([table, " ".join(said), *notes])
+
+
+def markdown_parts(comparison: dict[str, Any], rows: str = "models") -> list[str]:
+    """Return the table alone, and each footnote; see `markdown_table`."""
+    header, body = _layout(comparison, rows, _markdown_value, lambda text: text.replace("|", "\\|"))
+    left = 1 if rows == "models" else 2
+    lines = [header, [":--"] * left + ["--:"] * (len(header) - left), *body]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return [table, *(f"[{number}] {text}" for number, text in enumerate(make_grid(comparison).notes, 1))]
 
 
 def _markdown_value(value: Value) -> str:
@@ -165,13 +182,13 @@ def latex_table(comparison: dict[str, Any], rows: str = "models") -> str:
     r"""Return the table in LaTeX, for a document with ``\usepackage{booktabs}``; see `markdown_table`."""
     header, body = _layout(comparison, rows, _latex_value, latex)
     left = 1 if rows == "models" else 2
-    count, datasets = len(comparison["metrics"]), comparison["datasets"]
+    count, datasets = len(columns_of(comparison)), comparison["datasets"]
     head = []
     if rows == "models" and len(datasets) > 1:
         spans = " & ".join(f"\\multicolumn{{{count}}}{{c}}{{{latex(dataset)}}}" for dataset in datasets)
         rules = "".join(f"\\cmidrule(lr){{{2 + n * count}-{1 + (n + 1) * count}}}" for n in range(len(datasets)))
         head = [f" & {spans} \\\\", rules]
-        header = ["Model", *[latex(metric_name(metric)) for metric in comparison["metrics"]] * len(datasets)]
+        header = ["Model", *[latex(column_name(column)) for column in columns_of(comparison)] * len(datasets)]
     lines = [" & ".join(line) + r" \\" for line in body]
     if rows == "metrics":
         for n in range(count, len(lines), count + 1):
@@ -220,9 +237,9 @@ _FIELDS = (
 
 
 def csv_table(comparison: dict[str, Any]) -> str:
-    """Return one line a data set, model and metric; ``low`` and ``high`` are the interval over users.
+    """Return one line a data set, model and metric, or other column of numbers.
 
-    The papers' numbers have the source ``paper``.
+    ``low`` and ``high`` are the interval over users. The papers' numbers have the source ``paper``.
     """
     known = {(e["dataset"], e["label"], e["metric"]): e for e in comparison["summary"]}
     bounds = {(e["dataset"], e["label"], e["metric"]): e for e in comparison["intervals"]}
@@ -237,6 +254,11 @@ def csv_table(comparison: dict[str, Any]) -> str:
                 line |= {"missing": _why(comparison, dataset, label), **known.get(where, {})}
                 line |= {name: bounds[where][name] for name in ("low", "high") if where in bounds}
                 writer.writerow({name: "" if value is None else value for name, value in line.items()})
+            for column in filter(is_column, columns_of(comparison)):
+                values = column_values(comparison, dataset, label, column)
+                if are_numbers(values):
+                    line = {"source": "run", "dataset": dataset, "model": label, "metric": column}
+                    writer.writerow(line | dict(zip(("mean", "deviation"), mean_and_deviation(values), strict=True)))
         for method, printed in (comparison["papers"] or {}).get(dataset, {}).items():
             for metric, value in printed.items():
                 row = {"source": "paper", "dataset": dataset, "model": method, "metric": metric, "mean": value}

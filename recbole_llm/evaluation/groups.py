@@ -15,6 +15,7 @@ Every target is measured by itself, also where a user has several; the intervals
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import pandas as pd
 from recbole.data.dataset import Dataset
 from recbole.utils import ModelType
 
-from recbole_llm.config import Config
+from recbole_llm.config import Config, has_folder
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.preparation import create_dataset
 from recbole_llm.errors import DataError
@@ -59,6 +60,9 @@ def read_facts(settings: dict[str, Any]) -> Facts:
     Raises:
         RecBoleLLMError: if the data are not here, or do not tell.
     """
+    place = settings.get("data_path", "dataset/")
+    if not has_folder(settings["dataset"], Path(place)):
+        raise DataError(f"its data are not in {place}")  # nothing is fetched to compare runs
     config = Config(config_dict=settings)
     if config["benchmark_filename"] is not None:
         raise DataError("the split is given by files whose rows do not say what a user did before")

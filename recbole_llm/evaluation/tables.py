@@ -1,6 +1,5 @@
 """Tables for people."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -32,31 +31,3 @@ def _candidates(result: dict[str, Any]) -> str:
 
 def _or_dash(value: Any) -> str:
     return "-" if value is None else str(value)
-
-
-def runs_table(results: Sequence[dict[str, Any]], metrics: Sequence[str] = ("ndcg@10", "recall@10", "mrr")) -> str:
-    """Return a Markdown table of finished runs, one row each: test metrics of the epoch that was best on validation.
-
-    Args:
-        results: what `result.json` files hold, in the order of the rows.
-        metrics: names as in the files.
-    """
-    rows = [
-        [
-            _run_name(result),
-            *(f"{result['test'][metric]:.4f}" for metric in metrics),
-            result["epochs"],
-            f"{sum(result['seconds'].values()):.0f} s",
-            result["device"],
-        ]
-        for result in results
-    ]
-    headers = ["model", *metrics, "epochs", "time", "on"]
-    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-
-
-def _run_name(result: dict[str, Any]) -> str:
-    if not result["backbone"]:
-        return str(result["model"])
-    window = result["settings"]["MAX_ITEM_LIST_LENGTH"]
-    return f"{result['model']}, {result['tuning']} tuning, {result['backbone']}, {window} items"

@@ -10,7 +10,8 @@ import pytest
 from test_paper_setups import COLUMNS, TABLE_2
 
 from recbole_llm.evaluation.comparison import analyse, printed_in_papers
-from recbole_llm.evaluation.comparison_tables import csv_table, latex, latex_table, markdown_table, metric_name
+from recbole_llm.evaluation.comparison_columns import column_name, metric_name
+from recbole_llm.evaluation.comparison_tables import csv_table, latex, latex_table, markdown_table
 from recbole_llm.files import read_yaml
 from recbole_llm.paths import shipped
 
@@ -83,7 +84,7 @@ def test_what_is_missing_is_told_in_footnotes(comparison):
     table = markdown_table(comparison)
     assert f"[1] SASRec on ml-1m, seed 0 failed: {ODD}" in table
     assert f"[2] ST2SI on ml-1m, seed 0, 1 failed: {ODD}" in table
-    assert "mean and standard deviation over 2 seeds" in table
+    assert "mean and standard deviation over 1 to 2 seeds" in table
     assert "better than it with p < 0.01" in table
 
 
@@ -219,3 +220,41 @@ def test_latex_compiles(comparison, tmp_path, rows):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "table.pdf").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("column", "head"),
+    [
+        ("ndcg@10", "NDCG@10"),
+        ("valid.ndcg@10", "Valid NDCG@10"),
+        ("best_epoch", "Best epoch"),
+        ("seconds.fit", "Fit, s"),
+        ("interval.mrr", "MRR, 95% interval"),
+        ("candidates.valid_hit@1.std", "Candidates Valid hit@1 std"),
+        ("ilp_accuracy.acc@1", "ILP accuracy Acc@1"),
+    ],
+)
+def test_heads_of_columns(column, head):
+    assert column_name(column) == head
+
+
+@pytest.mark.parametrize("rows", ["models", "metrics"])
+def test_other_columns_stand_in_every_form(rows):
+    entries = list(cells())
+    for number, entry in enumerate(entries):
+        entry |= {"seconds": {"fit": 0.5 + number}, "extras": {"probe": {"size": 1000 * number}}, "device": "cpu"}
+    show = ["auc", "seconds.fit", "probe.size", "device", "seeds"]
+    found = analyse(entries, [None] * len(entries), {}, show=show)
+    assert (found["metrics"], found["columns"]) == (["auc"], show)
+    header, table = rows_of(markdown_table(found, rows))
+    if rows == "models":
+        assert header[2:6] == ["Games Fit, s", "Games Probe size", "Games Device", "Games Seeds"]
+        assert table["SASRec",][2:6] == ["3.0", "2,500", "cpu", "2"], "runs 2 and 3"
+        assert table["ST2SI",][-4:] == [f"{DASH} [2]"] * 4, "no run of it is done"
+    else:
+        lines = [line.split(" | ") for line in markdown_table(found, rows).splitlines() if line.startswith("| Games")]
+        assert [line[3] for line in lines][1:] == ["3.0", "2,500", "cpu", "2"]
+    assert latex_table(found, rows).count("2,500") == 1
+    lines = {(r["dataset"], r["model"], r["metric"]): r for r in csv.DictReader(csv_table(found).splitlines())}
+    assert float(lines["Games", "SASRec", "probe.size"]["deviation"]) == pytest.approx(1000 / 2**0.5)
+    assert ("Games", "SASRec", "device") not in lines

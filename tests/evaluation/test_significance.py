@@ -25,12 +25,13 @@ from recbole_llm.evaluation.user_values import (
 )
 
 ROOT = Path(__file__).parents[2]
-KEPT = ["Pop", "GRU4Rec", "SASRec", "BERT4Rec", "ST2SI-ilp-50-items"]
+RUNS = ROOT / "results" / "runs" / "ml-100k"
+KEPT = ["Pop", "GRU4Rec-default", "SASRec-default", "BERT4Rec-default", "ST2SI-ILP-50-items"]
 METRICS = {"hit": Hit, "mrr": MRR, "ndcg": NDCG, "recall": Recall, "precision": Precision, "map": MAP}
 
 
 def kept_values(metric):
-    tables = [user_values(read_ranks(ROOT / f"results/ml-100k/{n}/ranks-test.tsv.gz"), [metric], False) for n in KEPT]
+    tables = [user_values(read_ranks(RUNS / n / "seed-2020/ranks-test.tsv.gz"), [metric], False) for n in KEPT]
     return np.stack([table[metric].to_numpy() for table in tables], axis=1)
 
 
@@ -64,7 +65,7 @@ def test_values_of_users_average_to_the_stored_metrics():
     import json
 
     for name in KEPT[1:]:  # Pop's scores tie, where RecBole's order is arbitrary
-        folder = ROOT / "results" / "ml-100k" / name
+        folder = RUNS / name / "seed-2020"
         stored = json.loads((folder / "result.json").read_text())["test"]
         table = user_values(read_ranks(folder / "ranks-test.tsv.gz"), list(stored), together=False)
         for metric, value in stored.items():

@@ -8,7 +8,7 @@ from comparison_data import comparison, result
 
 from recbole_llm.cli import main
 
-KEPT = Path(__file__).parents[3] / "results" / "ml-100k"
+KEPT = Path(__file__).parents[3] / "results" / "runs" / "ml-100k"
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_runs_are_drawn_against_a_setting_by_size_and_by_pretraining(folder, cap
         (["--kind=sensitivity", "--setting=epochs", "--comparison=comparison.json"], "epochs has no two values"),
         (["--kind=backbones", "--comparison=comparison.json"], "no two runs on one data set have language models"),
         (["--kind=pretraining", "--comparison=comparison.json"], "differ in pretrain_datasets"),
-        (["--kind=groups", f"--runs={KEPT}/*"], "there are no groups of targets with ndcg@10"),
+        (["--kind=groups", f"--runs={KEPT}/*/*"], "there are no groups of targets with ndcg@10"),
         (["--kind=bars", "--rnus=x"], "plot has no setting 'rnus'; did you mean 'runs'?"),
         (["--kind=bars", "--kind=bars"], "--kind is given twice"),
         (["bars"], "'bars' is not understood"),

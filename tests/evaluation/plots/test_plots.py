@@ -20,7 +20,7 @@ from recbole_llm.evaluation.plots.sensitivity import sensitivity
 from recbole_llm.evaluation.plots.style import PALETTE, looks
 from recbole_llm.evaluation.plots.trade_off import trade_off
 
-KEPT = Path(__file__).parents[3] / "results" / "ml-100k"
+KEPT = Path(__file__).parents[3] / "results" / "runs" / "ml-100k"
 
 
 def lines(ax):
@@ -51,11 +51,11 @@ def segments(ax):
 
 
 def test_curves_are_the_histories_of_the_kept_runs():
-    results = read_runs(f"{KEPT}/*")
+    results = read_runs(f"{KEPT}/*/*")
     figure = curves(results, "ndcg@10")
     left, right = figure.axes
     for name in ("BERT4Rec", "GRU4Rec", "SASRec"):
-        stored = json.loads((KEPT / name / "result.json").read_text())
+        stored = json.loads((KEPT / f"{name}-default" / "seed-2020" / "result.json").read_text())
         epochs = [entry["epoch"] for entry in stored["history"]]
         assert lines(left)[name] == (epochs, [entry["valid"]["ndcg@10"] for entry in stored["history"]])
         assert lines(right)[name] == (epochs, [entry["train_loss"] for entry in stored["history"]])
@@ -70,7 +70,7 @@ def test_curves_are_the_histories_of_the_kept_runs():
 
 
 def test_runs_of_one_model_are_told_apart_by_the_setting_that_differs():
-    labels = read_runs(f"{KEPT}/ST2SI-ilp-8-items {KEPT}/ST2SI-ilp-50-items/result.json").labels
+    labels = read_runs(f"{KEPT}/ST2SI-ILP-8-items/* {KEPT}/ST2SI-ILP-50-items/seed-2020/result.json").labels
     assert labels == [f"ST2SI, smollm2-135m, ilp, MAX_ITEM_LIST_LENGTH={number}" for number in (8, 50)]
 
 
