@@ -10,6 +10,8 @@ In a page a table stands under an indented line that makes it, the last of its b
   have no run yet are left out, and told. A command with ``--out=`` writes its own files and has no table in the page.
 * ``table: results/probes/<name>.jsonl``: the JSON lines of a program in `benchmarks/`, a row a line; its columns are
   the names in the lines, but for "name", which names the program.
+* ``table: results/probes/<name>.json --columns=a,b,c [--only=d=e]``: the list that such a program's `--out` wrote; a row
+  for every object that has all of these names and the value e at d.
 """
 
 import argparse
@@ -90,7 +92,8 @@ def _end_of_table(lines: Sequence[str], at: int) -> int:
 def _table(line: str) -> tuple[list[str], list[str]]:
     """Return the lines of a table, an empty one first, none if it has no rows; and what is missing in it."""
     if line.startswith("table: "):
-        return ["", *table_of_file(Path(line.removeprefix("table: ")))], []
+        path, *options = shlex.split(line.removeprefix("table: "))
+        return ["", *table_of_file(Path(path), **dict(option[2:].split("=", 1) for option in options))], []
     options, missing = _there(parse_options(shlex.split(line)[2:]))
     if options is None:
         return [], missing
@@ -121,19 +124,33 @@ def _path(pattern: str) -> str:
     return path if separator and "/" not in label else pattern
 
 
-def table_of_file(path: Path) -> list[str]:
-    """Return the table of a file of JSON lines.
+def table_of_file(path: Path, columns: str | None = None, only: str | None = None) -> list[str]:
+    """Return the table of a file of JSON lines, or of a JSON list.
+
+    Args:
+        path: of the file.
+        columns: names, separated by commas; None: all of them but "name".
+        only: ``name=value``, the rows that have it; None: all.
 
     Raises:
-        DataError: if the file is missing or of another form.
+        DataError: if the file is missing or of another form, or has no such row.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        text = path.read_text(encoding="utf-8")
+        rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     if not rows or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path} must hold one JSON object a line")
+        raise DataError(f"{path} must hold one JSON object a line, or a list of them")
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "name"]
+    if columns is not None:
+        names = columns.split(",")
+        rows = [row for row in rows if set(names) - {"weights"} <= set(row)]
+    if only is not None:
+        name, _, value = only.partition("=")
+        rows = [row for row in rows if str(row.get(name)) == value]
+    if not rows:
+        raise DataError(f"{path} has no row with {columns} and {only}")
     numbers = [all(not isinstance(row.get(name), str) for row in rows) for name in names]
     lines = [names, ["--:" if number else ":--" for number in numbers]]
     lines += [[_field(row.get(name)) for name in names] for row in rows]
@@ -143,6 +160,10 @@ def table_of_file(path: Path) -> list[str]:
 def _field(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_field(share)}" for name, share in value.items())
+    if isinstance(value, float):
+        value = round(value, 4)  # a probe writes all digits
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value).replace("|", "\\|")
     return f"{value:,}" if abs(value) >= 1000 else str(value)

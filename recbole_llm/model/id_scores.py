@@ -57,9 +57,9 @@ class IdScores(nn.Module):
     def forward(self, interaction: Interaction) -> Tensor:
         """Return log p_id of all items: [batch, items], float32, -inf for the padding id."""
         rows = Interaction(dict(interaction.interaction)).to(self.weight.device)
-        width = int(self.model.max_seq_length)  # type: ignore[arg-type]
-        if width != rows[self.fields[0]].shape[1]:
-            rows.update(id_model.resized_histories(rows, *self.fields, width))
+        width = getattr(self.model, "max_seq_length", None)  # a general model (BPR) reads the user's id alone
+        if width is not None and width != rows[self.fields[0]].shape[1]:
+            rows.update(id_model.resized_histories(rows, *self.fields, int(width)))
         scores = self.model.full_sort_predict(rows)  # type: ignore[operator]
         return log_probabilities(scores.view(len(rows), -1))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
-from small_data import build_parts, small_settings
+from small_data import HISTORIES, build_parts, small_settings, write_dataset
 
 from recbole_llm import cli
 from recbole_llm.errors import SettingError
@@ -156,6 +156,18 @@ def test_idle_adapter_as_id_model(small, tiny):
         scores = parts.model.full_sort_predict(interaction).numpy()
     own = scores[np.arange(len(scores)), interaction["item_id"].numpy()]
     assert (scores >= own[:, None]).sum(axis=1).tolist() == trainer_ranks
+
+
+@pytest.mark.parametrize("name", ["FPMC", "FDSA", "BPR"])
+def test_other_id_models(small, tiny, name):
+    """Models that read the user's id or item attributes, a general one too: with weight 1 the ranks are their own."""
+    own = {"embedding_size": 8} if name != "FDSA" else {**SASREC, "selected_features": ["title"]}
+    # without the user who knows all items: nothing would be left to sample
+    write_dataset(small, {user: items for user, items in HISTORIES.items() if user != "u4"})
+    settings = settings_of(small, tiny, id_model=name, id_model_settings={**own, "epochs": 2}, id_weight=1)
+    result = run(settings=settings)
+    theirs = json.loads((next((small / "saved").glob(f"id-{name}-*")) / "result.json").read_text())
+    assert result["test"] == pytest.approx(theirs["test"], abs=2e-4)
 
 
 def test_from_the_command_line(small, tiny, capsys):

@@ -1,0 +1,85 @@
+"""properties/tuned and properties/recommended say what the kept studies and runs were made with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recbole_llm.config import Config
+from recbole_llm.files import read_yaml
+from recbole_llm.paths import shipped
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "results" / "runs"
+RECOMMENDED = shipped("properties") / "recommended"
+TUNED = {
+    (path.stem, model): settings
+    for path in sorted((shipped("properties") / "tuned").glob("*.yaml"))
+    for model, settings in read_yaml(path).items()
+}
+# The label of the kept runs that a file made.
+MADE = {
+    "scientific-st2si": "Scientific/ST2SI-SASRec",
+    "scientific-st2si-ilp": "Scientific/ST2SI-ILP-SASRec",
+    "games-st2si-ilp": "Games/ST2SI-ILP-SASRec",
+}
+# Whose scores a file mixes in.
+ID_RUNS = {
+    "scientific-st2si": "Scientific/SASRec",
+    "scientific-st2si-ilp": "Scientific/SASRec",
+    "games-st2si-ilp": "Games/SASRec-settings-of-Scientific",
+}
+
+
+def kept_settings(label):
+    return [json.loads(file.read_text())["settings"] for file in sorted((RUNS / label).glob("*/result.json"))]
+
+
+def differing(settings, kept):
+    return {name: (value, kept.get(name)) for name, value in settings.items() if kept.get(name) != value}
+
+
+@pytest.mark.parametrize(("dataset", "model"), TUNED)
+def test_tuned_settings_are_those_of_the_best_trial(dataset, model):
+    study = json.loads((ROOT / "results" / "tune" / f"{model}-{dataset}.json".lower()).read_text())
+    trials = {trial["number"]: trial for trial in study["trials"]}
+    best = max((t for t in trials.values() if t["score"] is not None), key=lambda t: t["score"])
+    assert trials[study["best"]]["score"] == best["score"]
+    settings = {**study["settings"], **trials[study["best"]]["settings"]}
+    settings.pop("show_progress", None)
+    settings.pop("train_share", None)  # of the search alone
+    assert TUNED[dataset, model] == settings
+
+
+@pytest.mark.parametrize(("dataset", "model"), TUNED)
+def test_kept_runs_have_the_tuned_settings(dataset, model):
+    kept = kept_settings(f"{dataset}/{model}")
+    assert kept
+    for settings in kept:
+        assert not differing(TUNED[dataset, model], settings)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_kept_runs_have_the_recommended_settings(name):
+    settings = read_yaml(RECOMMENDED / f"{name}.yaml")
+    id_settings = settings.pop("id_model_settings")
+    kept = kept_settings(MADE[name])
+    assert kept
+    for run in kept:
+        assert not differing(settings, run)
+    for run in kept_settings(ID_RUNS[name]):
+        assert not differing({**id_settings, "model": settings["id_model"]}, run)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_recommended_files_are_runs(name):
+    """Every setting is known, so that a misspelt one cannot be left unread."""
+    config = Config(config_file_list=[RECOMMENDED / f"{name}.yaml"])
+    assert config["model"] == "ST2SI"
+    own = Config(config_dict={"model": "SASRec", "dataset": config["dataset"], **config["id_model_settings"]})
+    assert own["MAX_ITEM_LIST_LENGTH"] == config["id_model_settings"]["MAX_ITEM_LIST_LENGTH"]
+
+
+def test_files_that_are_no_runs_are_known():
+    others = {"ml-100k-cpu", "packaged"}
+    assert {path.stem for path in RECOMMENDED.glob("*.yaml")} == others | set(MADE)
