@@ -10,8 +10,8 @@ In a page a table stands under an indented line that makes it, the last of its b
   have no run yet are left out, and told. A command with ``--out=`` writes its own files and has no table in the page.
 * ``table: results/probes/<name>.jsonl``: the JSON lines of a program in `benchmarks/`, a row a line; its columns are
   the names in the lines, but for "name", which names the program.
-* ``table: results/probes/<name>.json --columns=a,b,c [--only=d=e]``: the list that such a program's `--out` wrote; a row
-  for every object that has all of these names and the value e at d.
+* ``table: results/probes/<name>.json --columns=a,b,c [--only=d=e]``: the list that such a program's `--out` wrote; a
+  row for every object that has all of these names and the value e at d.
 """
 
 import argparse
