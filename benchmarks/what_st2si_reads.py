@@ -13,6 +13,8 @@ Prints JSON lines:
   over its text's tokens of the last hidden states of the backbone as it was before any tuning (the item read alone),
   less the mean over all items. The history is the last item's vector, or the mean vector of the last five items; the
   history's own items are left in, or masked (a target that is masked counts as ranked last).
+
+Where the run mixes an id model's scores in, these are left out: all is of ST2SI alone.
 """
 
 import sys
@@ -169,6 +171,7 @@ def main() -> None:
     model = parts.model
     if not isinstance(model, ST2SI):
         raise SettingError(f"{arguments.run} is a run of {parts.config['model']}: give one of ST2SI")
+    model.id_scores = None
     test_rows = len(parts.test._dataset)
     most = test_rows if arguments.rows is None else min(arguments.rows, test_rows)
     known = {

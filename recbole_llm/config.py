@@ -28,6 +28,7 @@ from recbole_llm.errors import SettingError, nearest, require_one_of, require_wh
 from recbole_llm.evaluation import candidates
 from recbole_llm.files import read_yaml
 from recbole_llm.paths import has_interactions, shipped
+from recbole_llm.trainer.weight_average import check_decay
 
 _RECBOLE = Path(inspect.getfile(recbole)).parent
 
@@ -128,10 +129,12 @@ class Config(RecBoleConfig):
         for name, least in _WHOLE_NUMBERS.items():
             if self[name] is not None:
                 require_whole(name, self[name], least)
-        for name in ("learning_rate", "ilp_learning_rate"):
+        for name in ("learning_rate", "ilp_learning_rate", "backbone_learning_rate"):
             rate = self[name]
             if rate is not None and not (isinstance(rate, (int, float)) and rate >= 0):
                 raise SettingError(f"{name}={rate} must be a number from 0")
+        if self["weight_average"] is not None:
+            check_decay(self["weight_average"])
         _check_valid_metric(self)
         _check_loss_type(self)
         candidates.check_settings(self)

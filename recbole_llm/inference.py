@@ -99,7 +99,8 @@ class Recommender:
         cuda_graph: for `ST2SI` on a GPU: one user alone is computed by a CUDA graph (see `SingleSequence`), which is
             captured at the first request of a length. A model with float32 weights that computes in bf16 gets a bf16
             copy of its backbone for this: scores differ by bf16's rounding, and further training is not seen. Longer
-            histories than the largest graph, batches, other models and the CPU go the plain way.
+            histories than the largest graph, batches, an `ST2SI` with an id model, other models and the CPU go the
+            plain way.
         allow_untrained: whether histories may hold items that no training interaction has, for models that know items
             by id, IDLEAdapter's id model among them. (ST2SI reads their texts alone, and always may.)
 
@@ -261,7 +262,7 @@ class Recommender:
 
     def _single_sequence(self) -> SingleSequence | None:
         model = self.model
-        if not isinstance(model, ST2SI) or self.device.type != "cuda":
+        if not isinstance(model, ST2SI) or self.device.type != "cuda" or model.id_scores is not None:
             return None
         backbone: Any = model.backbone
         if next(backbone.parameters()).dtype != model.precision:

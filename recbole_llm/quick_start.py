@@ -117,10 +117,7 @@ def run(
         if resume is None:
             shutil.rmtree(folder, ignore_errors=True)  # nothing happened that one could go on with
         raise
-    if resume is not None and (folder / checkpoint.RESUME).exists():
-        trainer.resume_checkpoint(folder / checkpoint.RESUME)
-    if hasattr(trainer, "precompute"):
-        trainer.precompute(parts.valid, parts.test, show_progress=config["show_progress"])
+    _precompute_and_resume(trainer, config, folder, parts.valid, parts.test)
     prepared = time.monotonic()
 
     trainer.fit(parts.train, parts.valid, show_progress=config["show_progress"])
@@ -179,10 +176,7 @@ def fit(config: Config, folder: Path, callback: Callable[[int, float], None] | N
     parts, trainer = _parts_and_trainer(config, folder, test=False)
     if parts.valid is None:
         raise DataError(f"no user of {config['dataset']} has a validation target: there is nothing to choose by")
-    if (folder / checkpoint.RESUME).exists():
-        trainer.resume_checkpoint(folder / checkpoint.RESUME)
-    if hasattr(trainer, "precompute"):
-        trainer.precompute(parts.valid, show_progress=config["show_progress"])
+    _precompute_and_resume(trainer, config, folder, parts.valid)
     trainer.fit(parts.train, parts.valid, show_progress=config["show_progress"], callback_fn=callback)
     if trainer.best_valid_result is None:
         raise DataError(f"no epoch of {config['model']} was evaluated on validation: raise epochs, lower eval_step")
@@ -208,6 +202,19 @@ def _parts_and_trainer(config: Config, folder: Path, test: bool = True) -> tuple
     parts = build(config, test)
     run_folder.write_settings(folder, config.merged)  # the model may have added to them
     return parts, registry.trainer_class(config)(config, parts.model)
+
+
+def _precompute_and_resume(trainer: Any, config: Config, folder: Path, *evaluated: Any) -> None:
+    """Compute what training only reads, then go on from the state in `folder`, if there is one.
+
+    In this order: what IDLE-Adapter aligns with are the states of its language model before any of it was trained.
+    """
+    state = folder / checkpoint.RESUME
+    if hasattr(trainer, "precompute"):
+        trainer.finished = checkpoint.is_finished(state)
+        trainer.precompute(*evaluated, show_progress=config["show_progress"])
+    if state.exists():
+        trainer.resume_checkpoint(state)
 
 
 def build(config: Config, test: bool = True) -> Parts:

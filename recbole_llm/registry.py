@@ -48,10 +48,10 @@ def model_class(model: str | type) -> type:
     Raises:
         SettingError: for an unknown name (the nearest is named) and for a model whose own package is not installed.
     """
-    if not isinstance(model, str):
+    if isinstance(model, type):
         return model
-    if model not in known_models():
-        raise SettingError(f"there is no model '{model}'{nearest(model, known_models())}")
+    if not isinstance(model, str) or model not in known_models():
+        raise SettingError(f"there is no model '{model}'{nearest(str(model), known_models())}")
     if _is_ours(model):
         return getattr(importlib.import_module(f"{_OUR_MODELS}.{model.lower()}"), model)
     try:

@@ -235,6 +235,17 @@ def test_st2si_is_measured_as_in_its_result(finished, probe):
     assert_metrics(histories["the last item"], plain_ranks(scores, rows["item_id"].numpy()), abs=1e-6)
 
 
+def test_an_id_model_is_left_out_of_what_st2si_reads(finished, probe):
+    folder = finished("ST2SI", id_model="SASRec", id_model_settings={**SMALL, "epochs": 1}, epochs=1, id_weight=0.5)
+    line = probe("what_st2si_reads", f"--run={folder}", "--rows=30")[0]
+    parts = load(folder)
+    parts.model.id_scores = None
+    rows = parts.train._dataset[probe("probing").drawn_rows(len(parts.train._dataset), 30)]
+    with torch.no_grad():
+        loss = parts.model.calculate_loss(rows)
+    assert (line["part"], line["cross_entropy"]) == ("train", pytest.approx(float(loss), rel=1e-4))
+
+
 def test_changed_histories(probe):
     module = probe("what_st2si_reads")
     lengths = np.array([4, 1, 6, 3])

@@ -46,6 +46,8 @@ class TuningSettings:
         for name, allowed in (("tuning", TUNING), ("weights", ("fp32", "bf16"))):
             require_one_of(name, getattr(self, name), allowed)
         require_whole("lora_rank", self.lora_rank)
+        if isinstance(self.lora_alpha, bool) or not (isinstance(self.lora_alpha, int | float) and self.lora_alpha > 0):
+            raise SettingError(f"lora_alpha={self.lora_alpha} must be a number above 0")
         for name in ("lora_dropout", "backbone_dropout"):
             value = getattr(self, name)
             if value is not None:

@@ -37,6 +37,24 @@ def target_ranks(scores: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
     return (scores[rows] >= own).sum(dim=1)
 
 
+def read_history(interaction: Any, field: str, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the row and the item of everything in the histories that the rows have, but for their targets.
+
+    Args:
+        interaction: with `field`, int64 [rows, items], the most recent `MAX_ITEM_LIST_LENGTH`, 0 where there is none.
+        field: of the histories.
+        rows: int64 [targets], the row of each target.
+        targets: int64 [targets], item ids; a repeated item that is a target stays a candidate, as for RecBole's general
+            models.
+    """
+    histories = interaction[field]
+    inside = histories > 0
+    own = (histories[rows.to(histories.device)] == targets.to(histories.device)[:, None]).nonzero(as_tuple=True)
+    inside[rows.to(histories.device)[own[0]], own[1]] = False
+    row, column = inside.nonzero(as_tuple=True)
+    return row, histories[row, column]
+
+
 def mean_reciprocal_rank(lists: np.ndarray, ranks: np.ndarray) -> float:
     """Return the mean over ranked lists of 1 / rank of the best-ranked target in each, over the whole ranking.
 

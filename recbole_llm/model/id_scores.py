@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
 from recbole_llm import id_model
@@ -33,7 +34,7 @@ class IdScores(nn.Module):
 
     Raises:
         CheckpointError: if the id model belongs to other data, or is broken.
-        SettingError: if `id_weight` is no number from 0 to 1.
+        SettingError: if `id_weight` is no number from 0 to 1, or the id model does not score all items.
     """
 
     weight: Tensor
@@ -45,6 +46,8 @@ class IdScores(nn.Module):
         self.register_buffer("weight", torch.tensor(0.5 if given is None else given))
         self.folder: Path = id_model.find_or_train(config)
         self.model = id_model.load_id_model(self.folder, config, dataset)
+        require_scores_of_all_items(type(self.model))
+        self.item_field = config["ITEM_ID_FIELD"]
         self.fields = (config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"], config["ITEM_LIST_LENGTH_FIELD"])
 
     def train(self, mode: bool = True) -> "IdScores":
@@ -71,12 +74,18 @@ class IdScores(nn.Module):
         """Take the weight with the best NDCG@10 on validation; of equals, the one nearest to one half.
 
         Args:
-            batches: rows, the model's own scores [rows, items] of them, and where their targets are: row and item of
-                each; with the row and item of what a ranking leaves out, or None.
+            batches: lines, the model's own scores [lines, items] of them, and where their targets are: ranking and
+                item of each; with the ranking and item of what is left out, or None. Where candidates are sampled,
+                every line is one of them, and int64 [lines], the ranking that it stands in, takes that place.
         """
         gains = torch.zeros(len(WEIGHTS), dtype=torch.float64)
         for interaction, scores, targets, left_out in batches:
             own, theirs = log_probabilities(scores), self(interaction)
+            if isinstance(left_out, Tensor):
+                lines, items = left_out.to(own.device), interaction[self.item_field].to(own.device)
+                own, theirs = (_of_candidates(each, lines, items) for each in (own, theirs))
+                left_out = torch.ones_like(own, dtype=torch.bool)
+                left_out[lines, items] = False
             for index, weight in enumerate(WEIGHTS):
                 ranked = mixed(own, theirs, torch.tensor(weight, dtype=own.dtype, device=own.device))
                 if left_out is not None:
@@ -94,6 +103,27 @@ def check_id_weight(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise SettingError(f"id_weight={value} must be a number from 0 to 1, or ~ to choose it on validation")
     return float(value)
+
+
+def require_scores_of_all_items(model_class: type) -> None:
+    """Refuse an id model without `full_sort_predict` (NeuMF, DIN, DeepFM). Raises SettingError."""
+    if model_class.full_sort_predict is AbstractRecommender.full_sort_predict:  # type: ignore[attr-defined]
+        raise SettingError(
+            f"id_model={model_class.__name__} does not score all items at once (it has no full_sort_predict): take "
+            f"another, such as SASRec, FDSA, FPMC or BPR"
+        )
+
+
+def _of_candidates(scores: Tensor, lines: Tensor, items: Tensor) -> Tensor:
+    """Return the score of each line's item, one row a ranking [rankings, items]; 0 for what is no candidate.
+
+    Args:
+        scores: [lines, items].
+        lines: int64 [lines], the ranking of each line.
+        items: int64 [lines], the item of each line.
+    """
+    found = scores.new_zeros(int(lines.max()) + 1, scores.shape[1])
+    return found.index_put((lines, items), scores.gather(1, items[:, None])[:, 0])
 
 
 def log_probabilities(scores: Tensor) -> Tensor:

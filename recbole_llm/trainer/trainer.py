@@ -12,7 +12,7 @@ import torch
 from recbole.trainer import Trainer
 
 from recbole_llm.errors import TrainingError
-from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank
+from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank, read_history
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.device_steps import DeviceSteps
 
@@ -24,6 +24,8 @@ class RunFolderMixin(Trainer):
 
     * `recbole/trainer/trainer.py:583` and `:323`: ``torch.load`` of a checkpoint that pickles the Config, which torch
       2.6 refuses. Weights are safetensors here, the state to resume from is read with ``weights_only=True``.
+    * `recbole/data/dataloader/general_dataloader.py` (`FullSortEvalDataLoader`) gives no history for a sequential
+      model. With `mask_history` what the model reads is left out of its ranking, too.
     * `recbole/trainer/trainer.py:279` (`_save_checkpoint`) stores frozen weights and the Config. `stored_state` says
       what is stored.
     """
@@ -221,6 +223,8 @@ class RunFolderMixin(Trainer):
         interaction, history_index, positive_u, positive_i = batched_data
         if not self.config["mask_history"]:
             history_index = None
+        elif history_index is None:
+            history_index = read_history(interaction, self.model.ITEM_SEQ, positive_u, positive_i)
         return super()._full_sort_batch_eval((interaction, history_index, positive_u, positive_i))
 
     @torch.no_grad()

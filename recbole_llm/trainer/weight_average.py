@@ -28,8 +28,7 @@ class WeightAverage:
     """
 
     def __init__(self, weights: Sequence[Tensor], trained: Sequence[Tensor], decay: float) -> None:
-        if not isinstance(decay, float) or not 0 < decay < 1:
-            raise SettingError(f"weight_average={decay} must be a number above 0 and below 1, such as 0.999, or ~")
+        check_decay(decay)
         self._weights = list(weights)
         self._trained = list(trained)
         self._decay = decay
@@ -74,3 +73,9 @@ class WeightAverage:
         self._steps = state["steps"]
         for average, stored in zip(self.averages, state["averages"], strict=True):
             average.copy_(stored)
+
+
+def check_decay(decay: object) -> None:
+    """Refuse a `weight_average` that is not a number above 0 and below 1. Raises SettingError."""
+    if not isinstance(decay, float) or not 0 < decay < 1:
+        raise SettingError(f"weight_average={decay} must be a number above 0 and below 1, such as 0.999, or ~")

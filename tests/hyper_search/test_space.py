@@ -136,7 +136,8 @@ def test_names_and_values_are_checked_before_anything_runs(tmp_path, small):
 
 def test_shipped_files(small):
     names = {path.stem for path in (shipped("properties") / "hyper").glob("*.hyper")}
-    assert names == {"ST2SI", "IDLEAdapter", "ComiRec", "SASRec", "GRU4Rec", "BERT4Rec"}
+    baselines = {"ComiRec", "SASRec", "GRU4Rec", "BERT4Rec", "FDSA", "Caser", "FPMC", "BPR"}
+    assert names == {"ST2SI", "IDLEAdapter", *baselines}
     for name in sorted(names):
         path = default_file(name)
         space = read_space(path)
@@ -145,5 +146,5 @@ def test_shipped_files(small):
         if name in registry.known_models():
             given = {"data_path": str(small)}
             space.check(Config(name, "small", config_dict=given), given)
-    with pytest.raises(SettingError, match=r"no parameter file ships for Caser .*--params_file"):
-        default_file("Caser")
+    with pytest.raises(SettingError, match=r"no parameter file ships for NARM .*--params_file"):
+        default_file("NARM")

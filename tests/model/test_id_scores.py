@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
-from small_data import HISTORIES, build_parts, small_settings, write_dataset
+from small_data import HISTORIES, TITLES, build_parts, small_settings, write_dataset
 
-from recbole_llm import cli
-from recbole_llm.errors import SettingError
+from recbole_llm import cli, inference
+from recbole_llm.errors import BackboneError, DataError, SettingError
 from recbole_llm.evaluation.ranks import read_ranks
+from recbole_llm.inference import Recommender
 from recbole_llm.model.id_scores import WEIGHTS, IdScores, log_probabilities, mixed
 from recbole_llm.quick_start import load, run
 from recbole_llm.trainer import checkpoint
 
 SASREC = {"hidden_size": 8, "inner_size": 8, "epochs": 3, "MAX_ITEM_LIST_LENGTH": 4}
+WITHOUT_U4 = {user: items for user, items in HISTORIES.items() if user != "u4"}  # who knows all items
 
 
 def settings_of(data_path, tiny, **settings):
@@ -102,6 +104,99 @@ def test_given_weight_stays(small, tiny):
     assert result["id_model"]["weight"] == 0.25
 
 
+def test_weight_is_the_best_among_sampled_candidates(small, tiny):
+    """With `mode: uni4` a line is a candidate: a user's ranking is that of these, as RecBole's trainer ranks them."""
+    write_dataset(small, WITHOUT_U4)
+    mode = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni4"}
+    settings = settings_of(small, tiny, eval_args=mode)
+    parts = build_parts(small, **{k: v for k, v in settings.items() if k not in ("data_path",)})
+    model = parts.model
+    torch.nn.init.normal_(model.projection.weight, generator=torch.Generator().manual_seed(6))
+    batches = list(parts.valid)  # other candidates are drawn every time
+    model.before_validation(batches)
+    chosen = float(model.id_scores.weight)
+    gains = []
+    with torch.no_grad():
+        for weight in WEIGHTS:
+            model.id_scores.weight.fill_(weight)
+            found = []
+            for interaction, lines, _, targets in batches:
+                scores = model.predict(interaction).numpy()
+                ranked = np.full((len(targets), 9), -np.inf)
+                ranked[lines.numpy(), interaction["item_id"].numpy()] = scores  # a candidate may be drawn twice
+                own = ranked[np.arange(len(targets)), targets.numpy()]
+                found += list(1 / np.log2(1 + (ranked >= own[:, None]).sum(axis=1)))
+            gains.append(sum(found))
+    assert max(gains) > min(gains)
+    best = np.flatnonzero(np.isclose(gains, max(gains)))
+    assert chosen == pytest.approx(WEIGHTS[min(best, key=lambda index: abs(WEIGHTS[index] - 0.5))])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"id_model": "NeuMF", "id_model_settings": {}}, "id_model=NeuMF does not score all items at once"),
+        ({"id_model": "DeepFM", "id_model_settings": {}}, "id_model=DeepFM does not score all items at once"),
+        ({"id_model": 3}, "there is no model '3'"),
+        ({"id_model": ["SASRec"]}, r"there is no model '\['SASRec'\]'"),
+        ({"weight_average": 2}, "weight_average=2 must be a number above 0 and below 1"),
+        ({"backbone": "opt-12m"}, "unknown backbone 'opt-12m'"),
+        ({"id_model": None, "id_weight": 0.3}, "id_weight=0.3 has no effect: no id_model is named"),
+        ({"id_model": None}, "id_model_settings={.*} has no effect: no id_model is named"),
+    ],
+)
+def test_wrong_settings_are_refused_before_the_id_model_is_trained(small, tiny, settings, message):
+    with pytest.raises(SettingError, match=message):
+        run(settings=settings_of(small, tiny, **settings))
+    assert not list((small / "saved").glob("id-*"))
+
+
+def test_encoder_is_refused_before_the_id_model_is_trained(small, tiny):
+    with pytest.raises(BackboneError, match="ST2SI needs a decoder"):
+        run(settings=settings_of(small, tiny, backbone=str(tiny["bert"])))
+    assert not list((small / "saved").glob("id-*"))
+
+
+def test_finished_id_model_that_does_not_score_all_items_is_refused(small, tiny):
+    write_dataset(small, WITHOUT_U4)
+    settings = small_settings(small, model="NeuMF", epochs=1)
+    path = run(settings={k: v for k, v in settings.items() if k not in ("max_sequence_tokens", "train_batch_tokens")})
+    settings = settings_of(small, tiny, id_model="NeuMF", id_model_settings={}, id_model_path=path["path"])
+    with pytest.raises(SettingError, match="id_model=NeuMF does not score all items at once"):
+        run(settings=settings)
+
+
+def test_one_user_on_a_gpu_is_ranked_by_both_models(finished, monkeypatch):
+    """The CUDA graph of one sequence knows the projection alone: a run with an id model goes the plain way."""
+    _, folder, _ = finished
+    parts = load(folder)
+    recommender = Recommender(parts.model, parts.train._dataset)
+    recommender.device = torch.device("cuda")
+    monkeypatch.setattr(inference, "SingleSequence", lambda *_, **__: pytest.fail("ranks without the id model"))
+    assert recommender._single_sequence() is None
+
+
+def test_histories_by_hand_need_users_where_the_id_model_knows_them(small, tiny):
+    write_dataset(small, WITHOUT_U4)
+    own = {"embedding_size": 8, "epochs": 1}
+    result = run(settings=settings_of(small, tiny, id_model="FPMC", id_model_settings=own))
+    parts = load(result["path"])
+    with pytest.raises(DataError, match="also reads 'user_id': give users"):
+        parts.recommend(["c", "d"], k=3)
+    found = parts.recommend(["a", "b", "c", "d", "e"], k=3, users="u1")
+    assert found == parts.recommend_to("u1", k=3)
+
+
+def test_items_that_were_never_trained_on_are_read_without_an_id_model_alone(small, tiny):
+    histories = {**WITHOUT_U4, "u1": "abcdz"}  # z is held out for the test
+    write_dataset(small, histories, {**TITLES, "z": "Zither"})
+    parts = load(run(settings=settings_of(small, tiny))["path"])
+    with pytest.raises(DataError, match=r"item 'z' .* was never trained on"):
+        parts.recommend(["a", "z"], k=3)
+    alone = settings_of(small, tiny, id_model=None, id_model_settings={})
+    assert len(load(run(settings=alone)["path"]).recommend(["a", "z"], k=3).items) == 3
+
+
 @pytest.mark.parametrize("weight", [-0.1, 1.5, "half", True])
 def test_wrong_weight_is_refused(small, tiny, weight):
     with pytest.raises(SettingError, match="id_weight"):
@@ -163,7 +258,7 @@ def test_other_id_models(small, tiny, name):
     """Models that read the user's id or item attributes, a general one too: with weight 1 the ranks are their own."""
     own = {"embedding_size": 8} if name != "FDSA" else {**SASREC, "selected_features": ["title"]}
     # without the user who knows all items: nothing would be left to sample
-    write_dataset(small, {user: items for user, items in HISTORIES.items() if user != "u4"})
+    write_dataset(small, WITHOUT_U4)
     settings = settings_of(small, tiny, id_model=name, id_model_settings={**own, "epochs": 2}, id_weight=1)
     result = run(settings=settings)
     theirs = json.loads((next((small / "saved").glob(f"id-{name}-*")) / "result.json").read_text())

@@ -3,83 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from adapter_parts import CLEAN, SIZE, trainer_of
 from plain_layers import PlainModel, plain_mmd, plain_virtual_tokens, softmax
-from small_data import HISTORIES, TITLES, build_parts, small_settings, write_dataset
-from tiny_models import rough
+from small_data import HISTORIES, TITLES
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from recbole_llm import registry
 from recbole_llm.backbone import loading
 from recbole_llm.backbone.preset import BackbonePreset
 from recbole_llm.errors import BackboneError, SettingError, TrainingError
-from recbole_llm.quick_start import load, run
+from recbole_llm.quick_start import load
 from recbole_llm.trainer import adapter_trainer
 
-WIDTH, LAYERS, SIZE = 32, 2, 8  # of the tiny language models, and of a user vector
+WIDTH, LAYERS = 32, 2  # of the tiny language models
 ITEMS = len(TITLES)
-# Byte-level BPE would make one token of a bracket and the comma after it; prompts are laid together from pieces.
-CLEAN = {**TITLES, "a": "Toy Story 1995"}
-ID_SETTINGS = {"ComiRec": {"embedding_size": SIZE}, "GRU4Rec": {"embedding_size": SIZE, "hidden_size": SIZE}}
-
-
-@pytest.fixture(scope="module")
-def id_runs(tmp_path_factory):
-    """The folder of a trained id model by name and interests; long enough that its vectors are far from 0."""
-    root = write_dataset(tmp_path_factory.mktemp("id_runs"))
-    known = {}
-
-    def get(model="ComiRec", interests=1):
-        if (model, interests) not in known:
-            own = {"num_interests": interests} if model == "ComiRec" else {}
-            settings = small_settings(
-                root, model=model, epochs=20, learning_rate=0.05, train_neg_sample_args=None, MAX_ITEM_LIST_LENGTH=6,
-                **ID_SETTINGS[model], **own,
-            )  # fmt: skip
-            settings = {name: value for name, value in settings.items() if name not in ("max_sequence_tokens",)}
-            known[model, interests] = run(settings=settings)["path"]
-        return known[model, interests]
-
-    return get
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny, tmp_path_factory):
-    """The tiny models with weights that are far from 0, so that virtual tokens move the scores."""
-    root = tmp_path_factory.mktemp("rough")
-    for name, folder in tiny.items():
-        rough(AutoModel.from_pretrained(folder)).save_pretrained(root / name)
-        AutoTokenizer.from_pretrained(folder).save_pretrained(root / name)
-    return {name: root / name for name in tiny}
-
-
-@pytest.fixture
-def build(small, tiny, id_runs):
-    """The parts of a run of IDLE-Adapter on a tiny language model, ready to train."""
-
-    write_dataset(small, titles=CLEAN)
-
-    def make(backbone="bert", id_run="ComiRec", interests=1, larger=True, **settings):
-        given = {
-            "model": "IDLEAdapter", "backbone": str(tiny[backbone]), "id_model_path": id_runs(id_run, interests),
-            "max_prompt_tokens": 128, "prompt": "Recommend {noun}: {history}.", "MAX_ITEM_LIST_LENGTH": 6,
-            "mmd_rho": 50.0, **settings,
-        }  # fmt: skip
-        parts = build_parts(small, **given)
-        if larger:  # weights of 0.02 would let every gate be 1/2 and every softmax flat
-            with torch.no_grad():
-                for parameter in (*parts.model.adapter.parameters(), parts.model.head.weight):
-                    parameter.mul_(20)
-        return parts
-
-    return make
-
-
-def trainer_of(parts, prepared=True):
-    trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
-    if prepared:
-        trainer.precompute()
-    return trainer
 
 
 def steps_of(parts, rows=None):
@@ -170,10 +107,10 @@ CASES = [
 
 
 @pytest.mark.parametrize(("backbone", "interests", "settings"), CASES)
-def test_loss_is_that_of_the_equations(build, tiny, id_runs, backbone, interests, settings):
+def test_loss_is_that_of_the_equations(build, rough_models, id_runs, backbone, interests, settings):
     parts = build(backbone, interests=interests, mmd_weight=0.5, **settings)
     trainer_of(parts)
-    plain = PlainAdapter(parts, tiny[backbone], id_runs(interests=interests))
+    plain = PlainAdapter(parts, rough_models[backbone], id_runs(interests=interests))
     rows = list(range(0, len(plain.rows), 3))
     assert parts.model.virtual == interests * parts.model.settings.virtual_tokens
     found = loss_of(parts, rows)
@@ -509,60 +446,3 @@ def test_user_vector_that_is_no_number(build):
         trainer_of(parts)
     with pytest.raises(TrainingError, match="user vectors of ComiRec are not numbers"):
         parts.model.full_sort_predict(next(iter(parts.test))[0])
-
-
-# -- a language model that is trained, too -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_a_trained_language_model_changes_and_is_stored(build, tuning):
-    """One step moves the weights named, leaves all others as they are, and the checkpoint holds what moved."""
-    parts = build(backbone_tuning=tuning, lora_rank=2, learning_rate=0.01, train_batch_size=64, epochs=1)
-    before = {name: value.clone() for name, value in parts.model.state_dict().items()}
-    trainer = trainer_of(parts)
-    trainer._train_epoch(None, 0)
-    moved = {name for name, value in parts.model.state_dict().items() if not torch.equal(value, before[name])}
-    of_backbone = {name for name in moved if name.startswith("backbone.")}
-    assert of_backbone and all(("lora_" in name) == (tuning == "lora") for name in of_backbone)
-    assert not any(name.startswith("id_model.") for name in moved)
-    assert moved <= set(parts.model.stored_state())
-    groups = parts.model.parameter_groups()
-    assert len(groups) == 2 and groups[1]["lr"] == groups[0]["lr"]
-    assert build(backbone_tuning=tuning, backbone_learning_rate=1e-5).model.parameter_groups()[1]["lr"] == 1e-5
-
-
-def test_low_rank_adapters_start_at_the_frozen_model(build):
-    """peft's second factor is 0 at first: the loss is that of the frozen model, with gradients for the adapters."""
-    frozen, lora = build(), build(backbone_tuning="lora", lora_rank=2)
-    lora.model.load_state_dict(frozen.model.stored_state(), strict=False)
-    losses = []
-    for parts in (frozen, lora):
-        trainer_of(parts)
-        _, passes = parts.model.prepared_step(parts.model.training_samples(np.random.default_rng(0)))
-        losses.append(sum(parts.model.pass_loss_sum(part) for part in passes))
-    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
-    losses[1].backward()
-    second = [p for name, p in lora.model.backbone.named_parameters() if "lora_B" in name]
-    assert second and all(p.grad.abs().max() > 0 for p in second)
-
-
-def test_a_run_with_a_trained_language_model_is_loaded_as_it_was(small, tiny, id_runs):
-    settings = small_settings(
-        small, model="IDLEAdapter", backbone=str(tiny["bert"]), id_model_path=id_runs(), backbone_tuning="lora",
-        lora_rank=2, max_prompt_tokens=128, MAX_ITEM_LIST_LENGTH=6, epochs=2, train_batch_size=8, learning_rate=0.01,
-    )  # fmt: skip
-    del settings["max_sequence_tokens"]
-    result = run(settings=settings)
-    parts = load(result["path"])
-    ranks = []
-    with torch.no_grad():
-        for interaction, *_ in parts.test:
-            scores = parts.model.full_sort_predict(interaction)
-            own = scores.gather(1, interaction["item_id"][:, None])
-            ranks += (scores >= own).sum(dim=1).tolist()
-    assert result["test"]["mrr"] == pytest.approx(np.mean(1 / np.array(ranks)), abs=6e-5)
-
-
-def test_unknown_tuning_of_the_language_model_is_refused(build):
-    with pytest.raises(SettingError, match="backbone_tuning=ilp is not one of frozen, lora, full"):
-        build(backbone_tuning="ilp")

@@ -19,12 +19,14 @@ from recbole.utils import InputType
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_llm import id_model
+from recbole_llm import id_model, registry
 from recbole_llm.backbone.feature_cache import CachedQueries, FeatureStore, QueryStateCache, shared_passes
 from recbole_llm.backbone.loading import Backbone, load_backbone
 from recbole_llm.backbone.packed import PackedBatch, packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.precision import resolve_precision
+from recbole_llm.backbone.preset import BackbonePreset
 from recbole_llm.backbone.query_token import query_token_id
+from recbole_llm.backbone.resolve import resolve
 from recbole_llm.backbone.tuning import prepare_for_tuning
 from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
 from recbole_llm.data.item_text import tokenize_items
@@ -33,7 +35,8 @@ from recbole_llm.data.ragged import RaggedTable
 from recbole_llm.data.st2si_inputs import ST2SIInputs
 from recbole_llm.data.windows import WindowLimits
 from recbole_llm.errors import BackboneError, DataError, SettingError
-from recbole_llm.model.id_scores import IdScores
+from recbole_llm.evaluation.ranks import read_history
+from recbole_llm.model.id_scores import IdScores, require_scores_of_all_items
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.sequential_recommender.st2si_settings import ST2SISettings
 from recbole_llm.pretraining import use_pretrained
@@ -90,15 +93,16 @@ class ST2SI(SequentialRecommender):
     def before_build(config: Any, dataset: Any) -> None:
         """Pre-train, if the settings say so, and train the id model, if there is one, before the model is built."""
         use_pretrained(config, dataset)
-        if ST2SISettings.from_config(config).id_model:
+        settings = ST2SISettings.from_config(config)
+        if settings.id_model:
+            # What is wrong with the settings is said before minutes of training.
+            _require_decoder(settings.backbone, resolve(settings.backbone).preset)
+            if not config["id_model_path"]:
+                require_scores_of_all_items(registry.model_class(config["id_model"]))
             id_model.find_or_train(config)
 
     def _check_backbone(self, loaded: Backbone) -> None:
-        if loaded.preset.kind != "decoder":
-            raise BackboneError(
-                f"ST2SI needs a decoder, but {self.settings.backbone} is an encoder, whose query tokens would see the "
-                f"items that they should predict: choose a decoder such as smollm2-135m or opt-125m"
-            )
+        _require_decoder(self.settings.backbone, loaded.preset)
         if loaded.max_positions is not None and self.settings.max_sequence_tokens > loaded.max_positions:
             raise SettingError(
                 f"max_sequence_tokens={self.settings.max_sequence_tokens} is more than the {loaded.max_positions} "
@@ -225,16 +229,17 @@ class ST2SI(SequentialRecommender):
         """Choose the weight of the id model's scores, if the settings give none. See `PackedTrainer`.
 
         Args:
-            valid_data: RecBole's full-sort loader of the validation part.
+            valid_data: RecBole's loader of the validation part.
         """
         if self.id_scores is None or not self.id_scores.chosen_on_validation:
             return
 
         def batches() -> Iterator[tuple[Interaction, Tensor, tuple[Tensor, Tensor], Any]]:
-            for interaction, history, rows, items in valid_data:
+            for interaction, place, rows, items in valid_data:
                 scores = self.projection(self._last_states(interaction))
-                left_out = history if self.mask_history else None
-                yield interaction, scores, (rows.to(scores.device), items.to(scores.device)), left_out
+                if not isinstance(place, Tensor):  # all items are ranked
+                    place = read_history(interaction, self.ITEM_SEQ, rows, items) if self.mask_history else None
+                yield interaction, scores, (rows.to(scores.device), items.to(scores.device)), place
 
         self.eval()
         self.id_scores.choose_weight(batches())
@@ -345,3 +350,11 @@ class ST2SI(SequentialRecommender):
         groups = [{"params": list(self.projection.parameters()), "lr": self.settings.ilp_learning_rate}]
         tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         return [*groups, {"params": tuned, "lr": self.settings.learning_rate}] if tuned else groups
+
+
+def _require_decoder(backbone: str, preset: BackbonePreset) -> None:
+    if preset.kind != "decoder":
+        raise BackboneError(
+            f"ST2SI needs a decoder, but {backbone} is an encoder, whose query tokens would see the items that they "
+            f"should predict: choose a decoder such as smollm2-135m or opt-125m"
+        )

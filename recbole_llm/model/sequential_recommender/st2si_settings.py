@@ -81,6 +81,7 @@ class ST2SISettings:
         """Read the settings of a run; what is not given follows from `tuning` and `multi_query`."""
         tuning = TuningSettings.from_config(config)
         check_id_weight(config["id_weight"])
+        _check_id_settings(config)
         # Without multi-query a window has one query: only new windows in every epoch reach all positions.
         drawn = tuning.tuning != "ilp" or not config["multi_query"]
         backbone = str(config["pretrained_backbone"] or config["backbone"])
@@ -121,6 +122,12 @@ class ST2SISettings:
         Without multi-query the queries of one window need a pass each, so nothing would be shared.
         """
         return self.frozen and self.train_window not in _DRAWN_WINDOWS and self.multi_query
+
+
+def _check_id_settings(config: Any) -> None:
+    for name in ("id_weight", "id_model_settings"):
+        if config[name] not in (None, {}) and not (config["id_model"] or config["id_model_path"]):
+            raise SettingError(f"{name}={config[name]} has no effect: no id_model is named, such as SASRec")
 
 
 assert set(_LEARNING_RATES) == set(TUNING)
