@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from small_data import write_dataset
 
 from recbole_llm.config import Config
 from recbole_llm.files import read_yaml
@@ -72,11 +73,13 @@ def test_kept_runs_have_the_recommended_settings(name):
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_recommended_files_are_runs(name):
+def test_recommended_files_are_runs(name, tmp_path):
     """Every setting is known, so that a misspelt one cannot be left unread."""
-    config = Config(config_file_list=[RECOMMENDED / f"{name}.yaml"])
+    dataset = read_yaml(RECOMMENDED / f"{name}.yaml")["dataset"]
+    here = {"data_path": str(write_dataset(tmp_path, name=dataset))}
+    config = Config(config_file_list=[RECOMMENDED / f"{name}.yaml"], config_dict=here)
     assert config["model"] == "ST2SI"
-    own = Config(config_dict={"model": "SASRec", "dataset": config["dataset"], **config["id_model_settings"]})
+    own = Config(config_dict={"model": "SASRec", "dataset": dataset, **config["id_model_settings"], **here})
     assert own["MAX_ITEM_LIST_LENGTH"] == config["id_model_settings"]["MAX_ITEM_LIST_LENGTH"]
 
 
