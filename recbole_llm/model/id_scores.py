@@ -78,7 +78,7 @@ class IdScores(nn.Module):
                 item of each; with the ranking and item of what is left out, or None. Where candidates are sampled,
                 every line is one of them, and int64 [lines], the ranking that it stands in, takes that place.
         """
-        gains = torch.zeros(len(WEIGHTS), dtype=torch.float64)
+        gains = torch.zeros(len(WEIGHTS), dtype=torch.float64, device=self.weight.device)
         for interaction, scores, targets, left_out in batches:
             own, theirs = log_probabilities(scores), self(interaction)
             if isinstance(left_out, Tensor):
@@ -91,8 +91,9 @@ class IdScores(nn.Module):
                 if left_out is not None:
                     ranked[left_out] = float("-inf")
                 ranks = target_ranks(ranked, *targets).double()
-                gains[index] += torch.where(ranks <= 10, 1 / torch.log2(ranks + 1), 0).sum().cpu()
-        best = np.flatnonzero(np.isclose(gains, gains.max(), rtol=1e-12))
+                gains[index] += torch.where(ranks <= 10, 1 / torch.log2(ranks + 1), 0).sum()
+        counted = gains.cpu().numpy()
+        best = np.flatnonzero(np.isclose(counted, counted.max(), rtol=1e-12))
         self.weight.fill_(WEIGHTS[min(best, key=lambda index: abs(WEIGHTS[index] - 0.5))])
 
 

@@ -77,6 +77,16 @@ def test_run_ranks_by_the_mixture_of_its_two_models(finished):
     assert ranks == read_ranks(folder / "ranks-test.tsv.gz")["rank"].tolist()
 
 
+@torch.no_grad()
+def gains_by_weight(model, batches, gain):
+    """The sum of `gain(*batch)` under each weight."""
+    gains = []
+    for weight in WEIGHTS:
+        model.id_scores.weight.fill_(weight)
+        gains.append(sum(gain(*batch) for batch in batches))
+    return gains
+
+
 def test_weight_is_the_best_on_validation(small, tiny):
     """Of all weights, none has a better NDCG@10 on the validation part than the chosen one."""
     parts = build_parts(small, **{k: v for k, v in settings_of(small, tiny).items() if k not in ("data_path",)})
@@ -84,17 +94,14 @@ def test_weight_is_the_best_on_validation(small, tiny):
     torch.nn.init.normal_(model.projection.weight, generator=torch.Generator().manual_seed(3))
     model.before_validation(parts.valid)
     chosen = float(model.id_scores.weight)
-    gains = []
-    with torch.no_grad():
-        for weight in WEIGHTS:
-            model.id_scores.weight.fill_(weight)
-            found = []
-            for interaction, *_ in parts.valid:
-                scores = model.full_sort_predict(interaction).numpy()
-                own = scores[np.arange(len(scores)), interaction["item_id"].numpy()]
-                rank = (scores >= own[:, None]).sum(axis=1)
-                found += list(np.where(rank <= 10, 1 / np.log2(rank + 1), 0))
-            gains.append(sum(found))
+
+    def gain(interaction, *_):
+        scores = model.full_sort_predict(interaction).numpy()
+        own = scores[np.arange(len(scores)), interaction["item_id"].numpy()]
+        rank = (scores >= own[:, None]).sum(axis=1)
+        return np.where(rank <= 10, 1 / np.log2(rank + 1), 0).sum()
+
+    gains = gains_by_weight(model, parts.valid, gain)
     assert max(gains) > min(gains)  # the weight matters here
     assert gains[round(chosen * 20)] == pytest.approx(max(gains))
 
@@ -115,18 +122,15 @@ def test_weight_is_the_best_among_sampled_candidates(small, tiny):
     batches = list(parts.valid)  # other candidates are drawn every time
     model.before_validation(batches)
     chosen = float(model.id_scores.weight)
-    gains = []
-    with torch.no_grad():
-        for weight in WEIGHTS:
-            model.id_scores.weight.fill_(weight)
-            found = []
-            for interaction, lines, _, targets in batches:
-                scores = model.predict(interaction).numpy()
-                ranked = np.full((len(targets), 9), -np.inf)
-                ranked[lines.numpy(), interaction["item_id"].numpy()] = scores  # a candidate may be drawn twice
-                own = ranked[np.arange(len(targets)), targets.numpy()]
-                found += list(1 / np.log2(1 + (ranked >= own[:, None]).sum(axis=1)))
-            gains.append(sum(found))
+
+    def gain(interaction, lines, _, targets):
+        scores = model.predict(interaction).numpy()
+        ranked = np.full((len(targets), 9), -np.inf)
+        ranked[lines.numpy(), interaction["item_id"].numpy()] = scores  # a candidate may be drawn twice
+        own = ranked[np.arange(len(targets)), targets.numpy()]
+        return (1 / np.log2(1 + (ranked >= own[:, None]).sum(axis=1))).sum()
+
+    gains = gains_by_weight(model, batches, gain)
     assert max(gains) > min(gains)
     best = np.flatnonzero(np.isclose(gains, max(gains)))
     assert chosen == pytest.approx(WEIGHTS[min(best, key=lambda index: abs(WEIGHTS[index] - 0.5))])
