@@ -1,11 +1,11 @@
 """A trained id model's scores mixed into another model's: both papers' sources of evidence in one ranking.
 
 The score of item v is ``(1 - w) log p(v) + w log p_id(v)``, a product of experts: p is the softmax of the model's own
-scores, p_id that of the id model's. The weight w is given, or chosen on validation after every epoch.
+scores, p_id that of the id model's. The weight w is given, or chosen on validation after every epoch. ST2SI and
+IDLE-Adapter have it; neither paper does.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recbole_llm import id_model
 from recbole_llm.errors import SettingError
-from recbole_llm.evaluation.ranks import target_ranks
+from recbole_llm.evaluation.ranks import read_history, target_ranks
 
 WEIGHTS = np.linspace(0, 1, 21)  # that are tried on validation
 
@@ -25,34 +25,34 @@ class IdScores(nn.Module):
     """The log-probabilities of a frozen id model.
 
     Args:
-        config: the settings of the run; `id_model`, `id_model_path` and `id_model_settings` name the id model.
-        dataset: its data.
+        config: the settings of the run, with `id_weight`.
+        model: the id model, on the run's device.
 
     Attributes:
         weight: w, float32 [].
-        folder: the id model's run.
 
     Raises:
-        CheckpointError: if the id model belongs to other data, or is broken.
         SettingError: if `id_weight` is no number from 0 to 1, or the id model does not score all items.
     """
 
     weight: Tensor
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Any, model: nn.Module) -> None:
         super().__init__()
         given = check_id_weight(config["id_weight"])
         self.chosen_on_validation = given is None
         self.register_buffer("weight", torch.tensor(0.5 if given is None else given))
-        self.folder: Path = id_model.find_or_train(config)
-        self.model = id_model.load_id_model(self.folder, config, dataset)
-        require_scores_of_all_items(type(self.model))
+        require_scores_of_all_items(type(model))
+        self.model = model
         self.item_field = config["ITEM_ID_FIELD"]
         self.fields = (config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"], config["ITEM_LIST_LENGTH_FIELD"])
+        self.mask_history = bool(config["mask_history"])
+        self._remembered: dict[bytes, Tensor] = {}
 
     def train(self, mode: bool = True) -> "IdScores":
         """Set training mode; the frozen id model stays in eval mode, without dropout."""
         super().train(mode)
+        self._remembered.clear()
         self.model.eval()
         return self
 
@@ -69,6 +69,41 @@ class IdScores(nn.Module):
     def mix(self, scores: Tensor, interaction: Interaction) -> Tensor:
         """Return the mixed scores [batch, items] of a model's own `scores` [batch, items]."""
         return mixed(log_probabilities(scores), self(interaction), self.weight)
+
+    @torch.no_grad()
+    def choose_weight_for(
+        self, states_of: Callable[[Interaction], Tensor], head: Callable[[Tensor], Tensor], valid_data: Any
+    ) -> None:
+        """Take the weight that is best for a model on validation, unless the settings give one.
+
+        The states are remembered until `remembered_states` gives them to the validation that follows, which then reads
+        no history again, or the weights are trained further.
+
+        Args:
+            states_of: the model's hidden states [batch, width] of a batch of rows.
+            head: from states to the model's own scores of all items [batch, items].
+            valid_data: RecBole's loader of the validation part.
+        """
+        if not self.chosen_on_validation:
+            return
+
+        def batches() -> Iterator[tuple[Interaction, Tensor, tuple[Tensor, Tensor], Any]]:
+            for interaction, place, rows, items in valid_data:
+                states = states_of(interaction)
+                self._remembered[self._key(interaction)] = states
+                scores = head(states)
+                if not isinstance(place, Tensor):  # all items are ranked
+                    place = read_history(interaction, self.fields[0], rows, items) if self.mask_history else None
+                yield interaction, scores, (rows.to(scores.device), items.to(scores.device)), place
+
+        self.choose_weight(batches())
+
+    def remembered_states(self, interaction: Interaction) -> Tensor | None:
+        """Return the states of these rows that choosing the weight computed, once; None if there are none."""
+        return self._remembered.pop(self._key(interaction), None) if self._remembered else None
+
+    def _key(self, interaction: Interaction) -> bytes:
+        return b"".join(interaction[field].cpu().numpy().tobytes() for field in self.fields)
 
     def choose_weight(self, batches: Iterator[tuple[Interaction, Tensor, tuple[Tensor, Tensor], Any]]) -> None:
         """Take the weight with the best NDCG@10 on validation; of equals, the one nearest to one half.

@@ -215,7 +215,7 @@ def test_weights_hold_no_id_model_and_the_run_stands_alone(small, tiny, tuning):
     names = checkpoint.read_weights(folder / checkpoint.WEIGHTS)[1]
     assert [name for name in names if name.startswith("id_scores")] == ["id_scores.weight"]
     shutil.rmtree(next((small / "saved").glob("id-SASRec-*")))
-    assert load(folder).model.id_scores.folder == folder / "id_model"
+    assert load(folder).model.id_folder == folder / "id_model"
     assert not (folder / "scenario.safetensors").exists()  # which would rank without the id model
 
 
@@ -277,3 +277,26 @@ def test_from_the_command_line(small, tiny, capsys):
     assert cli.main(["run", *arguments]) == 0
     path = Path(capsys.readouterr().out.strip().splitlines()[-1])
     assert 0 <= json.loads(path.read_text())["id_model"]["weight"] <= 1
+
+
+def test_histories_of_a_validation_are_read_once_and_never_from_before_more_training(small, tiny):
+    """Choosing the weight leaves the states to the evaluation after it; what was left over is not used later."""
+    parts = build_parts(small, **{k: v for k, v in settings_of(small, tiny).items() if k not in ("data_path",)})
+    model, batches = parts.model, list(parts.valid)
+    read = []
+    states_of = model._last_states
+    model._last_states = lambda rows: read.append(len(rows)) or states_of(rows)
+    model.before_validation(batches)
+    rows = [len(interaction) for interaction, *_ in batches]
+    assert read == rows
+    first = model.full_sort_predict(batches[0][0])
+    assert read == rows
+    torch.testing.assert_close(model.full_sort_predict(batches[0][0]), first)  # read anew: remembered for one use
+    assert len(read) == len(rows) + 1
+    model.before_validation(batches)
+    model.train()
+    model.eval()
+    read.clear()
+    for interaction, *_ in batches:
+        model.full_sort_predict(interaction)
+    assert read == rows

@@ -4,7 +4,8 @@ The user vector of a trained, frozen id model (eq. 2) is projected, layer by lay
 that stand before a hard prompt in every layer of a frozen language model (eq. 8 to 11). The pooled last state is mapped
 to item ids by a linear head (eq. 14). Cross-entropy (eq. 13) is trained together with the discrepancy between the
 virtual tokens and the language model's own states (eq. 12, 15); adapter and head are all that is trained (eq. 16).
-With ``backbone_tuning: lora`` or ``full`` the language model is trained, too; this is not in the paper.
+With ``backbone_tuning: lora`` or ``full`` the language model is trained, too, and with `id_weight` the id model's own
+scores are mixed in when items are ranked; neither is in the paper.
 """
 
 import re
@@ -36,6 +37,7 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.prompt_batches import PackedPrompts, PromptStyle
 from recbole_llm.data.prompts import PromptLimits, Prompts
 from recbole_llm.errors import DataError
+from recbole_llm.model.id_scores import IdScores, require_scores_of_all_items
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.layers.mmd import gaussian_mmd, median_rho
 from recbole_llm.model.layers.virtual_token_adapter import VirtualTokenAdapter, truncated_normal_
@@ -58,6 +60,7 @@ class IDLEAdapter(SequentialRecommender):
         backbone: the language model, frozen unless `backbone_tuning` says otherwise.
         adapter: from user vectors to virtual tokens.
         head: W_y of eq. 14.
+        id_scores: the id model's scores that are mixed in, None with ``id_weight: 0``.
 
     Raises:
         BackboneError: if the backbone cannot be had.
@@ -92,6 +95,7 @@ class IDLEAdapter(SequentialRecommender):
         self.adapter = VirtualTokenAdapter(
             size, self.width, self.layers, settings.virtual_tokens, settings.layerwise, settings.refinement
         )
+        self.id_scores = None if settings.id_weight == 0 else IdScores(config, self.id_model)
         self.head = ItemLinearProjection(loaded.width, self.n_items)
         truncated_normal_(self.head.weight)
 
@@ -103,14 +107,17 @@ class IDLEAdapter(SequentialRecommender):
         resolve(settings.backbone)
         dataset.item_texts(settings.template.fields, _names_columns(config))
         if not config["id_model_path"] and config["id_model"]:
-            require_user_vector(registry.model_class(config["id_model"]))
+            wanted = registry.model_class(config["id_model"])
+            require_user_vector(wanted)
+            if settings.id_weight != 0:
+                require_scores_of_all_items(wanted)
         id_model.find_or_train(config)
 
     def _inputs(self, dataset: HistoryDataset, loaded: Backbone) -> AdapterInputs:
         settings = self.settings
         texts = dataset.item_texts_by_id(settings.template.fields, _names_columns(dataset.config))
         limits = PromptLimits(
-            settings.max_items, settings.max_prompt_tokens, settings.max_attribute_tokens, loaded.max_positions
+            settings.max_prompt_items, settings.max_prompt_tokens, settings.max_attribute_tokens, loaded.max_positions
         )
         prompts = Prompts(settings.template, texts, loaded.tokenizer, limits, self.virtual)
         if not (texts.iloc[1:, 0] != "").any():
@@ -219,12 +226,29 @@ class IDLEAdapter(SequentialRecommender):
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Return the score of each row's `item_id`: [batch], float32."""
+        if self.id_scores is not None:
+            items = interaction[self.ITEM_ID].to(self.device)
+            return self.full_sort_predict(interaction).gather(1, items[:, None])[:, 0]
         states = self._states(interaction)
         return (states * self.head.weight[interaction[self.ITEM_ID].to(self.device)]).sum(dim=1)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return the scores of all items (eq. 14 before the softmax): [batch, items], -inf for the padding id."""
-        return self.head(self._states(interaction))
+        if self.id_scores is None:
+            return self.head(self._states(interaction))
+        states = self.id_scores.remembered_states(interaction)
+        states = self._states(interaction) if states is None else states
+        return self.id_scores.mix(self.head(states), interaction)
+
+    def before_validation(self, valid_data: Any) -> None:
+        """Choose the weight of the id model's scores, if ``id_weight: ~`` asks for it. See `PackedTrainer`.
+
+        Args:
+            valid_data: RecBole's loader of the validation part.
+        """
+        if self.id_scores is not None:
+            self.eval()
+            self.id_scores.choose_weight_for(self._states, self.head, valid_data)
 
     # -- what a run keeps --------------------------------------------------------------------------------------------
 
@@ -238,12 +262,16 @@ class IDLEAdapter(SequentialRecommender):
         return len(samples), self.inputs.batches(samples, self.settings.train_batch_tokens, plain)
 
     def stored_state(self) -> dict[str, Tensor]:
-        """Return the weights that a checkpoint holds: adapter, head, and what is trained of the backbone."""
-        return trained_state(self)
+        """Return the weights that a checkpoint holds: adapter, head, what is trained of the backbone, and `id_weight`."""
+        weight = {} if self.id_scores is None else {"id_scores.weight": self.id_scores.weight}
+        return {**trained_state(self), **weight}
 
     def extra_results(self) -> dict[str, Any]:
         """Return what `result.json` holds beyond what every model's does: the id model and its own test metrics."""
-        own = {"model": type(self.id_model).__name__, "test": id_model.test_metrics(self.id_folder)}
+        own: dict[str, Any] = {"model": type(self.id_model).__name__}
+        if self.id_scores is not None:
+            own["weight"] = round(float(self.id_scores.weight), 4)
+        own["test"] = id_model.test_metrics(self.id_folder)
         return {"id_model": own, "prompt": self.inputs.prompt_counts()}
 
     def save_extras(self, folder: Path, dataset: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from recbole_llm.backbone.tuning import TuningSettings
 from recbole_llm.data.prompts import PromptTemplate
 from recbole_llm.errors import SettingError, require_one_of, require_whole
+from recbole_llm.model.id_scores import check_id_weight
 
 BACKBONE_TUNING = ("frozen", "lora", "full")
 
@@ -24,7 +25,7 @@ class IDLEAdapterSettings:
         mmd_rows: layers or batch: what the rows of eq. 12 are.
         mmd_rho: rho of the kernel; None for the median of the squared distances.
         template: the hard prompt.
-        max_items: the most items of a history (`MAX_ITEM_LIST_LENGTH`).
+        max_prompt_items: the most items of a history in the prompt; the id model has its own `MAX_ITEM_LIST_LENGTH`.
         max_prompt_tokens: the most tokens of a prompt.
         max_attribute_tokens: the most tokens of an item's text.
         prefixes_per_user: how many prefixes of a user an epoch has; None for all.
@@ -33,6 +34,7 @@ class IDLEAdapterSettings:
         learning_rate: of adapter and head.
         tuning: how the backbone is trained: not at all in the paper (`frozen`), by low-rank adapters, or all of it.
         backbone_learning_rate: of what is trained of the backbone.
+        id_weight: the share of the id model's own scores in the ranking; None to choose it on validation.
 
     Raises:
         SettingError: for a value that is not allowed.
@@ -47,7 +49,7 @@ class IDLEAdapterSettings:
     mmd_rows: str
     mmd_rho: float | None
     template: PromptTemplate
-    max_items: int
+    max_prompt_items: int
     max_prompt_tokens: int
     max_attribute_tokens: int
     prefixes_per_user: int | None
@@ -56,11 +58,12 @@ class IDLEAdapterSettings:
     learning_rate: float
     tuning: TuningSettings
     backbone_learning_rate: float
+    id_weight: float | None
 
     def __post_init__(self) -> None:
         for name, shown in (
             ("virtual_tokens", "num_virtual_tokens"),
-            ("max_items", "MAX_ITEM_LIST_LENGTH"),
+            ("max_prompt_items", "max_prompt_items"),
             ("max_prompt_tokens", "max_prompt_tokens"),
             ("max_attribute_tokens", "max_attribute_tokens"),
             ("train_batch_tokens", "train_batch_tokens"),
@@ -94,7 +97,7 @@ class IDLEAdapterSettings:
             mmd_rows=config["mmd_rows"],
             mmd_rho=_rho(config["mmd_rho"]),
             template=PromptTemplate(str(config["prompt"]), str(item), str(config["prompt_noun"])),
-            max_items=config["MAX_ITEM_LIST_LENGTH"],
+            max_prompt_items=_most_items(config),
             max_prompt_tokens=config["max_prompt_tokens"],
             max_attribute_tokens=config["max_attribute_tokens"],
             prefixes_per_user=config["prefixes_per_user"],
@@ -103,7 +106,14 @@ class IDLEAdapterSettings:
             learning_rate=config["learning_rate"],
             tuning=_tuning(config),
             backbone_learning_rate=config["backbone_learning_rate"] or config["learning_rate"],
+            id_weight=check_id_weight(config["id_weight"]),
         )
+
+
+def _most_items(config: Any) -> int:
+    require_whole("MAX_ITEM_LIST_LENGTH", config["MAX_ITEM_LIST_LENGTH"])
+    given = config["max_prompt_items"]
+    return config["MAX_ITEM_LIST_LENGTH"] if given is None else given
 
 
 def _tuning(config: Any) -> TuningSettings:

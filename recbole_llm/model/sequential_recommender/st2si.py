@@ -35,7 +35,6 @@ from recbole_llm.data.ragged import RaggedTable
 from recbole_llm.data.st2si_inputs import ST2SIInputs
 from recbole_llm.data.windows import WindowLimits
 from recbole_llm.errors import BackboneError, DataError, SettingError
-from recbole_llm.evaluation.ranks import read_history
 from recbole_llm.model.id_scores import IdScores, require_scores_of_all_items
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.sequential_recommender.st2si_settings import ST2SISettings
@@ -85,9 +84,11 @@ class ST2SI(SequentialRecommender):
         prepare_for_tuning(loaded, self.settings.tuning)
         self.projection = ItemLinearProjection(loaded.width, self.n_items)
         self.state_cache: QueryStateCache | None = None
-        self.id_scores = IdScores(config, dataset) if self.settings.id_model else None
+        self.id_scores: IdScores | None = None
+        if self.settings.id_model:
+            self.id_folder = id_model.find_or_train(config)
+            self.id_scores = IdScores(config, id_model.load_id_model(self.id_folder, config, dataset))
         self.reads_text_only = self.id_scores is None
-        self.mask_history = bool(config["mask_history"])
 
     @staticmethod
     def before_build(config: Any, dataset: Any) -> None:
@@ -221,28 +222,21 @@ class ST2SI(SequentialRecommender):
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return the scores of all items: [batch, items], float32, -inf for the padding id."""
-        scores = self.projection(self._last_states(interaction))
-        return scores if self.id_scores is None else self.id_scores.mix(scores, interaction)
+        if self.id_scores is None:
+            return self.projection(self._last_states(interaction))
+        states = self.id_scores.remembered_states(interaction)
+        states = self._last_states(interaction) if states is None else states
+        return self.id_scores.mix(self.projection(states), interaction)
 
-    @torch.no_grad()
     def before_validation(self, valid_data: Any) -> None:
         """Choose the weight of the id model's scores, if the settings give none. See `PackedTrainer`.
 
         Args:
             valid_data: RecBole's loader of the validation part.
         """
-        if self.id_scores is None or not self.id_scores.chosen_on_validation:
-            return
-
-        def batches() -> Iterator[tuple[Interaction, Tensor, tuple[Tensor, Tensor], Any]]:
-            for interaction, place, rows, items in valid_data:
-                scores = self.projection(self._last_states(interaction))
-                if not isinstance(place, Tensor):  # all items are ranked
-                    place = read_history(interaction, self.ITEM_SEQ, rows, items) if self.mask_history else None
-                yield interaction, scores, (rows.to(scores.device), items.to(scores.device)), place
-
-        self.eval()
-        self.id_scores.choose_weight(batches())
+        if self.id_scores is not None:
+            self.eval()
+            self.id_scores.choose_weight_for(self._last_states, self.projection, valid_data)
 
     @torch.no_grad()
     def extra_results(self) -> dict[str, Any]:
@@ -267,7 +261,7 @@ class ST2SI(SequentialRecommender):
             results["id_model"] = {
                 "model": type(self.id_scores.model).__name__,
                 "weight": round(float(self.id_scores.weight), 4),
-                "test": id_model.test_metrics(self.id_scores.folder),
+                "test": id_model.test_metrics(self.id_folder),
             }
         return results
 
@@ -341,7 +335,7 @@ class ST2SI(SequentialRecommender):
         The id model, if there is one; otherwise, with a frozen backbone, `scenario.safetensors`.
         """
         if self.id_scores is not None:
-            id_model.keep_copy(self.id_scores.folder, folder)
+            id_model.keep_copy(self.id_folder, folder)
         elif self.settings.frozen:
             save_scenario(self, dataset, folder / "scenario.safetensors")
 
