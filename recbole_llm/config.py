@@ -57,12 +57,14 @@ _NOT_SETTINGS = ("prepare",)
 
 
 def parse_value(text: str) -> Any:
-    """Read a value of the command line: a Python literal, ``true``/``false``, or else the text itself.
+    """Read a value of the command line: a Python literal, ``true``/``false``, ``~`` (YAML's None), or the text itself.
 
     RecBole evaluates such text as an expression; a literal is enough and runs nothing.
     """
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
+    if text == "~":
+        return None
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
