@@ -24,8 +24,9 @@ def test_a_trained_language_model_changes_and_is_stored(build, tuning):
     assert not any(name.startswith("id_model.") for name in moved)
     assert moved <= set(parts.model.stored_state())
     groups = parts.model.parameter_groups()
-    assert len(groups) == 2 and groups[1]["lr"] == groups[0]["lr"]
-    assert build(backbone_tuning=tuning, backbone_learning_rate=1e-5).model.parameter_groups()[1]["lr"] == 1e-5
+    assert len(groups) == 3 and len({group["lr"] for group in groups}) == 1
+    other = build(backbone_tuning=tuning, backbone_learning_rate=1e-5, head_learning_rate=1e-2, learning_rate=1e-3)
+    assert [group["lr"] for group in other.model.parameter_groups()] == [1e-3, 1e-2, 1e-5]
 
 
 def test_low_rank_adapters_start_at_the_frozen_model(build):

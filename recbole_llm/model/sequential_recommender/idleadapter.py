@@ -18,6 +18,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recbole_llm import id_model, registry
 from recbole_llm.backbone.loading import Backbone, first_position, load_backbone
@@ -180,7 +181,8 @@ class IDLEAdapter(SequentialRecommender):
         rows = batch.rows.to(self.device, non_blocking=True)
         tokens = self.virtual_tokens(self.inputs.vectors.index_select(0, rows))
         assert prompts.packed.labels is not None
-        loss = self.head.loss(self.pooled_states(prompts, tokens), prompts.packed.labels, self.precision)
+        states = F.dropout(self.pooled_states(prompts, tokens), self.settings.head_dropout, self.training)
+        loss = self.head.loss(states, prompts.packed.labels, self.precision)
         if self.settings.mmd_weight:
             if batch.plain is not None:
                 language = self.language_states(batch.plain.to(self.device))
@@ -280,8 +282,10 @@ class IDLEAdapter(SequentialRecommender):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups with their rates."""
-        trained = [*self.adapter.parameters(), *self.head.parameters()]
-        groups = [{"params": trained, "lr": self.settings.learning_rate}]
+        groups: list[dict[str, Any]] = [
+            {"params": list(self.adapter.parameters()), "lr": self.settings.learning_rate},
+            {"params": list(self.head.parameters()), "lr": self.settings.head_learning_rate},
+        ]
         tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         return [*groups, {"params": tuned, "lr": self.settings.backbone_learning_rate}] if tuned else groups
 

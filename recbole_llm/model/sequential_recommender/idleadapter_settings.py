@@ -5,7 +5,7 @@ from typing import Any
 
 from recbole_llm.backbone.tuning import TuningSettings
 from recbole_llm.data.prompts import PromptTemplate
-from recbole_llm.errors import SettingError, require_one_of, require_whole
+from recbole_llm.errors import SettingError, require_one_of, require_rate, require_whole
 from recbole_llm.model.id_scores import check_id_weight
 
 BACKBONE_TUNING = ("frozen", "lora", "full")
@@ -31,7 +31,9 @@ class IDLEAdapterSettings:
         prefixes_per_user: how many prefixes of a user an epoch has; None for all.
         train_batch_tokens: the most tokens of a packed pass with gradients.
         eval_batch_tokens: the most tokens of a packed pass without.
-        learning_rate: of adapter and head.
+        learning_rate: of the adapter, and of all else whose own rate is not given.
+        head_learning_rate: of the head.
+        head_dropout: of the pooled states before the head.
         tuning: how the backbone is trained: not at all in the paper (`frozen`), by low-rank adapters, or all of it.
         backbone_learning_rate: of what is trained of the backbone.
         id_weight: the share of the id model's own scores in the ranking; None to choose it on validation.
@@ -56,6 +58,8 @@ class IDLEAdapterSettings:
     train_batch_tokens: int
     eval_batch_tokens: int
     learning_rate: float
+    head_learning_rate: float
+    head_dropout: float
     tuning: TuningSettings
     backbone_learning_rate: float
     id_weight: float | None
@@ -78,6 +82,7 @@ class IDLEAdapterSettings:
                 raise SettingError(f"{name}={getattr(self, name)} must be True or False")
         if not isinstance(self.mmd_weight, int | float) or self.mmd_weight < 0:
             raise SettingError(f"mmd_weight={self.mmd_weight} must be a number from 0")
+        require_rate("head_dropout", self.head_dropout)
         require_one_of("mmd_rows", self.mmd_rows, ("layers", "batch"))
 
     @classmethod
@@ -104,6 +109,8 @@ class IDLEAdapterSettings:
             train_batch_tokens=config["train_batch_tokens"],
             eval_batch_tokens=config["eval_batch_tokens"],
             learning_rate=config["learning_rate"],
+            head_learning_rate=config["head_learning_rate"] or config["learning_rate"],
+            head_dropout=config["head_dropout"],
             tuning=_tuning(config),
             backbone_learning_rate=config["backbone_learning_rate"] or config["learning_rate"],
             id_weight=check_id_weight(config["id_weight"]),
