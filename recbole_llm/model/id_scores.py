@@ -15,7 +15,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from torch import Tensor, nn
 
 from recbole_llm import id_model
-from recbole_llm.errors import SettingError
+from recbole_llm.errors import SettingError, require_whole
 from recbole_llm.evaluation.ranks import read_history, target_ranks
 
 WEIGHTS = np.linspace(0, 1, 21)  # that are tried on validation
@@ -139,6 +139,16 @@ def check_id_weight(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise SettingError(f"id_weight={value} must be a number from 0 to 1, or ~ to choose it on validation")
     return float(value)
+
+
+def most_items(config: Any, setting: str) -> int:
+    """Return how many items of a history the language model reads at most: `setting`, or `MAX_ITEM_LIST_LENGTH`.
+
+    The id model reads `MAX_ITEM_LIST_LENGTH` in any case. Raises SettingError for what is no whole number from 1.
+    """
+    name = "MAX_ITEM_LIST_LENGTH" if config[setting] is None else setting
+    require_whole(name, config[name])
+    return config[name]
 
 
 def require_scores_of_all_items(model_class: type) -> None:

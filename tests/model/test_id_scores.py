@@ -300,3 +300,19 @@ def test_histories_of_a_validation_are_read_once_and_never_from_before_more_trai
     for interaction, *_ in batches:
         model.full_sort_predict(interaction)
     assert read == rows
+
+
+def test_language_model_may_read_fewer_items_than_the_id_model(small, tiny):
+    """With `max_window_items: 1` another last but one item changes the id model's share of the scores alone."""
+    settings = settings_of(small, tiny, max_window_items=1)
+    parts = build_parts(small, **{k: v for k, v in settings.items() if k not in ("data_path",)})
+    model, (interaction, *_) = parts.model, next(iter(parts.test))
+    row = int(interaction["item_length"].argmax())
+    place = int(interaction["item_length"][row]) - 2
+    changed = type(interaction)({name: value.clone() for name, value in interaction.interaction.items()})
+    changed["item_id_list"][row, place] = changed["item_id_list"][row, place] % (model.n_items - 1) + 1
+    own = [model._last_states(rows)[row] for rows in (interaction, changed)]
+    theirs = [model.id_scores(rows)[row] for rows in (interaction, changed)]
+    torch.testing.assert_close(*own)
+    assert not torch.allclose(theirs[0][1:], theirs[1][1:])
+    assert model.inputs.training_sequences(np.random.default_rng(0)).queries().max() == 1

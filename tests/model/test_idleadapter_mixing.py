@@ -47,7 +47,6 @@ def test_papers_ranking_has_no_id_scores(settings_of):
     assert "weight" not in result["id_model"]
 
 
-@torch.no_grad()
 def test_prompt_shows_the_last_items_and_the_id_model_reads_all(build):
     """Another last but one item changes the user vector, not the prompt; another last item the prompt."""
     parts = build(id_run="GRU4Rec", max_prompt_items=1, MAX_ITEM_LIST_LENGTH=6)
@@ -67,7 +66,7 @@ def test_prompt_shows_the_last_items_and_the_id_model_reads_all(build):
         _, prompts = next(iter(model.inputs.prompts_of(
             rows["item_id_list"].numpy(), rows["item_length"].numpy(), 10_000, plain=True
         )))  # fmt: skip
-        return prompts.packed.token_ids.tolist(), model.user_vectors(rows)
+        return prompts.packed.token_ids.tolist(), model.user_vectors(rows).detach()
 
     (text, vector), (other_text, other_vector), (last_text, _) = read(None), read(length - 2), read(length - 1)
     assert text == other_text and not torch.allclose(vector, other_vector)

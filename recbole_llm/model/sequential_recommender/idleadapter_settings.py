@@ -6,7 +6,7 @@ from typing import Any
 from recbole_llm.backbone.tuning import TuningSettings
 from recbole_llm.data.prompts import PromptTemplate
 from recbole_llm.errors import SettingError, require_one_of, require_rate, require_whole
-from recbole_llm.model.id_scores import check_id_weight
+from recbole_llm.model.id_scores import check_id_weight, most_items
 
 BACKBONE_TUNING = ("frozen", "lora", "full")
 
@@ -67,7 +67,6 @@ class IDLEAdapterSettings:
     def __post_init__(self) -> None:
         for name, shown in (
             ("virtual_tokens", "num_virtual_tokens"),
-            ("max_prompt_items", "max_prompt_items"),
             ("max_prompt_tokens", "max_prompt_tokens"),
             ("max_attribute_tokens", "max_attribute_tokens"),
             ("train_batch_tokens", "train_batch_tokens"),
@@ -102,7 +101,7 @@ class IDLEAdapterSettings:
             mmd_rows=config["mmd_rows"],
             mmd_rho=_rho(config["mmd_rho"]),
             template=PromptTemplate(str(config["prompt"]), str(item), str(config["prompt_noun"])),
-            max_prompt_items=_most_items(config),
+            max_prompt_items=most_items(config, "max_prompt_items"),
             max_prompt_tokens=config["max_prompt_tokens"],
             max_attribute_tokens=config["max_attribute_tokens"],
             prefixes_per_user=config["prefixes_per_user"],
@@ -115,12 +114,6 @@ class IDLEAdapterSettings:
             backbone_learning_rate=config["backbone_learning_rate"] or config["learning_rate"],
             id_weight=check_id_weight(config["id_weight"]),
         )
-
-
-def _most_items(config: Any) -> int:
-    require_whole("MAX_ITEM_LIST_LENGTH", config["MAX_ITEM_LIST_LENGTH"])
-    given = config["max_prompt_items"]
-    return config["MAX_ITEM_LIST_LENGTH"] if given is None else given
 
 
 def _tuning(config: Any) -> TuningSettings:

@@ -132,7 +132,7 @@ class ST2SI(SequentialRecommender):
             )
         # The query token is looked up last: a token added to the tokenizer must not change how texts are cut.
         query = query_token_id(loaded.tokenizer, loaded.model, settings.query_token)
-        limits = WindowLimits(settings.max_items, settings.max_sequence_tokens)
+        limits = WindowLimits(settings.max_window_items, settings.max_sequence_tokens)
         return ST2SIInputs(
             dataset, text, query, instruction, limits, settings.train_window, settings.multi_query, settings.alignment
         )

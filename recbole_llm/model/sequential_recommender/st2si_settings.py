@@ -6,7 +6,7 @@ from typing import Any
 from recbole_llm.backbone.pretrained import read_record
 from recbole_llm.backbone.tuning import TUNING, TuningSettings
 from recbole_llm.errors import SettingError, require_one_of, require_rate, require_whole
-from recbole_llm.model.id_scores import check_id_weight
+from recbole_llm.model.id_scores import check_id_weight, most_items
 
 # Appendix A.3 of the paper; LoRA is not in the paper, its rate is ours.
 _LEARNING_RATES = {"full": 5e-5, "lora": 3e-4, "ilp": 3e-4}
@@ -25,7 +25,7 @@ class ST2SISettings:
         tuning: how the backbone is trained.
         item_text_fields: columns of the `.item` file.
         max_attribute_tokens: the most tokens of one field.
-        max_items: the most items of a window (`MAX_ITEM_LIST_LENGTH`).
+        max_window_items: the most items of a window; an id model whose scores are mixed in has `MAX_ITEM_LIST_LENGTH`.
         max_sequence_tokens: the most tokens of a window.
         query_token: the token after every item text.
         multi_query: whether a query follows every item (eq. 2), or the last one alone (Table 3, without multi-query).
@@ -49,7 +49,7 @@ class ST2SISettings:
     tuning: TuningSettings
     item_text_fields: list[str]
     max_attribute_tokens: int
-    max_items: int
+    max_window_items: int
     max_sequence_tokens: int
     query_token: str
     multi_query: bool
@@ -66,9 +66,9 @@ class ST2SISettings:
 
     def __post_init__(self) -> None:
         require_one_of("train_window", self.train_window, _WINDOWS)
-        whole = ("max_attribute_tokens", "max_items", "max_sequence_tokens", "train_batch_tokens", "eval_batch_tokens")
+        whole = ("max_attribute_tokens", "max_sequence_tokens", "train_batch_tokens", "eval_batch_tokens")
         for name in whole:
-            require_whole("MAX_ITEM_LIST_LENGTH" if name == "max_items" else name, getattr(self, name))
+            require_whole(name, getattr(self, name))
         for name in ("label_smoothing", "ilp_dropout"):
             require_rate(name, getattr(self, name))
         if not isinstance(self.item_text_fields, list) or not self.item_text_fields:
@@ -94,7 +94,7 @@ class ST2SISettings:
             tuning=tuning,
             item_text_fields=config["item_text_fields"],
             max_attribute_tokens=config["max_attribute_tokens"],
-            max_items=config["MAX_ITEM_LIST_LENGTH"],
+            max_window_items=most_items(config, "max_window_items"),
             max_sequence_tokens=config["max_sequence_tokens"],
             query_token=str(config["query_token"]),
             multi_query=config["multi_query"],
