@@ -21,14 +21,18 @@ TUNED = {
 # The label of the kept runs that a file made.
 MADE = {
     "scientific-st2si": "Scientific/ST2SI-SASRec",
-    "scientific-st2si-ilp": "Scientific/ST2SI-ILP-SASRec",
-    "games-st2si-ilp": "Games/ST2SI-ILP-SASRec",
+    "scientific-st2si-ilp": "Scientific/ST2SI-ILP-last-item-SASRec",
+    "scientific-st2si-idleadapter": "Scientific/ST2SI-IDLEAdapter",
+    "scientific-idleadapter": "Scientific/IDLEAdapter-last-item-ComiRec",
+    "games-st2si-ilp": "Games/ST2SI-ILP-last-item-SASRec",
 }
 # Whose scores a file mixes in.
 ID_RUNS = {
     "scientific-st2si": "Scientific/SASRec",
     "scientific-st2si-ilp": "Scientific/SASRec",
-    "games-st2si-ilp": "Games/SASRec-settings-of-Scientific",
+    "scientific-st2si-idleadapter": "Scientific/IDLEAdapter-last-item-SASRec",
+    "scientific-idleadapter": "Scientific/ComiRec",
+    "games-st2si-ilp": "Games/SASRec",
 }
 
 
@@ -63,13 +67,17 @@ def test_kept_runs_have_the_tuned_settings(dataset, model):
 @pytest.mark.parametrize("name", MADE)
 def test_kept_runs_have_the_recommended_settings(name):
     settings = read_yaml(RECOMMENDED / f"{name}.yaml")
-    id_settings = settings.pop("id_model_settings")
+    id_settings = {**settings.pop("id_model_settings"), "model": settings["id_model"]}
     kept = kept_settings(MADE[name])
     assert kept
     for run in kept:
         assert not differing(settings, run)
+    of_its_id_model = id_settings.pop("id_model_settings", None)
     for run in kept_settings(ID_RUNS[name]):
-        assert not differing({**id_settings, "model": settings["id_model"]}, run)
+        assert not differing(id_settings, run)
+    if of_its_id_model:  # an id model with an id model
+        for run in kept_settings(f"Scientific/{id_settings['id_model']}"):
+            assert not differing(of_its_id_model, run)
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -78,7 +86,7 @@ def test_recommended_files_are_runs(name, tmp_path):
     dataset = read_yaml(RECOMMENDED / f"{name}.yaml")["dataset"]
     here = {"data_path": str(write_dataset(tmp_path, name=dataset))}
     config = Config(config_file_list=[RECOMMENDED / f"{name}.yaml"], config_dict=here)
-    assert config["model"] == "ST2SI"
+    assert config["model"] == read_yaml(RECOMMENDED / f"{name}.yaml")["model"]
     own = Config(config_dict={"model": "SASRec", "dataset": dataset, **config["id_model_settings"], **here})
     assert own["MAX_ITEM_LIST_LENGTH"] == config["id_model_settings"]["MAX_ITEM_LIST_LENGTH"]
 
