@@ -101,6 +101,12 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm run --config_files=properties/paper/idle_adapter/table4/ml-1m/no-layerwise.yaml": IDLE,
     "recbole-llm plot --kind=representations --run=saved/<run>": {},
     "recbole-llm tune --model=IDLEAdapter --dataset=ml-100k": {"trials": 2, **IDLE},
+    "recbole-llm run --config_files=properties/recommended/scientific-idleadapter.yaml": {
+        **IDLE,
+        "id_model_settings": "{'epochs': 1}",
+        "prompt_item": "{title}",
+        "max_attribute_tokens": 8,
+    },
     # mix_in_an_id_model.md
     "recbole-llm run --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp --id_model=SASRec": {
         "id_model_settings": "{'epochs': 1}"
@@ -133,9 +139,11 @@ READ = {
     "recbole-llm compare --runs='results/runs/ml-100k/*/*' --models=Pop,GRU4Rec-default,SASRec-default,"
     "BERT4Rec-default,ST2SI-ILP-8-items,ST2SI-ILP-50-items --show=ndcg@10,recall@10,mrr,epochs,seconds.fit,device "
     "--significance=false": _KEPT,
-    "recbole-llm compare --runs='results/runs/Scientific/*/*' --models=ST2SI-SASRec,ST2SI-ILP-SASRec,ST2SI-LoRA,"
-    "IDLEAdapter-SASRec,FDSA,SASRec,FPMC,ComiRec-default,GRU4Rec,BERT4Rec-default --ours=ST2SI-SASRec,ST2SI-ILP-SASRec,"
-    "ST2SI-LoRA,IDLEAdapter-SASRec --baselines=SASRec,FPMC,ComiRec-default,GRU4Rec,BERT4Rec-default "
+    "recbole-llm compare --runs='results/runs/Scientific/*/*' --models=ST2SI-IDLEAdapter,ST2SI-SASRec,"
+    "ST2SI-ILP-last-item-SASRec,ST2SI-LoRA,IDLEAdapter-last-item-ComiRec,IDLEAdapter-last-item-SASRec,"
+    "IDLEAdapter-tuned-SASRec,FDSA,SASRec,FPMC,ComiRec,GRU4Rec,BPR,BERT4Rec --ours=ST2SI-IDLEAdapter,ST2SI-SASRec,"
+    "ST2SI-ILP-last-item-SASRec,ST2SI-LoRA,IDLEAdapter-last-item-ComiRec,IDLEAdapter-last-item-SASRec,"
+    "IDLEAdapter-tuned-SASRec --baselines=SASRec,FPMC,ComiRec,GRU4Rec,BPR,BERT4Rec "
     "--show=hit@5,ndcg@5,hit@10,ndcg@10,mrr": _KEPT,
     "recbole-llm prepare --dataset=ml-100k-llara --raw=FOLDER": "files that are not here",
 }

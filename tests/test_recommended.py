@@ -87,7 +87,7 @@ def test_recommended_files_are_runs(name, tmp_path):
     here = {"data_path": str(write_dataset(tmp_path, name=dataset))}
     config = Config(config_file_list=[RECOMMENDED / f"{name}.yaml"], config_dict=here)
     assert config["model"] == read_yaml(RECOMMENDED / f"{name}.yaml")["model"]
-    own = Config(config_dict={"model": "SASRec", "dataset": dataset, **config["id_model_settings"], **here})
+    own = Config(config_dict={"model": config["id_model"], "dataset": dataset, **config["id_model_settings"], **here})
     assert own["MAX_ITEM_LIST_LENGTH"] == config["id_model_settings"]["MAX_ITEM_LIST_LENGTH"]
 
 

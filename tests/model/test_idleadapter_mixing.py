@@ -74,10 +74,28 @@ def test_prompt_shows_the_last_items_and_the_id_model_reads_all(build):
     assert model.inputs.prompt_counts()["mean_items"] == 1
 
 
+def test_dropout_before_the_head_is_inverted_and_of_training_alone(build):
+    """A share of .75 of the pooled states is 0 in training and the rest is four times as large; else nothing is."""
+    parts = build(head_dropout=0.75, mmd_weight=0)
+    model, seen = parts.model, []
+    model.inputs.vectors = model.user_vectors(parts.train.dataset[np.arange(len(parts.train.dataset))])
+    _, (batch, *_) = model.prepared_step(model.training_samples(np.random.default_rng(0)))
+    head_loss = model.head.loss
+    model.head.loss = lambda states, *rest: seen.append(states.detach()) or head_loss(states, *rest)
+    for mode in (True, False):
+        model.train(mode)
+        model.pass_loss_sum(batch)
+    dropped, whole = seen
+    kept = dropped != 0
+    assert kept.float().mean().item() == pytest.approx(0.25, abs=0.05)
+    torch.testing.assert_close(dropped[kept], 4 * whole[kept])
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ({"max_prompt_items": 0}, "max_prompt_items"),
+        ({"head_dropout": 1}, "head_dropout=1 must be a rate"),
         ({"id_weight": 1.5}, "id_weight=1.5 must be a number from 0 to 1"),
     ],
 )

@@ -264,7 +264,7 @@ class IDLEAdapter(SequentialRecommender):
         return len(samples), self.inputs.batches(samples, self.settings.train_batch_tokens, plain)
 
     def stored_state(self) -> dict[str, Tensor]:
-        """Return the weights that a checkpoint holds: adapter, head, what is trained of the backbone, and `id_weight`."""
+        """Return the weights that a checkpoint holds: what is trained, and the share of the id model's scores."""
         weight = {} if self.id_scores is None else {"id_scores.weight": self.id_scores.weight}
         return {**trained_state(self), **weight}
 
