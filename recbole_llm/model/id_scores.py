@@ -90,9 +90,9 @@ class IdScores(nn.Module):
         def batches() -> Iterator[tuple[Interaction, Tensor, tuple[Tensor, Tensor], Any]]:
             for interaction, place, rows, items in valid_data:
                 states = states_of(interaction)
-                self._remembered[self._key(interaction)] = states
                 scores = head(states)
-                if not isinstance(place, Tensor):  # all items are ranked
+                if not isinstance(place, Tensor):  # all items are ranked; candidates have too many lines to keep
+                    self._remembered[self._key(interaction)] = states
                     place = read_history(interaction, self.fields[0], rows, items) if self.mask_history else None
                 yield interaction, scores, (rows.to(scores.device), items.to(scores.device)), place
 
