@@ -18,7 +18,8 @@ recbole-llm: language-model recommenders inside RecBole
   recbole-llm pretrain --pretrain_datasets=A,B [--backbone=L] [--pretrain_epochs=15] [--name=value ...]
       Pre-train ST2SI's backbone on data sets. The last line is its folder: --backbone=<folder> tunes it on another.
   recbole-llm tune --model=M --dataset=D [--params_file=FILE] [--algo=exhaustive|random|bayes] [--trials=N]
-                   [--early_stop=N] [--out=FOLDER] [--storage=FILE|URL [--pruner=median|halving|hyperband|none]]
+                   [--early_stop=N] [--out=FOLDER] [--storage=FILE|URL [--pruner=median|halving|hyperband|none]
+                    [--defaults_first=True]]
       Search the settings that are best on validation, in a parameter file as RecBole's; the last line is the path of
       tune.json. The same command goes on with the study; with --storage any number of processes share it.
   recbole-llm prepare --dataset=D [--raw=FOLDER] [--out=FOLDER] [--report[=FILE]]

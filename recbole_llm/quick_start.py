@@ -267,7 +267,8 @@ def tune(
         options: `params_file` (what is searched, in RecBole's form; the model's own if there is none), `algo`
             (exhaustive, random or bayes), `trials`, `early_stop`, `out` (the study's folder); with `storage`, a journal
             file or the URL of a database, any number of processes share the study by Optuna, and `pruner` says how bad
-            trials are ended early (median, halving, hyperband or none).
+            trials are ended early (median, halving, hyperband or none); with `defaults_first` the first trial has the
+            settings that the model has without a search, so that none ends below them.
 
     Returns:
         What `tune.json` holds, and under "path" where that file is.

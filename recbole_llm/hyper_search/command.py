@@ -17,7 +17,18 @@ from recbole_llm.hyper_search.space import default_file, read_space
 from recbole_llm.hyper_search.study import BEST, Study
 
 ALGOS = ("exhaustive", "random", "bayes")
-_OPTIONS = ("params_file", "trials", "max_evals", "algo", "early_stop", "out", "storage", "pruner", "config_files")
+_OPTIONS = (
+    "params_file",
+    "trials",
+    "max_evals",
+    "algo",
+    "early_stop",
+    "out",
+    "storage",
+    "pruner",
+    "defaults_first",
+    "config_files",
+)
 
 
 def tune(
@@ -29,23 +40,22 @@ def tune(
     out: str | Path | None = None,
     storage: str | None = None,
     pruner: str | None = None,
+    defaults_first: bool = False,
 ) -> dict[str, Any]:
     """Search the settings of a model that are best on validation; see `recbole_llm.quick_start.tune`."""
     require_one_of("algo", algo, ALGOS)
     for name, value in (("trials", trials), ("early_stop", early_stop)):
         if value is not None:
             require_whole(name, value)
-    if storage is None and pruner is not None:
-        raise SettingError("pruning is Optuna's: it needs --storage, a file or the URL of a database")
-    if storage is not None and early_stop is not None:
-        raise SettingError(
-            "early_stop is RecBole's HyperTuning's: with --storage a study has as many trials as planned"
-        )
+    _require_engine(algo, early_stop, storage, pruner, defaults_first)
     package = "hyperopt" if storage is None else "optuna"
     if find_spec(package) is None:
         raise SettingError(f"tuning needs the package '{package}': pip install 'recbole-llm[tune]'")
     space = read_space(params_file or default_file(base["model"]))
     space.check(base, base.given)
+    first = {"first": "defaults"} if defaults_first else {}
+    if first:
+        space.values_of(base)
     if algo == "exhaustive":
         space.combinations()
     folder = None if out is None else Path(out)
@@ -54,8 +64,27 @@ def tune(
         return hyperopt_search.search(study, trials, early_stop or 10)
     pruner = pruner or "median"
     require_one_of("pruner", pruner, optuna_search.PRUNERS)
-    study = Study(base, space, {"engine": "optuna", "algo": algo, "pruner": pruner}, folder)
+    study = Study(base, space, {"engine": "optuna", "algo": algo, "pruner": pruner, **first}, folder)
     return optuna_search.search(study, storage, trials)
+
+
+def _require_engine(
+    algo: str, early_stop: int | None, storage: str | Path | None, pruner: str | None, defaults_first: bool
+) -> None:
+    """Refuse options that the engine (Optuna with a storage, else hyperopt) does not have. Raises SettingError."""
+    if storage is None and pruner is not None:
+        raise SettingError("pruning is Optuna's: it needs --storage, a file or the URL of a database")
+    if storage is not None and early_stop is not None:
+        raise SettingError(
+            "early_stop is RecBole's HyperTuning's: with --storage a study has as many trials as planned"
+        )
+    if not isinstance(defaults_first, bool):
+        raise SettingError(f"defaults_first={defaults_first} must be True or False")
+    if defaults_first and (storage is None or algo == "exhaustive"):
+        raise SettingError(
+            "defaults_first is for --algo=random or bayes with --storage, a file or the URL of a database; an "
+            "exhaustive search tries them in any case"
+        )
 
 
 def tune_command(arguments: Sequence[str]) -> int:
@@ -76,7 +105,7 @@ def tune_command(arguments: Sequence[str]) -> int:
             options.setdefault(name, []).extend(text.split())
         else:
             name = "trials" if name == "max_evals" else name
-            value = parse_value(text) if name in ("trials", "early_stop") else text
+            value = parse_value(text) if name in ("trials", "early_stop", "defaults_first") else text
             if options.setdefault(name, value) != value:
                 raise SettingError(f"--{name} is given twice, as {options[name]!r} and {value!r}")
     base = Config(config_file_list=options.pop("config_files", []), command_line=settings)

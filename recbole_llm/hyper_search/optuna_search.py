@@ -125,6 +125,8 @@ class _Shared:
             )
             known = self.trials.user_attrs.get("folder")
             if known is None:
+                if study.method.get("first") == "defaults":
+                    self.trials.enqueue_trial(study.space.values_of(study.base))
                 self.trials.set_user_attr("folder", study.identity)
         except ModuleNotFoundError:
             raise

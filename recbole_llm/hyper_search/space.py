@@ -49,6 +49,13 @@ class Parameter:
             return trial.suggest_float(self.name, math.exp(low), math.exp(high), log=True)
         return trial.suggest_float(self.name, low, high)
 
+    def reaches(self, value: float) -> bool:
+        """Tell whether a range has a value."""
+        low, high = self.values[:2]
+        if self.kind == "quniform" and not math.isclose(round(value / self.values[2]) * self.values[2], value):
+            return False
+        return math.exp(low) <= value <= math.exp(high) if self.kind == "loguniform" else low <= value <= high
+
     def examples(self) -> tuple[Any, ...]:
         """Return the choices, or one value in the middle of a range."""
         if self.kind == "choice":
@@ -101,6 +108,28 @@ class Space:
             found[parameter.name] = int(value) if whole and value.is_integer() else value
         return found
 
+    def values_of(self, config: Config) -> dict[str, Any]:
+        """Return the drawn values that give a config's own settings; a list of settings is text, as in the file.
+
+        Raises:
+            SettingError: if one of them is not in the space.
+        """
+        found = {}
+        for parameter in self.parameters:
+            own = config[parameter.name]
+            if parameter.kind == "choice":
+                fitting = [v for v in parameter.values if (parse_value(v) if isinstance(v, str) else v) == own]
+            else:
+                fitting = [own] if _is_number(own) and parameter.reaches(own) else []
+            if not fitting:
+                raise SettingError(
+                    f"the first trial cannot have the settings of {config['model']}: its {parameter.name}={own} is not "
+                    f"in what is searched ({parameter.kind} {list(parameter.values)}): add it, or leave out "
+                    f"defaults_first"
+                )
+            found[parameter.name] = fitting[0]
+        return found
+
     def check(self, defaults: Config, given: dict[str, Any]) -> None:
         """Check that every name is a setting of the model, that none is given beside, and that values are possible.
 
@@ -128,6 +157,10 @@ class Space:
     def plain(self) -> dict[str, list[Any]]:
         """Return the space in plain words for YAML and JSON: ``{name: [kind, values]}``."""
         return {parameter.name: [parameter.kind, list(parameter.values)] for parameter in self.parameters}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def default_file(model: str) -> Path:

@@ -120,6 +120,18 @@ def test_drawn_values_become_settings(tmp_path, small):
     assert list(settings) == [p.name for p in space.parameters]
 
 
+def test_settings_of_a_config_are_drawn_values(tmp_path, small):
+    base = Config("GRU4Rec", "small", config_dict={"data_path": str(small), "dropout_prob": 0.25, "topk": [5, 10]})
+    lines = "topk choice ['[1]','[5,10]']\nlearning_rate loguniform -8,-5"
+    lines += "\nnum_layers quniform 1,3,1\nloss_type choice ['CE']"
+    assert read_space(written(tmp_path, lines)).values_of(base) == {
+        "topk": "[5,10]", "learning_rate": 0.001, "num_layers": 1, "loss_type": "CE"
+    }  # fmt: skip
+    for line in ("dropout_prob quniform 0,1,0.1", "learning_rate loguniform -6,-5", "loss_type choice ['BPR']"):
+        with pytest.raises(SettingError, match=f"its {line.split()[0]}=.* add it, or leave out"):
+            read_space(written(tmp_path, line)).values_of(base)
+
+
 def test_names_and_values_are_checked_before_anything_runs(tmp_path, small):
     given = {"data_path": str(small), "hidden_size": 8}
     base = Config("GRU4Rec", "small", config_dict=given)

@@ -441,6 +441,19 @@ def test_more_trials_go_on(place):
     assert optuna.study.get_all_study_names(optuna_search._open_storage("j.log")) != []
 
 
+def test_defaults_are_tried_first_once(place):
+    (place / "wide.hyper").write_text("learning_rate choice [0.0001,0.001,0.05]\nhidden_size choice [4,8,128]")
+    plain = quick_start.run(settings=settings(place))
+    options = {"params_file": place / "wide.hyper", "storage": "j.log", "algo": "random", "defaults_first": True}
+    tune(place, trials=1, **options)
+    outcome = tune(place, trials=4, **options)  # another worker, which finds the study begun
+    first, *others = outcome["trials"]
+    assert first["settings"] == {"learning_rate": 0.001, "hidden_size": 128}  # RecBole's of GRU4Rec
+    assert first["valid"] == plain["valid"]
+    assert len(others) == 3 and any(trial["settings"] != first["settings"] for trial in others)
+    assert max(trial["score"] for trial in outcome["trials"]) >= first["score"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -450,6 +463,10 @@ def test_more_trials_go_on(place):
         ({"storage": "a.log", "early_stop": 3}, "as many trials as planned"),
         ({"storage": "a.log", "pruner": "medain"}, "did you mean 'median'"),
         ({"params_file": "ranges.hyper"}, "exhaustive search tries every choice"),
+        ({"defaults_first": True, "algo": "bayes"}, "with --storage"),
+        ({"defaults_first": True, "storage": "a.log"}, "an exhaustive search tries them in any case"),
+        ({"defaults_first": "yes", "storage": "a.log", "algo": "bayes"}, "defaults_first=yes must be True or False"),
+        ({"defaults_first": True, "storage": "a.log", "algo": "bayes"}, r"its learning_rate=0.001 is not in what is"),
     ],
 )
 def test_bad_options(place, options, said):
