@@ -24,7 +24,7 @@ from recbole.utils.argument_list import (
 
 from recbole_llm import attributes, registry
 from recbole_llm.compat import alias_numpy_names
-from recbole_llm.errors import SettingError, nearest, require_one_of, require_whole
+from recbole_llm.errors import SettingError, nearest, require_flag, require_one_of, require_whole
 from recbole_llm.evaluation import candidates
 from recbole_llm.files import read_yaml
 from recbole_llm.paths import has_interactions, shipped
@@ -126,8 +126,7 @@ class Config(RecBoleConfig):
             raise SettingError(str(error)) from error
         require_one_of("items_without_text", self["items_without_text"], ("drop", "error", "keep"))
         require_one_of("precision", self["precision"], ("auto", "bf16", "fp32"))
-        if not isinstance(self["device_table"], bool):
-            raise SettingError(f"device_table={self['device_table']} must be True or False")
+        require_flag("device_table", self["device_table"])
         for name, least in _WHOLE_NUMBERS.items():
             if self[name] is not None:
                 require_whole(name, self[name], least)

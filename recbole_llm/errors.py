@@ -44,6 +44,12 @@ def require_rate(name: str, value: object) -> None:
         raise SettingError(f"{name}={value} must be a rate from 0 to below 1")
 
 
+def require_flag(name: str, value: object) -> None:
+    """Refuse a setting that is neither True nor False: the text "no" would count as True. Raises SettingError."""
+    if not isinstance(value, bool):
+        raise SettingError(f"{name}={value} must be True or False")
+
+
 def require_one_of(name: str, value: object, allowed: Sequence[str]) -> None:
     """Refuse a setting that is none of the `allowed` values. Raises SettingError, which names the nearest."""
     if value not in allowed:

@@ -54,6 +54,8 @@ class PackedBatch:
         bounds: the sequences.
         query_index: int64 [queries], the row index of every query token whose hidden state is read.
         labels: int64 [queries], the item id to predict at each query, or None where there is none.
+        state_places: int64 [states], the row index of every query token to which an id model's state is added, or None.
+        state_rows: int64 [states], which state that is, or None.
     """
 
     token_ids: Tensor
@@ -61,6 +63,8 @@ class PackedBatch:
     bounds: SequenceBounds
     query_index: Tensor
     labels: Tensor | None = None
+    state_places: Tensor | None = None
+    state_rows: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """Return the batch on `device`, without waiting for the copies of pinned memory."""
@@ -76,7 +80,7 @@ class PackedBatch:
             move(self.positions),
             replace(self.bounds, offsets=move(self.bounds.offsets)),
             move(self.query_index),
-            None if self.labels is None else move(self.labels),
+            *(None if part is None else move(part) for part in (self.labels, self.state_places, self.state_rows)),
         )
 
 
@@ -93,16 +97,23 @@ def use_packed_attention(model: nn.Module) -> None:
     model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
 
 
-def packed_hidden_states(model: nn.Module, batch: PackedBatch, **keywords: Any) -> Tensor:
+def packed_hidden_states(
+    model: nn.Module, batch: PackedBatch, embeddings: Tensor | None = None, **keywords: Any
+) -> Tensor:
     """Return the last-layer hidden states [tokens, width] of a packed batch.
 
-    `model` is a transformers base model that went through `use_packed_attention`; `keywords` are handed to its layers.
+    Args:
+        model: a transformers base model that went through `use_packed_attention`.
+        batch: the tokens.
+        embeddings: [tokens, embedding width], what the model reads instead of its own embeddings of `token_ids`.
+        keywords: handed to the layers.
     """
+    read = {"input_ids": batch.token_ids[None]} if embeddings is None else {"inputs_embeds": embeddings[None]}
     # A mask of four dimensions is taken for finished. Without one, Llama types look for packed sequences in the
     # positions, and wait for the device to do so.
     finished = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=batch.token_ids.device)
     output = model(
-        input_ids=batch.token_ids[None],
+        **read,
         position_ids=batch.positions[None],
         attention_mask=finished,
         use_cache=False,

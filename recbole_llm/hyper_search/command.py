@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from recbole_llm.config import Config, parse_value
-from recbole_llm.errors import SettingError, require_one_of, require_whole
+from recbole_llm.errors import SettingError, require_flag, require_one_of, require_whole
 from recbole_llm.evaluation.tables import result_table
 from recbole_llm.hyper_search import hyperopt_search, optuna_search
 from recbole_llm.hyper_search.space import default_file, read_space
@@ -78,8 +78,7 @@ def _require_engine(
         raise SettingError(
             "early_stop is RecBole's HyperTuning's: with --storage a study has as many trials as planned"
         )
-    if not isinstance(defaults_first, bool):
-        raise SettingError(f"defaults_first={defaults_first} must be True or False")
+    require_flag("defaults_first", defaults_first)
     if defaults_first and (storage is None or algo == "exhaustive"):
         raise SettingError(
             "defaults_first is for --algo=random or bayes with --storage, a file or the URL of a database; an "

@@ -5,7 +5,7 @@ from typing import Any
 
 from recbole_llm.backbone.tuning import TuningSettings
 from recbole_llm.data.prompts import PromptTemplate
-from recbole_llm.errors import SettingError, require_one_of, require_rate, require_whole
+from recbole_llm.errors import SettingError, require_flag, require_one_of, require_rate, require_whole
 from recbole_llm.model.id_scores import check_id_weight, most_items
 
 BACKBONE_TUNING = ("frozen", "lora", "full")
@@ -76,9 +76,7 @@ class IDLEAdapterSettings:
         if self.prefixes_per_user is not None:
             require_whole("prefixes_per_user", self.prefixes_per_user)
         for name in ("compile", "layerwise", "refinement"):
-            # The text "no" would count as True.
-            if not isinstance(getattr(self, name), bool):
-                raise SettingError(f"{name}={getattr(self, name)} must be True or False")
+            require_flag(name, getattr(self, name))
         if not isinstance(self.mmd_weight, int | float) or self.mmd_weight < 0:
             raise SettingError(f"mmd_weight={self.mmd_weight} must be a number from 0")
         require_rate("head_dropout", self.head_dropout)

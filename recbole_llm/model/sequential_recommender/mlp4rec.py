@@ -15,7 +15,7 @@ from recbole.model.layers import FeatureSeqEmbLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_llm.errors import SettingError, require_one_of, require_whole
+from recbole_llm.errors import SettingError, require_flag, require_one_of, require_whole
 from recbole_llm.model.layers.next_item_loss import NextItemLoss
 
 
@@ -41,8 +41,7 @@ class MLP4RecSettings:
     def __post_init__(self) -> None:
         for name in ("n_layers", "hidden_size", "expansion"):
             require_whole(name, getattr(self, name))
-        if not isinstance(self.share_layers, bool):
-            raise SettingError(f"share_layers={self.share_layers} must be True or False")
+        require_flag("share_layers", self.share_layers)
         rate = self.hidden_dropout_prob
         if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
             raise SettingError(f"hidden_dropout_prob={rate} must be a number from 0 to below 1")

@@ -5,7 +5,7 @@ from typing import Any
 
 from recbole_llm.backbone.pretrained import read_record
 from recbole_llm.backbone.tuning import TUNING, TuningSettings
-from recbole_llm.errors import SettingError, require_one_of, require_rate, require_whole
+from recbole_llm.errors import SettingError, require_flag, require_one_of, require_rate, require_whole
 from recbole_llm.model.id_scores import check_id_weight, most_items
 
 # Appendix A.3 of the paper; LoRA is not in the paper, its rate is ours.
@@ -37,6 +37,7 @@ class ST2SISettings:
         learning_rate: of the backbone, and of the projection unless `ilp_learning_rate` is given.
         ilp_learning_rate: of the projection.
         id_model: the model whose scores are mixed in, or the folder of its run; None without one.
+        id_states: whether its user states are added to the query tokens, too.
         label_smoothing: the share of the target that all items have in equal parts.
         ilp_dropout: of the hidden states before the projection.
 
@@ -61,6 +62,7 @@ class ST2SISettings:
     learning_rate: float
     ilp_learning_rate: float
     id_model: str | None
+    id_states: bool
     label_smoothing: float
     ilp_dropout: float
 
@@ -69,6 +71,7 @@ class ST2SISettings:
         whole = ("max_attribute_tokens", "max_sequence_tokens", "train_batch_tokens", "eval_batch_tokens")
         for name in whole:
             require_whole(name, getattr(self, name))
+        require_flag("id_states", self.id_states)
         for name in ("label_smoothing", "ilp_dropout"):
             require_rate(name, getattr(self, name))
         if not isinstance(self.item_text_fields, list) or not self.item_text_fields:
@@ -106,6 +109,7 @@ class ST2SISettings:
             learning_rate=rate,
             ilp_learning_rate=config["ilp_learning_rate"] or rate,
             id_model=config["id_model_path"] or config["id_model"] or None,
+            id_states=config["id_states"],
             label_smoothing=config["label_smoothing"],
             ilp_dropout=config["ilp_dropout"],
         )
@@ -121,12 +125,13 @@ class ST2SISettings:
 
         Without multi-query the queries of one window need a pass each, so nothing would be shared.
         """
-        return self.frozen and self.train_window not in _DRAWN_WINDOWS and self.multi_query
+        fixed = self.train_window not in _DRAWN_WINDOWS and not self.id_states
+        return self.frozen and fixed and self.multi_query
 
 
 def _check_id_settings(config: Any) -> None:
-    for name in ("id_weight", "id_model_settings"):
-        if config[name] not in (None, {}) and not (config["id_model"] or config["id_model_path"]):
+    for name in ("id_weight", "id_model_settings", "id_states"):
+        if config[name] not in (None, {}, False) and not (config["id_model"] or config["id_model_path"]):
             raise SettingError(f"{name}={config[name]} has no effect: no id_model is named, such as SASRec")
 
 
