@@ -370,6 +370,37 @@ def test_probes_of_the_adapter(finished, probe):
     assert [line["head"] for line in heads] == ["the model's own", "linear", "one hidden layer"]
 
 
+def test_table_head_is_the_sum_of_its_parts(probe):
+    module = probe("item_table_probe")
+    generator = torch.Generator().manual_seed(0)
+    vectors, table = (torch.randn(*size, generator=generator) for size in ((40, 6), (9, 3)))
+    for own in (False, True):
+        head = module.TableHead(vectors, table, own)
+        read = (vectors.double() - vectors.double().mean(dim=0)) / vectors.double().std(dim=0, correction=0)
+        layers = [head.to_table.linear, *([head.own.linear] if own else [])]
+        maps = [read @ layer.weight.double().T + layer.bias.double() for layer in layers]
+        expected = maps[0] @ table.double().T + (maps[1] if own else 0)
+        torch.testing.assert_close(head(vectors).double(), expected, atol=1e-4, rtol=1e-4)
+        assert not any(parameter is head.table for parameter in head.parameters())
+
+
+def test_item_table_probe_begins_with_the_run_itself(finished, probe):
+    """The run's own projection, mixed, has the run's own weight and test metrics."""
+    given = {"tuning": "ilp", "id_model_path": str(finished("SASRec"))}
+    folder = finished("ST2SI", **given)
+    lines = probe("item_table_probe", f"--run={folder}", "--epochs=2")
+    result = json.loads((folder / "result.json").read_text())
+    assert [line["head"] for line in lines[::2]] == [
+        "the run's own projection", "projection", "tied to the item table", "both",
+    ]  # fmt: skip
+    assert [line["scores"] for line in lines] == ["alone", "mixed"] * 4
+    assert lines[1]["weight"] == pytest.approx(result["id_model"]["weight"])
+    for name in ("mrr", "ndcg@10", "hit@5"):
+        assert lines[1][name.replace("@", "")] == pytest.approx(result["test"][name], abs=1e-4)
+    with pytest.raises(SettingError, match="is no run of ST2SI with an id model"):
+        probe("item_table_probe", f"--run={finished('GRU4Rec')}")
+
+
 def test_probes_refuse_a_run_of_another_model(finished, probe):
     for name, wanted in (("frozen_text_probe", "IDLEAdapter"), ("what_st2si_reads", "ST2SI")):
         with pytest.raises(SettingError, match=f"is a run of GRU4Rec: give one of {wanted}"):

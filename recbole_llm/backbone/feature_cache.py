@@ -4,6 +4,7 @@ A frozen backbone without dropout gives a query the same state in every epoch. T
 training of a linear model, with the same loss and the same gradients.
 """
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -143,7 +144,8 @@ def shared_passes(items: np.ndarray, starts: np.ndarray, positions: np.ndarray) 
 
     A causal pass from `start` gives the state at every position after it exactly, whatever follows. So all queries
     whose windows start at the same place share one pass: training positions, validation and test of a user whose
-    history fits the window.
+    history fits the window. So do passes over the same items, whoever's they are: where a window holds one item, there
+    is one pass an item.
 
     Args:
         items: int64 [interactions], the flat histories.
@@ -153,6 +155,8 @@ def shared_passes(items: np.ndarray, starts: np.ndarray, positions: np.ndarray) 
     Returns:
         The passes, read at every distinct query, and for each given query the index of its state in reading order.
     """
+    moved = _first_with_the_same_items(items, starts, positions) - starts
+    starts, positions = starts + moved, positions + moved
     keys, inverse = np.unique(starts * (len(items) + 1) + positions, return_inverse=True)
     begins, wanted = keys // (len(items) + 1), keys % (len(items) + 1)
     pass_starts, first = np.unique(begins, return_index=True)
@@ -163,3 +167,19 @@ def shared_passes(items: np.ndarray, starts: np.ndarray, positions: np.ndarray) 
     pass_of = np.searchsorted(pass_starts, begins)
     read[(np.cumsum(counts) - counts)[pass_of] + wanted - begins] = True
     return Sequences(rows, counts, read, np.zeros_like(rows)), inverse
+
+
+def _first_with_the_same_items(items: np.ndarray, starts: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Return for each query where the first pass over the same items starts: int64 [queries].
+
+    A pass goes from its start to the last position that any query of that start asks for.
+    """
+    begins, pass_of = np.unique(starts, return_inverse=True)
+    last = np.zeros_like(begins)
+    np.maximum.at(last, pass_of, positions)
+    known: dict[bytes, int] = {}
+    first = np.empty_like(begins)
+    for index, (begin, end) in enumerate(zip(begins.tolist(), (last + 1).tolist(), strict=True)):
+        digest = hashlib.blake2b(items[begin:end].tobytes(), digest_size=16).digest()  # less to keep than the items
+        first[index] = known.setdefault(digest, begin)
+    return first[pass_of]

@@ -276,6 +276,7 @@ WINDOWS = [
     {"MAX_ITEM_LIST_LENGTH": 50, "max_sequence_tokens": 128},  # u4's 15 items are more tokens than that
     {"MAX_ITEM_LIST_LENGTH": 3},
     {"max_sequence_tokens": 45},
+    {"max_window_items": 1},
 ]
 
 
@@ -367,6 +368,26 @@ def test_short_histories_take_one_pass_a_user(build):
     for user, items in short.items():
         assert written.count(items[:-1]) == 1, f"{user}: {written}"
         assert not [w for w in written if w != items[:-1] and items[:-1].startswith(w) and len(w) > 1], written
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_windows_of_the_same_items_take_one_pass(build, window):
+    parts = build(alignment=False, max_window_items=window)
+    model = parts.model
+    read = []
+    original = model.states_of
+    model.states_of = lambda sequences: read.append(sequences) or original(sequences)
+    fill(parts)
+    passes = [tuple(s.rows[e - c : e]) for s in read for e, c in zip(np.cumsum(s.counts), s.counts, strict=True)]
+    assert len(passes) == len(set(passes))
+    flat, starts = (values.numpy() for values in (parts.dataset.history_items, parts.dataset.history_start))
+    ends = [
+        end for end in range(len(flat)) if end + 1 < len(flat) and starts[end + 1] == starts[end]
+    ]  # before a target
+    seen = {tuple(flat[max(starts[end], end + 1 - window) : end + 1]) for end in ends}
+    assert set(passes) <= seen
+    if window == 1:
+        assert set(passes) == seen
 
 
 def test_memory_mapped_store_gives_the_same(build, monkeypatch):
