@@ -1,0 +1,125 @@
+"""The commands of README.md and docs/: what `test_docs.py` runs, made small by options, and what it only reads."""
+
+from doc_pages import SHORT_PROMPTS
+
+IDLE = {
+    **{"backbone": "TINY_BERT", "id_model_settings": "{'epochs': 1}"},
+    **SHORT_PROMPTS,
+}
+ONE_SEED = {"seeds": 1}
+WHOLE_DATA = {"data_path": "nothing-cut"}  # RecBole's own ml-100k
+
+_KEPT = "tests/test_results.py makes the table under it"
+
+RUN: dict[str, dict[str, object]] = {
+    # README.md, index.md and first_run.md
+    "recbole-llm --help": {},
+    "python run_recbole_llm.py --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp": {},
+    "python run_recbole_llm.py --model=SASRec --dataset=ml-100k": {},
+    "python run_recbole_llm.py --resume=saved/<run>": {},
+    "python run_recbole_llm.py --model=Pop --dataset=ml-100k": {},
+    "python run_recbole_llm.py --model=GRU4Rec --dataset=ml-100k": {},
+    "python run_recbole_llm.py --model=BERT4Rec --dataset=ml-100k": {},
+    "python run_recbole_llm.py --model=ST2SI --dataset=ml-100k "
+    "--config_files=properties/recommended/ml-100k-cpu.yaml": {"backbone": "TINY"},
+    "python run_recbole_llm.py --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp --epochs=60": {},
+    "python run_recbole_llm.py --model=ST2SI --dataset=Scientific": {"backbone": "TINY"},
+    "python run_recbole_llm.py --model=IDLEAdapter --dataset=ml-100k --id_model=SASRec": IDLE,
+    "recbole-llm compare --models=ST2SI,IDLEAdapter,SASRec,GRU4Rec,BERT4Rec --dataset=ml-100k "
+    "--model_settings=properties/recommended/packaged.yaml": {"backbone": "TINY", **SHORT_PROMPTS},
+    "python run_recbole_llm.py --config_files=properties/paper/idle_adapter/table2/ml-1m/idle-adapter.yaml": IDLE,
+    "recbole-llm doctor": {},
+    "recbole-llm pretrain --model=ST2SI --pretrain_datasets=Food,Cell": {"backbone": "TINY"},
+    'recbole-llm recommend --run=saved/<run> --history="242,302"': {},
+    "recbole-llm --model=SASRec --dataset=ml-100k": {},
+    "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp": {},
+    "recbole-llm --model=IDLEAdapter --dataset=ml-100k": IDLE,
+    "recbole-llm --resume=saved/<run>": {},
+    # add_a_backbone.md
+    "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=models/my-llama --tuning=lora": {},
+    # compare_and_tune.md
+    "recbole-llm compare --models=ST2SI,SASRec,GRU4Rec --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp "
+    "--seeds=3": ONE_SEED,
+    "recbole-llm compare --models=SASRec,ST2SI,ST2SI-LoRA --dataset=ml-100k --model_settings=models.yaml "
+    "--show=ndcg@10,mrr": {},
+    "recbole-llm compare --runs='results/runs/ml-100k/*/*' --format=latex": WHOLE_DATA,
+    "recbole-llm compare --runs='results/runs/ml-100k/*/*' --models=SASRec-default,Pop --show=ndcg@10,interval.ndcg@10,"
+    "valid.ndcg@10,epochs,best_epoch,seconds.fit,seeds --significance=false": {},
+    "recbole-llm plot --kind=bars --comparison=comparisons/<name>/comparison.json": {},
+    "recbole-llm plot --kind=groups --comparison=comparisons/<name>/comparison.json --metric=ndcg@10": {},
+    "recbole-llm plot --kind=curves --runs=saved/<run> --out=plots": {},
+    "recbole-llm report --comparison=comparisons/<name>/comparison.json": {},
+    "recbole-llm tune --model=GRU4Rec --dataset=ml-100k --algo=random --trials=10": {"trials": 2},
+    "recbole-llm recommend --run=saved/<run> --user=196": {},
+    "recbole-llm recommend --run=saved/<run> --users=196,186 --k=5 --format=jsonl": {},
+    "recbole-llm recommend --run=saved/<run> --users=all --exclude_seen=true --out=best.csv": {},
+    'recbole-llm recommend --run=saved/<run> --history="242,302" --k=5': {},
+    "recbole-llm recommend --run=saved/<run> --histories=histories.txt --format=csv": {},
+    # tune.md
+    "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20": {"trials": 2},
+    "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20 --storage=trials.log": {"trials": 2},
+    # reproduce_a_table.md
+    "recbole-llm run --config_files=properties/paper/st2si/table2/scientific.yaml": {"backbone": "TINY"},
+    "recbole-llm run --config_files=properties/paper/st2si/table2/scientific-sasrec.yaml --seed=1": {},
+    "recbole-llm run --config_files=properties/paper/st2si/table2/scientific-ilp.yaml --backbone=smollm2-135m "
+    "--pretrain_epochs=2": {},
+    "recbole-llm compare --models=GRU4Rec,SASRec,BERT4Rec,ST2SI --dataset=Scientific --seeds=3 --papers": {
+        "backbone": "TINY",
+        **ONE_SEED,
+    },
+    "recbole-llm compare --runs='saved/*-Scientific-*' --papers": {},
+    "recbole-llm compare --runs='results/runs/ml-100k/*/*'": WHOLE_DATA,
+    "recbole-llm run --config_files=saved/<run>/config.yaml": {},
+    # idle_adapter.md
+    "recbole-llm run --model=IDLEAdapter --dataset=ml-100k": IDLE,
+    "recbole-llm run --config_files=properties/paper/idle_adapter/table4/ml-1m/no-layerwise.yaml": IDLE,
+    "recbole-llm plot --kind=representations --run=saved/<run>": {},
+    "recbole-llm tune --model=IDLEAdapter --dataset=ml-100k": {"trials": 2, **IDLE},
+    "recbole-llm run --config_files=properties/recommended/scientific-idleadapter.yaml": {
+        **IDLE,
+        "id_model_settings": "{'epochs': 1}",
+        "prompt_item": "{title}",
+        "max_attribute_tokens": 8,
+    },
+    # mix_in_an_id_model.md
+    "recbole-llm run --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp --id_model=SASRec": {
+        "id_model_settings": "{'epochs': 1}"
+    },
+    "recbole-llm run --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=lora --id_model=SASRec "
+    "--id_states=True": {"id_model_settings": "{'epochs': 1}"},
+    "recbole-llm run --config_files=properties/recommended/scientific-st2si-ilp.yaml": {
+        "backbone": "TINY",
+        "id_model_settings": "{'epochs': 1}",
+    },
+    # pretraining_and_scenarios.md
+    "recbole-llm --model=ST2SI --dataset=Scientific --tuning=ilp --pretrain_datasets=Food,Cell --pretrain_epochs=15": {
+        "backbone": "TINY"
+    },
+    "recbole-llm pretrain --pretrain_datasets=Food --pretrain_epochs=40 --pretrain_save_epochs=5,10,15,20,40": {
+        "backbone": "TINY",
+        "pretrain_epochs": 2,
+        "pretrain_save_epochs": "1,2",
+    },
+    "recbole-llm --model=ST2SI --dataset=Arts --tuning=ilp --backbone=saved/pretrain-Food-<hash>/backbone-epoch-10": {},
+    "recbole-llm --model=ST2SI --dataset=Arts --tuning=ilp --pretrain_datasets=Food --pretrain_epochs=40 "
+    "--pretrain_save_epochs=10": {"backbone": "TINY", "pretrain_epochs": 2, "pretrain_save_epochs": "1"},
+}
+
+READ = {
+    "make run": "minutes; tests/test_end_to_end.py runs what it starts, on fewer users",
+    "make test": "minutes",
+    "recbole-llm prepare --dataset=Scientific": "network",
+    "recbole-llm prepare --dataset=Scientific --report": "network",
+    "recbole-llm prepare --dataset=Scientific [--raw=FOLDER] [--out=FOLDER] [--report[=FILE]] "
+    "[--tokenizer=NAME]": "network",
+    "recbole-llm compare --runs='results/runs/ml-100k/*/*' --models=Pop,GRU4Rec-default,SASRec-default,"
+    "BERT4Rec-default,ST2SI-ILP-8-items,ST2SI-ILP-50-items --show=ndcg@10,recall@10,mrr,epochs,seconds.fit,device "
+    "--significance=false": _KEPT,
+    "recbole-llm compare --runs='results/runs/Scientific/*/*' --models=ST2SI-IDLEAdapter,ST2SI-SASRec,"
+    "ST2SI-ILP-last-item-SASRec,ST2SI-LoRA,IDLEAdapter-last-item-ComiRec,IDLEAdapter-last-item-SASRec,"
+    "IDLEAdapter-tuned-SASRec,FDSA,SASRec,FPMC,ComiRec,GRU4Rec,BPR,BERT4Rec --ours=ST2SI-IDLEAdapter,ST2SI-SASRec,"
+    "ST2SI-ILP-last-item-SASRec,ST2SI-LoRA,IDLEAdapter-last-item-ComiRec,IDLEAdapter-last-item-SASRec,"
+    "IDLEAdapter-tuned-SASRec --baselines=SASRec,FPMC,ComiRec,GRU4Rec,BPR,BERT4Rec "
+    "--show=hit@5,ndcg@5,hit@10,ndcg@10,mrr": _KEPT,
+    "recbole-llm prepare --dataset=ml-100k-llara --raw=FOLDER": "files that are not here",
+}
