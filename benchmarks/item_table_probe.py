@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from frozen_text_probe import LinearHead
 from probing import Lines, call, head_metrics, load_run, parser, pieces, rank_metrics, train_head
@@ -51,22 +52,47 @@ class TableHead(nn.Module):
         return scores if self.own is None else scores + self.own(vectors)
 
 
+class Windows:
+    """The states of windows, each computed once, whoever's it is.
+
+    Args:
+        model: the run's.
+    """
+
+    def __init__(self, model: ST2SI) -> None:
+        self.model = model
+        self.known: dict[bytes, Tensor] = {}
+
+    @torch.no_grad()
+    def states(self, rows: Any) -> Tensor:
+        """Return the states at the last query of RecBole's rows: [rows, width]."""
+        if self.model.id_states is not None:  # which depend on more than the window
+            return self.model._last_states(rows)
+        sequences = self.model._prefixes(rows)
+        windows = np.split(sequences.rows, np.cumsum(sequences.counts)[:-1])
+        keys = [window.tobytes() for window in windows]
+        new = {key: number for number, key in enumerate(keys) if key not in self.known}
+        if new:
+            found = self.model.states_of(sequences.select(np.array(list(new.values())))).float()
+            self.known.update(zip(new, found, strict=True))
+        return torch.stack([self.known[key] for key in keys])
+
+
 class Part:
     """One part of the data: the states [rows, width] and targets [rows] of all its rows.
 
     Args:
-        model: the run's.
+        windows: of the run.
         dataset: training, validation or test part.
     """
 
-    @torch.no_grad()
-    def __init__(self, model: ST2SI, dataset: Any) -> None:
+    def __init__(self, windows: Windows, dataset: Any) -> None:
         self.dataset = dataset
         states, targets = [], []
         for numbers in pieces(len(dataset), _ROWS):
             rows = dataset[numbers]
-            states.append(model._last_states(rows))
-            targets.append(rows[model.POS_ITEM_ID].to(model.device))
+            states.append(windows.states(rows))
+            targets.append(rows[windows.model.POS_ITEM_ID].to(windows.model.device))
         self.states, self.targets = torch.cat(states), torch.cat(targets)
 
     @torch.no_grad()
@@ -101,7 +127,8 @@ def main() -> None:
     if not hasattr(model.id_scores.model, "item_embedding"):
         raise SettingError(f"the id model of {arguments.run} has no item embeddings: take SASRec, GRU4Rec or FDSA")
     table = model.id_scores.model.item_embedding.weight[: model.n_items].to(model.device)
-    train, valid, test = (Part(model, loader._dataset) for loader in (loaded.train, loaded.valid, loaded.test))
+    windows = Windows(model)
+    train, valid, test = (Part(windows, loader._dataset) for loader in (loaded.train, loaded.valid, loaded.test))
     torch.manual_seed(0)
     heads: dict[str, nn.Module] = {
         "the run's own projection": model.projection,
