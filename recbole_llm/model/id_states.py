@@ -109,7 +109,7 @@ class IdStates(nn.Module):
             lengths = (part + 1 - first[part]).clamp(max=model.max_seq_length)
             rows = cut_histories({model.ITEM_SEQ: flat}, part + 1, lengths, model.max_seq_length)
             rows |= {model.ITEM_SEQ_LEN: lengths, model.USER_ID: users[part]}
-            vectors = user_vectors(model, Interaction(rows))
-            found[part] = vectors.float().flatten(1)
+            with torch.autocast(device.type, enabled=False):  # in training this is called inside of the backbone's
+                found[part] = user_vectors(model, Interaction(rows)).float().flatten(1)
         check_finite(found[:, None], model)
         return found

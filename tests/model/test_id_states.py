@@ -131,6 +131,14 @@ def test_held_out_items_are_never_read_in_training(build):
         assert kept.tolist() == [True] * read + [False] * (length - read)
 
 
+def test_states_are_those_of_the_id_model_in_its_own_precision(build):
+    """The backbone's bf16 is not the id model's, wherever its states are computed first."""
+    trained, alone = build(precision="bf16", tuning="full").model, build(precision="bf16", tuning="full").model
+    assert trained.precision == torch.bfloat16
+    trained.loss_sum(trained.inputs.training_sequences(np.random.default_rng(0)))
+    assert torch.equal(trained.id_states.trained_vectors(), alone.id_states.trained_vectors())
+
+
 def test_owners_are_the_users_of_the_items(build):
     parts = build()
     dataset = parts.train._dataset
