@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from small_data import write_dataset
@@ -10,6 +11,10 @@ from tiny_models import tiny_bert, tiny_llama, tiny_opt, tiny_opt_projected
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from recbole_llm.backbone.resolve import resolve
+
+# A busy machine may take long for an example: no test is about time.
+hypothesis.settings.register_profile("without deadlines", deadline=None)
+hypothesis.settings.load_profile("without deadlines")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -26,7 +26,7 @@ def exclusions(draw):
     return items, [sorted({0} | row) for row in rows]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(exclusions(), st.integers(0, 5))
 def test_drawn_items_are_allowed_and_different(case, seed):
     items, rows = case
