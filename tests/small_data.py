@@ -19,6 +19,17 @@ TITLES = {
     "g": "Comedy",
     "h": "Light",
 }
+# Titles with which every history fits a window of 100 tokens.
+SHORT = {
+    "a": "Toy",
+    "b": "Acoustic",
+    "c": "Digital",
+    "d": "Zelda",
+    "e": "Mario",
+    "f": "3D",
+    "g": "Comedy",
+    "h": "Light",
+}
 HISTORIES = {
     "u1": "abcde",
     "u2": "cdefgh",

@@ -6,24 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_data import HISTORIES, build_parts, small_settings, write_dataset
+from small_data import HISTORIES, SHORT, build_parts, small_settings, write_dataset
 from transformers import AutoModel, AutoTokenizer
 
 from recbole_llm.errors import SettingError
 from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.quick_start import load, run
 from recbole_llm.trainer import checkpoint
-
-SHORT = {
-    "a": "Toy",
-    "b": "Acoustic",
-    "c": "Digital",
-    "d": "Zelda",
-    "e": "Mario",
-    "f": "3D",
-    "g": "Comedy",
-    "h": "Light",
-}
 
 
 @pytest.fixture

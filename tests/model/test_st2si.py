@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_data import HISTORIES, build_parts, write_dataset
+from small_data import HISTORIES, SHORT, build_parts, write_dataset
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
@@ -12,17 +12,6 @@ from recbole_llm.backbone import feature_cache
 from recbole_llm.data.packing import Sequences
 from recbole_llm.errors import BackboneError, SettingError
 
-# Every history fits the window of 100 tokens with these.
-SHORT = {
-    "a": "Toy",
-    "b": "Acoustic",
-    "c": "Digital",
-    "d": "Zelda",
-    "e": "Mario",
-    "f": "3D",
-    "g": "Comedy",
-    "h": "Light",
-}
 MODES = [("ilp", "full"), ("ilp", "recent"), ("full", "random")]
 
 
