@@ -61,6 +61,22 @@ def test_mlp4rec_reads_what_the_user_names(data, workdir):
     assert config["load_col"]["item"] == ["item_id", "class"]
 
 
+@pytest.mark.parametrize("model", READERS)
+def test_items_without_an_interaction_are_no_candidates(model, workdir):
+    folder = write_atomic_files(workdir / "tiny", users=20, items=24)
+    config = config_of(folder, model, attribute_field="category")
+    others = create_dataset(config_of(folder, "SASRec", attribute_field="category"))
+    before = create_dataset(config)
+    with (folder / "tiny.item").open("a") as file:
+        row = (folder / "tiny.item").read_text().splitlines()[1].split("\t")
+        file.write("\t".join(["never", *row[1:]]) + "\n")
+    dataset = create_dataset(config_of(folder, model, attribute_field="category"))
+    assert dataset.item_num == others.item_num
+    assert "never" not in dataset.field2id_token["item_id"]
+    for field in before.item_feat.columns:  # every item keeps its attributes
+        assert dataset.item_feat[field].tolist() == before.item_feat[field].tolist()
+
+
 def test_values_are_split_at_the_data_sets_separator(workdir):
     folder = write_atomic_files(workdir / "tiny", users=20, items=24)
     kinds = ["Lab & Scientific,Glassware", "Tapes", "Lab & Scientific,Tapes", "Glassware"] * 6

@@ -29,6 +29,8 @@ class Protocol(GivenHistories):
     * Files are checked before RecBole reads them: one clear sentence instead of a KeyError.
     * Items without text are dropped for every model (setting `items_without_text`), so that all models of a table rank
       the same candidates.
+    * Nor does an item without an interaction become a candidate of the models that read item columns (FDSA): RecBole
+      keeps all items of the `.item` file for these, and no other model ranks them.
     * A general model (Pop, BPR) is evaluated on the same users as a sequential one: the first interaction of a user is
       history, never a target.
     * Histories that files give (`benchmark_filename`) have one width, see `GivenHistories`.
@@ -66,6 +68,12 @@ class Protocol(GivenHistories):
     def _data_filtering(self) -> None:
         self._filter_items_without_text()
         super()._data_filtering()
+        if self.item_feat is not None:
+            self.item_feat = self._items_of_interactions()
+
+    def _items_of_interactions(self) -> pd.DataFrame:
+        seen = self.item_feat[self.iid_field].isin(self.inter_feat[self.iid_field])
+        return self.item_feat[seen].reset_index(drop=True)
 
     def _filter_items_without_text(self) -> None:
         fields = self.config["item_text_fields"]
