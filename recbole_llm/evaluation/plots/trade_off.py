@@ -11,6 +11,7 @@ from recbole_llm.evaluation.plots.style import (
     FONT_SIZE,
     grid,
     in_axes,
+    label_ends,
     looks,
     metric_name,
     number_axis,
@@ -19,6 +20,8 @@ from recbole_llm.evaluation.plots.style import (
 )
 
 _WIDTH, _HEIGHT = 4.8, 3.3  # inches of a panel
+_BESIDE = 6  # points whose names find room beside them; more have theirs right of the panel
+_LINE = 0.21  # inches of a name there
 _Box = tuple[float, float, float, float]
 
 
@@ -27,7 +30,7 @@ def trade_off(results: Results, metric: str) -> Figure:
     """Return one panel a data set, with one point a label: seconds of training and test metric, means over seeds.
 
     Seconds are those of the stage ``fit``, and of ``pretrain`` where a run has it. If the runs were on different
-    devices, each label names its own.
+    devices, each label names its own. More than six labels stand right of the panel, with lines to their points.
 
     Args:
         results: a comparison's, or runs.
@@ -42,7 +45,9 @@ def trade_off(results: Results, metric: str) -> Figure:
     devices = {record.device for record in results.records}
     where = f" on {next(iter(devices))}" if len(devices) == 1 else ""
     look = looks(results.labels)
-    figure, axes = grid(len(datasets), _WIDTH, _HEIGHT)
+    most = max(len({record.label for record in results.of(name)}) for name in datasets)
+    height = _HEIGHT if most <= _BESIDE else max(_HEIGHT, most * 2 * _LINE)
+    figure, axes = grid(len(datasets), _WIDTH if most <= _BESIDE else _WIDTH * 1.4, height)
     for dataset, ax in zip(datasets, axes, strict=True):
         points = []
         for label in results.labels:
@@ -60,7 +65,10 @@ def trade_off(results: Results, metric: str) -> Figure:
         number_axis(ax, "x", [x for x, *_ in points])
         number_axis(ax, "y", [y for _, y, *_ in points], logarithmic=False)
         ax.margins(0.2, 0.18)
-        _name_points(ax, points)
+        if most <= _BESIDE:
+            _name_points(ax, points)
+        else:
+            label_ends(ax, points, height * 0.78)
         ax.set(title=dataset, xlabel=f"training, seconds{where}", ylabel=f"test {metric_name(metric)}")
     return figure
 

@@ -1,9 +1,11 @@
 """What every plot draws is what it was given: the data of the figure's own artists against the inputs."""
 
+import itertools
 import json
 import statistics
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from comparison_data import DATASETS, LABELS, comparison, result
@@ -247,3 +249,17 @@ def test_trade_off_is_training_seconds_against_quality():
     quick["device"] = "NVIDIA H200"
     (ax,) = trade_off(of(*slow, quick), "mrr").axes
     assert "ST2SI, opt-125m, ilp (NVIDIA H200)" in texts(ax) and "SASRec (cpu)" in texts(ax)
+
+
+@pytest.mark.parametrize("models", [6, 7, 15])
+def test_no_names_of_a_trade_off_touch(models):
+    results = [result(f"Model{number:02d}", mrr=0.07 + number % 3 / 1000) for number in range(models)]
+    for number, one in enumerate(results):
+        one["seconds"]["fit"] = 30.0 + 60 * (number % 5)
+    figure = trade_off(of(*results), "mrr")
+    figure.canvas.draw()
+    (ax,) = figure.axes
+    boxes = [mpl.text.Text.get_window_extent(text, figure.canvas.get_renderer()) for text in ax.texts]
+    assert len(boxes) == models
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.shrunk(0.95, 0.9).overlaps(other.shrunk(0.95, 0.9))

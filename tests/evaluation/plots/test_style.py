@@ -67,6 +67,7 @@ def test_a_label_looks_the_same_in_every_plot_of_a_comparison():
         assert colours["SASRec"] == PALETTE[0] and colours["ST2SI"] == PALETTE[1]
     many = looks([f"model {number}" for number in range(24)])
     assert len({(look.colour, look.dashes) for look in many.values()}) == 24
+    assert len({(look.colour, look.marker) for look in many.values()}) == 24
 
 
 @pytest.mark.parametrize("heights", [[0.5] * 8, [0.0, 0.01, 0.02, 0.5, 0.99, 1.0], [0.0, 0.0, 0.0], [0.3]])
