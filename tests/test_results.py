@@ -17,7 +17,7 @@ from recbole_llm.run_folder import RESULT
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 RUNS = sorted(path.parent for path in RESULTS.rglob(RESULT))
-SCIENTIFIC = RESULTS / "comparison-scientific"
+COMPARISONS = sorted(RESULTS.glob("comparison-*"))
 PAGES = [ROOT / "README.md", *sorted(RESULTS.glob("*.md"))]
 # Tables of words, which nothing computes: the models at the head of the README.
 OF_WORDS = {"| model | idea | state |"}
@@ -148,40 +148,39 @@ def test_what_cannot_be_made_is_told_with_its_line(tool, tmp_path, capsys, lines
     assert page.read_text() == before
 
 
-# -- the comparison that is kept whole ---------------------------------------------------------------------------------
+# -- the comparisons that are kept whole -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def regenerated(tmp_path_factory):
-    """The folder that the comparison's own command makes."""
+@pytest.fixture(scope="module", params=COMPARISONS, ids=lambda folder: folder.name)
+def made(request, tmp_path_factory):
+    """A kept comparison, and the folder that its own command makes."""
     folder = tmp_path_factory.mktemp("comparison")
     lines = (RESULTS / "README.md").read_text().splitlines()
-    line = next(line for line in lines if line.endswith("--out=results/comparison-scientific"))
+    line = next(line for line in lines if line.endswith(f"--out=results/{request.param.name}"))
     arguments = [argument for argument in shlex.split(line)[1:] if not argument.startswith("--out=")]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         assert main([*arguments, f"--out={folder}", f"--data_path={folder}"]) == 0
-    return folder
+    return request.param, folder
 
 
-@pytest.mark.parametrize("name", ["comparison.md", "comparison.tex"])
-def test_comparison_on_scientific_is_made_from_kept_runs(regenerated, name):
-    assert (regenerated / name).read_bytes() == (SCIENTIFIC / name).read_bytes()
+def test_comparisons_are_made_from_kept_runs(made):
+    for name in ("comparison.md", "comparison.tex"):
+        kept, again = ((folder / name).read_bytes() for folder in made)
+        assert kept == again, name
+    # All digits stand there: the last of an interval depends on how the machine multiplies matrices.
+    kept, again = (pd.read_csv(folder / "comparison.csv") for folder in made)
+    pd.testing.assert_frame_equal(again, kept, check_exact=False, rtol=1e-9)
 
 
-def test_comparison_on_scientific_as_csv_is_made_from_kept_runs(regenerated):
-    """All digits stand there: the last of an interval depends on how the machine multiplies matrices."""
-    made, stored = (pd.read_csv(folder / "comparison.csv") for folder in (regenerated, SCIENTIFIC))
-    pd.testing.assert_frame_equal(made, stored, check_exact=False, rtol=1e-9)
-
-
-def test_report_and_pictures_are_of_this_comparison():
-    comparison = json.loads((SCIENTIFIC / "comparison.json").read_text())
-    page = (SCIENTIFIC / "report.html").read_text()
+@pytest.mark.parametrize("folder", COMPARISONS, ids=lambda folder: folder.name)
+def test_report_and_pictures_are_of_this_comparison(folder):
+    comparison = json.loads((folder / "comparison.json").read_text())
+    page = (folder / "report.html").read_text()
     for cell in comparison["cells"]:
         assert f"{cell['test']['ndcg@10']:.4f}" in page and cell["label"] in page
-        assert (SCIENTIFIC / cell["run"] / RESULT).exists()
-    assert {path.stem for path in (SCIENTIFIC / "plots").glob("*.png")} == {"bars", "curves", "groups", "trade_off"}
+        assert (folder / cell["run"] / RESULT).exists()
+    assert {path.stem for path in (folder / "plots").glob("*.png")} == {"bars", "curves", "groups", "trade_off"}
 
 
 # -- the runs ----------------------------------------------------------------------------------------------------------
