@@ -15,7 +15,7 @@ from recbole_llm.errors import RecBoleLLMError, SettingError, nearest
 from recbole_llm.evaluation.comparison_columns import interval_metrics, is_column, mean_and_deviation, require_columns
 from recbole_llm.evaluation.groups import group_metrics, read_facts
 from recbole_llm.evaluation.protocol import is_general
-from recbole_llm.evaluation.significance import bootstrap_intervals, compare_pairs
+from recbole_llm.evaluation.significance import bootstrap_means, compare_pairs, percentiles
 from recbole_llm.evaluation.user_values import has_user_values, mean_over_seeds, ranked_together, user_values
 from recbole_llm.files import read_yaml
 from recbole_llm.paths import shipped
@@ -256,11 +256,15 @@ def _add_users(
         tables[label] = mean_over_seeds(seeds)
     # ours first, so that a difference is what ours gain
     labels = sorted(tables, key=lambda label: label not in ours)
-    for metric in metrics:
-        values = np.stack([tables[label][metric].to_numpy() for label in labels], axis=1)
-        for pair in compare_pairs(labels, values) if metric in tested else ():
+    columns = [tables[label][metric].to_numpy() for metric in metrics for label in labels]
+    # Drawing users takes longest, so that all metrics share the draws.
+    drawn = bootstrap_means(np.stack(columns, axis=1)) if columns else np.empty((0, 0))
+    for place, metric in enumerate(metrics):
+        own = slice(place * len(labels), (place + 1) * len(labels))
+        values, means = np.stack(columns[own], axis=1), drawn[:, own]
+        for pair in compare_pairs(labels, values, means=means) if metric in tested else ():
             analysis["significance"].append({"dataset": dataset, "metric": metric, **vars(pair)})
-        low, high = bootstrap_intervals(values)
+        low, high = percentiles(means)
         for n, label in enumerate(labels):
             bounds = {"mean": float(values[:, n].mean()), "low": float(low[n]), "high": float(high[n])}
             analysis["intervals"].append({"dataset": dataset, "label": label, "metric": metric, **bounds})

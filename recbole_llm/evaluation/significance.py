@@ -50,7 +50,9 @@ class Comparison:
     mark: str
 
 
-def compare_pairs(labels: Sequence[str], values: np.ndarray, draws: int = DRAWS, seed: int = SEED) -> list[Comparison]:
+def compare_pairs(
+    labels: Sequence[str], values: np.ndarray, draws: int = DRAWS, seed: int = SEED, means: np.ndarray | None = None
+) -> list[Comparison]:
     """Test every pair of models against each other.
 
     Args:
@@ -58,6 +60,7 @@ def compare_pairs(labels: Sequence[str], values: np.ndarray, draws: int = DRAWS,
         values: float [users, models], each user's value of one metric.
         draws: of the bootstrap.
         seed: of the bootstrap.
+        means: what `bootstrap_means` returns for `values`, if it is there already.
 
     Returns:
         One entry a pair, in the order of the labels; the pairs are one family for Holm's correction.
@@ -66,7 +69,9 @@ def compare_pairs(labels: Sequence[str], values: np.ndarray, draws: int = DRAWS,
     if not pairs:
         return []
     differences = np.stack([values[:, a] - values[:, b] for a, b in pairs], axis=1)
-    low, high = bootstrap_intervals(differences, draws=draws, seed=seed)
+    means = bootstrap_means(values, draws=draws, seed=seed) if means is None else means
+    # Both models of a pair meet the same draws: the mean difference of a draw is the difference of its means.
+    low, high = percentiles(np.stack([means[:, a] - means[:, b] for a, b in pairs], axis=1))
     p_t = [paired_t(differences[:, n]) for n in range(len(pairs))]
     p_wilcoxon = [wilcoxon(differences[:, n]) for n in range(len(pairs))]
     holm_t, holm_wilcoxon = holm(p_t), holm(p_wilcoxon)
@@ -132,9 +137,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def bootstrap_intervals(
-    sums: np.ndarray, counts: np.ndarray | None = None, draws: int = DRAWS, seed: int = SEED, level: float = 0.95
+    sums: np.ndarray, counts: np.ndarray | None = None, draws: int = DRAWS, seed: int = SEED
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the percentile bootstrap interval of the mean of every column; users are drawn with replacement.
+    """Return the 95% percentile bootstrap interval of the mean of every column: low and high, float64 [columns] each.
+
+    The arguments are those of `bootstrap_means`.
+    """
+    return percentiles(bootstrap_means(sums, counts, draws, seed))
+
+
+def percentiles(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return between which bounds 95% of the means [draws, columns] of a bootstrap lie: [columns] each."""
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def bootstrap_means(
+    sums: np.ndarray, counts: np.ndarray | None = None, draws: int = DRAWS, seed: int = SEED
+) -> np.ndarray:
+    """Return the mean of every column for each draw, float64 [draws, columns]; users are drawn with replacement.
 
     Args:
         sums: float [users, columns], each user's value, or with `counts` the sum of its values.
@@ -142,10 +163,6 @@ def bootstrap_intervals(
             independent.
         draws: how often users are drawn; every column meets the same draws.
         seed: of the draws.
-        level: of the interval.
-
-    Returns:
-        low and high, float64 [columns] each.
     """
     users, columns = sums.shape
     rng = np.random.default_rng(seed)
@@ -159,5 +176,4 @@ def bootstrap_intervals(
         weights = np.bincount(chosen.ravel(), minlength=size * users).reshape(size, users)
         totals = weights.astype(float) @ together
         drawn[start : start + size] = totals[:, :-1] / totals[:, -1:]
-    low, high = np.percentile(drawn, [50 * (1 - level), 50 * (1 + level)], axis=0)
-    return low, high
+    return drawn

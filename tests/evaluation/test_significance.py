@@ -226,6 +226,14 @@ def test_bootstrap_is_the_same_in_pieces(monkeypatch):
         np.testing.assert_allclose(bound, expected, atol=1e-15)
 
 
+def test_interval_of_a_pair_is_that_of_its_differences():
+    values = np.random.default_rng(4).random((60, 3))
+    differences = np.stack([values[:, a] - values[:, b] for a, b in ((0, 1), (0, 2), (1, 2))], axis=1)
+    low, high = bootstrap_intervals(differences, draws=150, seed=6)
+    pairs = compare_pairs("abc", values, draws=150, seed=6)
+    np.testing.assert_allclose([(pair.low, pair.high) for pair in pairs], np.stack([low, high], axis=1), atol=1e-14)
+
+
 def test_bootstrap_agrees_with_scipys():
     values = kept_values("ndcg@10")[:, :1]
     low, high = bootstrap_intervals(values, draws=4000)
