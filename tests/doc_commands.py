@@ -9,7 +9,8 @@ IDLE = {
 ONE_SEED = {"seeds": 1}
 WHOLE_DATA = {"data_path": "nothing-cut"}  # RecBole's own ml-100k
 
-_KEPT = "tests/test_results.py makes the table under it"
+# In README.md, tests/test_results.py makes the tables under commands that begin so.
+KEPT = "recbole-llm compare --runs='results/runs/"
 
 RUN: dict[str, dict[str, object]] = {
     # README.md, index.md and first_run.md
@@ -112,14 +113,5 @@ READ = {
     "recbole-llm prepare --dataset=Scientific --report": "network",
     "recbole-llm prepare --dataset=Scientific [--raw=FOLDER] [--out=FOLDER] [--report[=FILE]] "
     "[--tokenizer=NAME]": "network",
-    "recbole-llm compare --runs='results/runs/ml-100k/*/*' --models=Pop,GRU4Rec-default,SASRec-default,"
-    "BERT4Rec-default,ST2SI-ILP-8-items,ST2SI-ILP-50-items --show=ndcg@10,recall@10,mrr,epochs,seconds.fit,device "
-    "--significance=false": _KEPT,
-    "recbole-llm compare --runs='results/runs/Scientific/*/*' --models=ST2SI-IDLEAdapter,ST2SI-SASRec,"
-    "ST2SI-ILP-last-item-SASRec,ST2SI-LoRA,IDLEAdapter-last-item-ComiRec,IDLEAdapter-last-item-SASRec,"
-    "IDLEAdapter-tuned-SASRec,FDSA,SASRec,FPMC,ComiRec,GRU4Rec,BPR,BERT4Rec --ours=ST2SI-IDLEAdapter,ST2SI-SASRec,"
-    "ST2SI-ILP-last-item-SASRec,ST2SI-LoRA,IDLEAdapter-last-item-ComiRec,IDLEAdapter-last-item-SASRec,"
-    "IDLEAdapter-tuned-SASRec --baselines=SASRec,FPMC,ComiRec,GRU4Rec,BPR,BERT4Rec "
-    "--show=hit@5,ndcg@5,hit@10,ndcg@10,mrr": _KEPT,
     "recbole-llm prepare --dataset=ml-100k-llara --raw=FOLDER": "files that are not here",
 }

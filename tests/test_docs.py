@@ -1,8 +1,8 @@
 """The pages: built without a warning, and everything in them that can be typed is run, or at least read, here.
 
 A command of README.md or docs/ stands in `doc_commands.RUN`, with options that make it small, or in its `READ`, with
-what it needs that is not here. A new one that stands in neither fails a test. `doc_pages.World` says what stands for
-`saved/<run>`.
+what it needs that is not here; the tables of kept runs in README.md are made by test_results.py. A new one that stands
+in neither fails a test. `doc_pages.World` says what stands for `saved/<run>`.
 """
 
 import ast
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from doc_commands import READ, RUN
+from doc_commands import KEPT, READ, RUN
 from doc_pages import PAGES, ROOT, SMALL, World, blocks, commands, with_options
 
 from recbole_llm import cli, compare_cells, config, quick_start, registry
@@ -66,7 +66,8 @@ def test_every_command_is_in_one_list():
     written = {command for found in ALL.values() for command in found}
     assert len(written) > 30, "the commands are not found any more"
     assert not RUN.keys() & READ.keys()
-    new = written - RUN.keys() - READ.keys()
+    remade = {command for command in ALL["README.md"] if command.startswith(KEPT)}
+    new = written - RUN.keys() - READ.keys() - remade
     assert not new, f"add to RUN or READ of tests/doc_commands.py: {sorted(new)}"
     old = (RUN.keys() | READ.keys()) - written
     assert not old, f"these stand on no page any more: {sorted(old)}"
