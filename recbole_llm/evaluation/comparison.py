@@ -262,7 +262,7 @@ def _add_users(
     for place, metric in enumerate(metrics):
         own = slice(place * len(labels), (place + 1) * len(labels))
         values, means = np.stack(columns[own], axis=1), drawn[:, own]
-        for pair in compare_pairs(labels, values, means=means) if metric in tested else ():
+        for pair in compare_pairs(labels, values, means) if metric in tested else ():
             analysis["significance"].append({"dataset": dataset, "metric": metric, **vars(pair)})
         low, high = percentiles(means)
         for n, label in enumerate(labels):

@@ -50,17 +50,13 @@ class Comparison:
     mark: str
 
 
-def compare_pairs(
-    labels: Sequence[str], values: np.ndarray, draws: int = DRAWS, seed: int = SEED, means: np.ndarray | None = None
-) -> list[Comparison]:
+def compare_pairs(labels: Sequence[str], values: np.ndarray, means: np.ndarray) -> list[Comparison]:
     """Test every pair of models against each other.
 
     Args:
         labels: the models.
         values: float [users, models], each user's value of one metric.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
-        means: what `bootstrap_means` returns for `values`, if it is there already.
+        means: what `bootstrap_means` returns for `values`, float [draws, models].
 
     Returns:
         One entry a pair, in the order of the labels; the pairs are one family for Holm's correction.
@@ -69,7 +65,6 @@ def compare_pairs(
     if not pairs:
         return []
     differences = np.stack([values[:, a] - values[:, b] for a, b in pairs], axis=1)
-    means = bootstrap_means(values, draws=draws, seed=seed) if means is None else means
     # Both models of a pair meet the same draws: the mean difference of a draw is the difference of its means.
     low, high = percentiles(np.stack([means[:, a] - means[:, b] for a, b in pairs], axis=1))
     p_t = [paired_t(differences[:, n]) for n in range(len(pairs))]

@@ -15,7 +15,14 @@ from recbole_llm.compat import alias_numpy_names
 from recbole_llm.errors import DataError
 from recbole_llm.evaluation.comparison import analyse
 from recbole_llm.evaluation.ranks import read_ranks
-from recbole_llm.evaluation.significance import bootstrap_intervals, compare_pairs, holm, paired_t, wilcoxon
+from recbole_llm.evaluation.significance import (
+    bootstrap_intervals,
+    bootstrap_means,
+    compare_pairs,
+    holm,
+    paired_t,
+    wilcoxon,
+)
 from recbole_llm.evaluation.user_values import (
     has_user_values,
     list_values,
@@ -135,7 +142,7 @@ def plain_wilcoxon(differences):
 @pytest.mark.parametrize("metric", ["ndcg@10", "recall@10", "mrr"])
 def test_tests_of_kept_runs_equal_scipy_and_plain_computations(metric):
     values = kept_values(metric)
-    pairs = compare_pairs(KEPT, values, draws=20)
+    pairs = compare_pairs(KEPT, values, bootstrap_means(values, draws=20))
     assert [(p.label, p.against) for p in pairs] == list(itertools.combinations(KEPT, 2))
     for pair in pairs:
         a, b = values[:, KEPT.index(pair.label)], values[:, KEPT.index(pair.against)]
@@ -171,6 +178,10 @@ def test_holm_by_hand():
     assert holm(p_values) == pytest.approx(plain_holm(p_values.tolist()))
 
 
+def pairs_of(labels, values):
+    return compare_pairs(labels, values, bootstrap_means(values))
+
+
 def test_degenerate_cases_are_clear_and_silent():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -179,10 +190,10 @@ def test_degenerate_cases_are_clear_and_silent():
         assert paired_t(np.array([])) == wilcoxon(np.array([])) == 1
         assert paired_t(np.full(9, 0.25)) == 0
         assert wilcoxon(np.full(4, 0.25)) == pytest.approx(2 / 2**4)  # all of the 16 signs that are as extreme
-        (pair,) = compare_pairs(["a", "b"], np.full((7, 2), 0.5))
+        (pair,) = pairs_of(["a", "b"], np.full((7, 2), 0.5))
         assert (pair.difference, pair.low, pair.high, pair.p_t_holm, pair.mark) == (0, 0, 0, 1, "")
-        assert compare_pairs(["a"], np.zeros((3, 1))) == []
-        assert compare_pairs(["a", "b"], np.array([[1.0, 0.0]]))[0].mark == ""
+        assert pairs_of(["a"], np.zeros((3, 1))) == []
+        assert pairs_of(["a", "b"], np.array([[1.0, 0.0]]))[0].mark == ""
 
 
 def test_the_order_of_seeds_makes_no_difference():
@@ -230,7 +241,7 @@ def test_interval_of_a_pair_is_that_of_its_differences():
     values = np.random.default_rng(4).random((60, 3))
     differences = np.stack([values[:, a] - values[:, b] for a, b in ((0, 1), (0, 2), (1, 2))], axis=1)
     low, high = bootstrap_intervals(differences, draws=150, seed=6)
-    pairs = compare_pairs("abc", values, draws=150, seed=6)
+    pairs = compare_pairs("abc", values, bootstrap_means(values, draws=150, seed=6))
     np.testing.assert_allclose([(pair.low, pair.high) for pair in pairs], np.stack([low, high], axis=1), atol=1e-14)
 
 

@@ -21,7 +21,7 @@ from recbole_llm.evaluation.plots.style import (
 
 _WIDTH, _HEIGHT = 4.8, 3.3  # inches of a panel
 _BESIDE = 6  # points whose names find room beside them; more have theirs right of the panel
-_LINE = 0.21  # inches of a name there
+_NAME = 0.42  # inches of a name there, in two lines
 _Box = tuple[float, float, float, float]
 
 
@@ -46,7 +46,7 @@ def trade_off(results: Results, metric: str) -> Figure:
     where = f" on {next(iter(devices))}" if len(devices) == 1 else ""
     look = looks(results.labels)
     most = max(len({record.label for record in results.of(name)}) for name in datasets)
-    height = _HEIGHT if most <= _BESIDE else max(_HEIGHT, most * 2 * _LINE)
+    height = _HEIGHT if most <= _BESIDE else max(_HEIGHT, most * _NAME)
     figure, axes = grid(len(datasets), _WIDTH if most <= _BESIDE else _WIDTH * 1.4, height)
     for dataset, ax in zip(datasets, axes, strict=True):
         points = []
