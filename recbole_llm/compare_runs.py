@@ -20,7 +20,7 @@ RESULT_FIELDS = (
     *("parameters", "peak_memory_bytes", "peak_gpu_memory_bytes", "device", "counts", "settings", "commit"),
 )
 # Folders of weights that a run started from, which have another name for every seed.
-_WEIGHTS = frozenset({"pretrained_backbone", "id_model_path"})
+_WEIGHTS = frozenset({"pretrained_backbone", "id_model_path", "initial_projection"})
 _OF_SEED = re.compile(r"seed-\d+")
 
 

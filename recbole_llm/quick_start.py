@@ -201,6 +201,8 @@ def _begin(config: Config, folder: Path) -> None:
 def _parts_and_trainer(config: Config, folder: Path, test: bool = True) -> tuple[Parts, Any]:
     parts = build(config, test)
     run_folder.write_settings(folder, config.merged)  # the model may have added to them
+    if hasattr(parts.model, "before_training") and not (folder / checkpoint.RESUME).exists():
+        parts.model.before_training(parts.dataset)
     return parts, registry.trainer_class(config)(config, parts.model)
 
 

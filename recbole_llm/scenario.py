@@ -192,7 +192,43 @@ def swap(model: Any, scenario: Scenario, dataset: Any = None) -> None:
         CheckpointError: if the scenario belongs to another backbone, or to another catalogue than `dataset`. The model
             is then as it was.
     """
-    own = weights_fingerprint(model.backbone)
+    _require_fitting(model, scenario, dataset, weights_fingerprint(model.backbone))
+    width = model.projection.weight.shape[1]
+    old = model.projection.weight
+    with torch.device("meta"):  # random weights would be drawn for nothing
+        projection = ItemLinearProjection(width, len(scenario.tokens))
+    weight = scenario.weight.to(device=old.device, dtype=old.dtype)
+    projection.weight = torch.nn.Parameter(weight, requires_grad=old.requires_grad)
+    model.projection = projection.train(model.projection.training)
+    model.inputs = scenario.inputs()
+    model.n_items = len(scenario.tokens)
+    model.state_cache = None
+
+
+def copy_projection(model: Any, scenario: Scenario, dataset: Any, untuned: str) -> None:
+    """Give a model the projection of a scenario to start from, in place; it may read other texts or windows.
+
+    Args:
+        model: an `ST2SI` before its training, whatever of its backbone will be tuned.
+        scenario: of the same catalogue, and of the same backbone.
+        dataset: the data set that the model was built on.
+        untuned: the fingerprint of the model's backbone, before adapters were put into it.
+
+    Raises:
+        CheckpointError: if the scenario belongs to another backbone, query token or catalogue. The model is then as it
+            was.
+    """
+    _require_fitting(model, scenario, dataset, untuned)
+    if scenario.query_token != model.settings.query_token:
+        raise CheckpointError(
+            f"the projection of {scenario.dataset} reads the states of the query token '{scenario.query_token}', but "
+            f"query_token={model.settings.query_token}: give both the same"
+        )
+    with torch.no_grad():
+        model.projection.weight.copy_(scenario.weight)
+
+
+def _require_fitting(model: Any, scenario: Scenario, dataset: Any, own: str) -> None:
     if scenario.fingerprint != own:
         raise CheckpointError(
             f"the scenario of {scenario.dataset} belongs to the backbone {scenario.backbone} with query token "
@@ -209,12 +245,3 @@ def swap(model: Any, scenario: Scenario, dataset: Any = None) -> None:
             f"the scenario belongs to the item catalogue of {scenario.dataset} with {len(scenario.tokens)} ids, but "
             f"the data set is {dataset.dataset_name} with {dataset.item_num} ids, or has them in another order"
         )
-    old = model.projection.weight
-    with torch.device("meta"):  # random weights would be drawn for nothing
-        projection = ItemLinearProjection(width, len(scenario.tokens))
-    weight = scenario.weight.to(device=old.device, dtype=old.dtype)
-    projection.weight = torch.nn.Parameter(weight, requires_grad=old.requires_grad)
-    model.projection = projection.train(model.projection.training)
-    model.inputs = scenario.inputs()
-    model.n_items = len(scenario.tokens)
-    model.state_cache = None

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from recbole_llm import id_model, registry
 from recbole_llm.backbone.feature_cache import CachedQueries, FeatureStore, QueryStateCache, shared_passes
+from recbole_llm.backbone.fingerprint import weights_fingerprint
 from recbole_llm.backbone.loading import Backbone, load_backbone
 from recbole_llm.backbone.packed import PackedBatch, packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.precision import resolve_precision
@@ -43,7 +44,7 @@ from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.sequential_recommender.st2si_settings import ST2SISettings
 from recbole_llm.model.user_vector import require_user_vector
 from recbole_llm.pretraining import use_pretrained
-from recbole_llm.scenario import save_scenario
+from recbole_llm.scenario import copy_projection, load_scenario, save_scenario
 from recbole_llm.trainer.checkpoint import trained_state
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 
@@ -86,6 +87,7 @@ class ST2SI(SequentialRecommender):
         self.tokenizer = loaded.tokenizer
         self.inputs = self._inputs(dataset, loaded)
         use_packed_attention(self.backbone)
+        self.untuned = weights_fingerprint(self.backbone) if self.settings.initial_projection else ""
         prepare_for_tuning(loaded, self.settings.tuning)
         self.projection = ItemLinearProjection(loaded.width, self.n_items)
         self.state_cache: QueryStateCache | None = None
@@ -112,6 +114,11 @@ class ST2SI(SequentialRecommender):
                 if settings.id_states:
                     require_user_vector(registry.model_class(config["id_model"]))
             id_model.find_or_train(config)
+
+    def before_training(self, dataset: HistoryDataset) -> None:
+        """Start from the projection of `initial_projection`, if the settings name one; `dataset` is the whole one."""
+        if self.settings.initial_projection:
+            copy_projection(self, load_scenario(self.settings.initial_projection), dataset, self.untuned)
 
     def _check_backbone(self, loaded: Backbone) -> None:
         _require_decoder(self.settings.backbone, loaded.preset)

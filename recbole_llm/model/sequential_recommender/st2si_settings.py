@@ -40,6 +40,7 @@ class ST2SISettings:
         id_states: whether its user states are added to the query tokens, too.
         label_smoothing: the share of the target that all items have in equal parts.
         ilp_dropout: of the hidden states before the projection.
+        initial_projection: the scenario file of a run with ILP tuning, whose projection training starts from, or None.
 
     Raises:
         SettingError: for a value that is not allowed.
@@ -65,6 +66,7 @@ class ST2SISettings:
     id_states: bool
     label_smoothing: float
     ilp_dropout: float
+    initial_projection: str | None
 
     def __post_init__(self) -> None:
         require_one_of("train_window", self.train_window, _WINDOWS)
@@ -112,6 +114,7 @@ class ST2SISettings:
             id_states=config["id_states"],
             label_smoothing=config["label_smoothing"],
             ilp_dropout=config["ilp_dropout"],
+            initial_projection=config["initial_projection"] or None,
         )
 
     @property
