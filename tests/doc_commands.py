@@ -104,6 +104,8 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm --model=ST2SI --dataset=Arts --tuning=ilp --backbone=saved/pretrain-Food-<hash>/backbone-epoch-10": {},
     "recbole-llm --model=ST2SI --dataset=Arts --tuning=ilp --pretrain_datasets=Food --pretrain_epochs=40 "
     "--pretrain_save_epochs=10": {"backbone": "TINY", "pretrain_epochs": 2, "pretrain_save_epochs": "1"},
+    "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=lora "
+    "--initial_projection=saved/<the first run>/scenario.safetensors": {},
 }
 
 READ = {

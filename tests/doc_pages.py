@@ -126,6 +126,7 @@ class World:
                 lambda: f"representations --run={self.finished('IDLEAdapter', 'Games')}",
             ),
             ("saved/<run>", lambda: self.finished("SASRec", "ml-100k")),
+            ("saved/<the first run>", lambda: self.finished("ST2SI", "ml-100k")),
             ("saved/<a run on Games>", lambda: self.finished("ST2SI", "Games")),
             ("saved/<a run on Arts>", lambda: self.finished("ST2SI", "Arts")),
             ("saved/pretrain-Food-<hash>/backbone-epoch-10", lambda: str(self.tiny["llama"])),
