@@ -1,4 +1,4 @@
-"""Fixtures for the tests of IDLE-Adapter: id models, language models and the parts of a run."""
+"""Fixtures for the tests of the models: id models, language models and the parts of a run."""
 
 import pytest
 import torch
@@ -59,5 +59,17 @@ def build(small, rough_models, id_runs):
                 for parameter in (*parts.model.adapter.parameters(), parts.model.head.weight):
                     parameter.mul_(20)
         return parts
+
+    return make
+
+
+@pytest.fixture
+def build_st2si(small, tiny):
+    """The parts of an ST2SI run; `titles` replaces those of the small data set."""
+
+    def make(backbone="llama", titles=None, **settings):
+        if titles is not None:
+            write_dataset(small, titles=titles)
+        return build_parts(small, backbone=str(tiny[backbone]), **{"tuning": "ilp", **settings})
 
     return make
