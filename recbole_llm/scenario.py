@@ -154,7 +154,9 @@ def load_scenario(path: str | Path) -> Scenario:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"there is no scenario {path}: ILP tuning leaves one in its run folder, as {FILE}")
+        raise CheckpointError(
+            f"there is no scenario {path}: ILP tuning without an id model leaves one in its run folder, as {FILE}"
+        )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}

@@ -70,7 +70,10 @@ def test_what_does_not_fit_is_refused(settings_of, first, small, tmp_path):
     wrong = [
         ({"backbone": str(other)}, "the scenario of small belongs to the backbone"),
         ({"query_token": ","}, "reads the states of the query token '.', but query_token=,: give both the same"),
-        ({"initial_projection": str(tmp_path / "none")}, "there is no scenario .*none: ILP tuning leaves one"),
+        (
+            {"initial_projection": str(tmp_path / "none")},
+            "there is no scenario .*none: ILP tuning without an id model leaves one",
+        ),
     ]
     for more, message in wrong:
         with pytest.raises(CheckpointError, match=message):
