@@ -9,6 +9,7 @@ from small_data import HISTORIES, small_settings, write_dataset
 from tiny_models import tiny_llama
 
 from recbole_llm import quick_start
+from recbole_llm.config import Config
 from recbole_llm.errors import CheckpointError
 
 
@@ -81,3 +82,18 @@ def test_what_does_not_fit_is_refused(settings_of, first, small, tmp_path):
     write_dataset(small, dict(reversed(HISTORIES.items())))
     with pytest.raises(CheckpointError, match="in another order"):
         quick_start.run(settings=settings_of(**given))
+
+
+def test_interrupted_training_goes_on_without_the_file(settings_of, first, tmp_path):
+    """What was trained since is not replaced by the projection that it began with, nor is that asked for again."""
+    settings = settings_of(tuning="lora", epochs=3, initial_projection=str(first), resume_seconds=0)
+    expected = quick_start.fit(Config(config_dict=settings), tmp_path / "whole")["history"]
+
+    def interrupt(epoch, _):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quick_start.fit(Config(config_dict=settings), tmp_path / "run", callback=interrupt)
+    first.unlink()
+    assert quick_start.fit(Config(config_dict=settings), tmp_path / "run")["history"] == expected
