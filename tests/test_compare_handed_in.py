@@ -51,10 +51,11 @@ def test_a_pattern_names_runs_after_what_tells_them_apart(workdir):
     ]  # fmt: skip
 
 
-def seeds_of(folder, **changed):
-    """Three runs of one label in `folder`, with other settings in the last."""
+def seeds_of(folder, weights=None, **changed):
+    """Three runs of one label in `folder`, with other settings in the last; each has its own path as `weights`."""
     for seed in (1, 2, 3):
-        copy = altered(folder, f"seed-{seed}", seed=seed, **(changed if seed == 3 else {}))
+        own = {weights: f"saved/run-{seed}"} if weights else {}
+        copy = altered(folder, f"seed-{seed}", seed=seed, **own, **(changed if seed == 3 else {}))
         result = json.loads((copy / "result.json").read_text())
         result |= {"seed": seed, "epochs": 10 * seed}
         result["test"]["mrr"] = 0.05 + 0.01 * seed
@@ -62,9 +63,10 @@ def seeds_of(folder, **changed):
         (copy / "result.json").write_text(json.dumps(result))
 
 
-def test_runs_in_folders_of_seeds_are_named_after_the_folder_above(workdir, monkeypatch, capsys):
+@pytest.mark.parametrize("weights", ["id_model_path", "pretrained_backbone", "initial_projection"])
+def test_runs_in_folders_of_seeds_are_named_after_the_folder_above(workdir, monkeypatch, capsys, weights):
     monkeypatch.setattr(compare_cells, "start_run", lambda *_: pytest.fail("a run was started"))
-    seeds_of(workdir / "runs" / "SASRec-mine", id_model_path="saved/another")
+    seeds_of(workdir / "runs" / "SASRec-mine", weights=weights)
     arguments = ["--show=epochs,mrr,valid.ndcg@10,seeds", "--significance=false", "--out=here"]
     runs = f"--runs=runs/*/*,{KEPT}/*/*"
     assert main(["compare", runs, "--models=SASRec-mine,GRU4Rec-default", *arguments]) == 0

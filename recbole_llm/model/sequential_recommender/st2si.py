@@ -63,6 +63,7 @@ class ST2SI(SequentialRecommender):
         projection: the item linear projection.
         state_cache: the stored hidden states of a frozen backbone, once `fill_state_cache` was called.
         id_scores: the id model whose scores are mixed in, None without one.
+        untuned: the fingerprint of the backbone before its tuning, "" where no projection is taken over.
         id_states: what adds the id model's user states to the query tokens, None unless the settings ask for it.
         reads_text_only: whether an item that was never trained on is as good as any other in a history.
 
