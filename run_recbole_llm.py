@@ -2,7 +2,7 @@
 
 import sys
 
-from recbole_llm.cli import main
+from recbole_llm.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from recbole_llm.backbone.packed import PackedBatch, packed_hidden_states, sequence_bounds, use_packed_attention
+from recbole_llm.backbone.attention import PackedBatch, packed_hidden_states, sequence_bounds, use_packed_attention
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 
 GPU = torch.cuda.is_available()

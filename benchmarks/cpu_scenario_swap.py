@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from shapes import build_run, print_line
 
-from recbole_llm.data.ragged import RaggedTable
-from recbole_llm.quick_start import build
-from recbole_llm.scenario import Scenario, scenario_of, swap
+from recbole_llm.model.sequential_recommender.st2si.scenario import Scenario, scenario_of, swap
+from recbole_llm.packing.ragged import RaggedTable
+from recbole_llm.quick_start.run import build
 
 ITEMS, TOKENS = 28_000, 20
 

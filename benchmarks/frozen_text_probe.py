@@ -24,11 +24,11 @@ import torch
 from probing import Lines, call, drawn_rows, head_metrics, load_run, parser, pieces, train_head
 from torch import Tensor, nn
 
-from recbole_llm.backbone.packed import packed_hidden_states
+from recbole_llm.backbone.attention import packed_hidden_states
 from recbole_llm.backbone.pooling import Segments
 from recbole_llm.data.prompt_batches import PackedPrompts
 from recbole_llm.errors import SettingError
-from recbole_llm.model.sequential_recommender.idleadapter import IDLEAdapter
+from recbole_llm.model.sequential_recommender.idleadapter.model import IDLEAdapter
 
 _ROWS = 4096
 

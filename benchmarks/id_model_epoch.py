@@ -24,10 +24,10 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from shapes import print_line
 
-from recbole_llm.config import Config
-from recbole_llm.data.preparation import create_dataset, data_preparation
-from recbole_llm.registry import trainer_class
-from recbole_llm.trainer import checkpoint
+from recbole_llm.config.config import Config
+from recbole_llm.config.registry import trainer_class
+from recbole_llm.data.build import create_dataset, data_preparation
+from recbole_llm.runs import checkpoint
 
 _WARM_UP = 10  # steps on a model that is thrown away: kernels are loaded, the allocator has its memory
 _LOADED = 200  # batches that are put together without a model

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from recbole_llm.errors import SettingError
 from recbole_llm.evaluation.ranks import target_ranks
-from recbole_llm.model.sequential_recommender.st2si import ST2SI
+from recbole_llm.model.sequential_recommender.st2si.model import ST2SI
 
 _ROWS = 2048
 

@@ -18,11 +18,11 @@ import torch
 from shapes import SHAPES, build_run, print_line
 from transformers import AutoModel
 
-from recbole_llm.backbone.packed import packed_hidden_states, use_packed_attention
+from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.single_sequence import SingleSequence
-from recbole_llm.data.packing import Sequences, pack
-from recbole_llm.data.ragged import RaggedTable
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.packing.ragged import RaggedTable
+from recbole_llm.packing.sequences import Sequences, pack
 
 ITEMS, HISTORY, K = 27_932, 7.87, 10
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -143,7 +143,7 @@ def measure_shape(shape: str, histories: list[np.ndarray]) -> None:
 
 def measure_recommend(shape: str, count: int) -> None:
     """Print the latency of `Recommender.recommend` itself, from item tokens to item tokens, with a whole ST2SI."""
-    from recbole_llm.inference import Recommender
+    from recbole_llm.inference.recommender import Recommender
 
     parts, _ = build_run(shape, 4_000, ITEMS, tuning="ilp", alignment=False)
     known = parts.dataset.field2id_token[parts.dataset.iid_field]

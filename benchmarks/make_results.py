@@ -27,10 +27,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.compare import Options, compare, parse_options
-from recbole_llm.compare_runs import find_runs
+from recbole_llm.comparison.compare import Options, compare, parse_options
+from recbole_llm.comparison.finished import find_runs
+from recbole_llm.comparison.tables import markdown_parts
 from recbole_llm.errors import DataError, RecBoleLLMError, SettingError
-from recbole_llm.evaluation.comparison_tables import markdown_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 _COMPARE, _FILE = "    recbole-llm compare --runs=", "    table: "

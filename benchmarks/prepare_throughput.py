@@ -99,7 +99,7 @@ def _meta(draw: random.Random, texts: list[str], number: int, items: int) -> str
 
 def with_prepare(folder: Path) -> int:
     """Run `prepare`; return the interactions kept."""
-    from recbole_llm.data.prepare import prepare
+    from recbole_llm.prepare import prepare
 
     settings = folder / "pair.yaml"
     settings.write_text(yaml.safe_dump({"prepare": SETTINGS}, sort_keys=False))

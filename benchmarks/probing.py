@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from recbole_llm.errors import RecBoleLLMError
 from recbole_llm.evaluation.ranks import target_ranks
-from recbole_llm.files import write_json
-from recbole_llm.quick_start import Parts, load
+from recbole_llm.quick_start.run import Parts, load
+from recbole_llm.utils.files import write_json
 
 _ROWS = 4096  # that a head ranks at once
 _PATIENCE = 5  # epochs without a better validation metric
@@ -31,7 +31,7 @@ def parser(text: str | None) -> argparse.ArgumentParser:
 
 
 def load_run(run: str, data_path: str | None) -> Parts:
-    """Return a finished run, see `recbole_llm.quick_start.load`."""
+    """Return a finished run, see `recbole_llm.quick_start.run.load`."""
     logging.disable(logging.WARNING)
     return load(run, {"data_path": data_path} if data_path else None)
 

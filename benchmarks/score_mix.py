@@ -11,7 +11,7 @@ against the target, as in every evaluation here.
 
 Prints JSON lines: every run alone, the chosen mix, the mix that is best on test (a bound: nobody could have chosen it),
 the oracle (each user served by the run that ranks its target best, a bound, too), how often the first ten of two runs
-hold the target both, one alone or neither, and NDCG@10 on test by the groups of `recbole_llm.evaluation.groups`.
+hold the target both, one alone or neither, and NDCG@10 on test by the groups of `recbole_llm.comparison.groups`.
 """
 
 import sys
@@ -27,11 +27,11 @@ from probing import Lines, call, gains, load_run, parser, pieces, rank_metrics
 from recbole.data.dataloader import FullSortEvalDataLoader
 from torch import Tensor
 
-from recbole_llm import run_folder
+from recbole_llm.comparison.groups import read_facts, target_groups
 from recbole_llm.errors import DataError, SettingError
-from recbole_llm.evaluation.groups import read_facts, target_groups
 from recbole_llm.evaluation.ranks import target_ranks
-from recbole_llm.quick_start import Parts
+from recbole_llm.quick_start.run import Parts
+from recbole_llm.runs import folder as run_folder
 
 _SCORES = 2**24  # of one run that are held at once
 _ROWS = 2048

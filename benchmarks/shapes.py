@@ -10,9 +10,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, BertConfig, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
 
-from recbole_llm.config import Config
-from recbole_llm.quick_start import build
-from recbole_llm.registry import trainer_class
+from recbole_llm.config.config import Config
+from recbole_llm.config.registry import trainer_class
+from recbole_llm.quick_start.run import build
 
 WORDS = 5000
 

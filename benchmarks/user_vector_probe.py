@@ -16,7 +16,7 @@ import torch
 from probing import Lines, call, head_metrics, load_run, parser, pieces, train_head
 from torch import Tensor, nn
 
-from recbole_llm.model.user_vector import user_vectors
+from recbole_llm.model.id_model.user_vector import user_vectors
 
 _ROWS = 4096
 

@@ -28,14 +28,14 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 from torch.nn import functional as F
 
+from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.loading import load_backbone
-from recbole_llm.backbone.packed import packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.pooling import segments
-from recbole_llm.data.packing import Sequences, pack, within_budget
-from recbole_llm.data.ragged import RaggedTable
 from recbole_llm.errors import SettingError
 from recbole_llm.evaluation.ranks import target_ranks
-from recbole_llm.model.sequential_recommender.st2si import ST2SI
+from recbole_llm.model.sequential_recommender.st2si.model import ST2SI
+from recbole_llm.packing.ragged import RaggedTable
+from recbole_llm.packing.sequences import Sequences, pack, within_budget
 
 _ROWS = 1024
 

@@ -3,7 +3,7 @@
 import numpy as np
 from small_data import TITLES
 
-from recbole_llm import registry
+from recbole_llm.config import registry
 
 SIZE = 8  # of a user vector
 # Byte-level BPE would make one token of a bracket and the comma after it; prompts are laid together from pieces.

@@ -16,7 +16,12 @@ from typing import Any
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["child_runs", "recbole_llm.model.sequential_recommender.st2si", "torch.utils.tensorboard", "recbole_llm.compare"]
+    [
+        "child_runs",
+        "recbole_llm.model.sequential_recommender.st2si.model",
+        "torch.utils.tensorboard",
+        "recbole_llm.comparison.compare",
+    ]
 )
 
 
@@ -58,7 +63,7 @@ def _child(
             os.dup2(file.fileno(), stream.fileno())
     import torch
 
-    from recbole_llm import cli
+    from recbole_llm.cli import main as cli
 
     torch.set_num_threads(1)
     if kill is not None:
@@ -78,8 +83,8 @@ def _child(
 def _kill_at(moment: str, count: int) -> None:
     import torch
 
-    from recbole_llm import quick_start
-    from recbole_llm.trainer import checkpoint
+    from recbole_llm.quick_start import run as quick_start
+    from recbole_llm.runs import checkpoint
 
     left = [count]
 

@@ -13,7 +13,7 @@ import recbole
 import yaml
 from small_data import write_dataset
 
-from recbole_llm.quick_start import fit, run
+from recbole_llm.quick_start.run import fit, run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -152,7 +152,7 @@ class World:
 
     def unfinished(self) -> str:
         """Return the folder of a run that is trained, but not evaluated."""
-        from recbole_llm.config import Config
+        from recbole_llm.config.config import Config
 
         folder = Path(tempfile.mkdtemp(prefix="unfinished-", dir="."))
         fit(Config(config_dict=self.settings("GRU4Rec", "ml-100k")), folder)
@@ -161,7 +161,7 @@ class World:
     @functools.cache  # noqa: B019
     def comparison(self) -> str:
         """Return the file of a comparison of two finished runs."""
-        from recbole_llm.compare import Options, compare
+        from recbole_llm.comparison.compare import Options, compare
 
         runs = [self.finished(model, "ml-100k") for model in ("SASRec", "ST2SI")]
         return str(Path(compare(Options(runs=runs, out="comparisons/two"))["path"]))

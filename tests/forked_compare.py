@@ -38,7 +38,7 @@ def _child(folder: str, arguments: list[str], end: Any, out: str, error: str) ->
             os.dup2(file.fileno(), stream.fileno())
     import torch
 
-    from recbole_llm import compare_cells
+    from recbole_llm.comparison import cells as compare_cells
 
     torch.set_num_threads(1)
     compare_cells.start_run = lambda run, log, lock: _forked_run(run, log, end)
@@ -46,7 +46,7 @@ def _child(folder: str, arguments: list[str], end: Any, out: str, error: str) ->
 
 
 def _main(arguments: list[str]) -> int:
-    from recbole_llm import cli
+    from recbole_llm.cli import main as cli
 
     try:
         code = cli.main(arguments)

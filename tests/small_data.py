@@ -6,8 +6,8 @@ from typing import Any
 
 from recbole.utils import init_seed
 
-from recbole_llm.config import Config
-from recbole_llm.quick_start import Parts, build
+from recbole_llm.config.config import Config
+from recbole_llm.quick_start.run import Parts, build
 
 TITLES = {
     "a": "Toy Story (1995)",

@@ -10,7 +10,7 @@ import pytest
 from child_runs import command_line
 from small_data import HISTORIES, TITLES, write_dataset
 
-from recbole_llm import cli
+from recbole_llm.cli import main as cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -273,7 +273,7 @@ def test_backbone_that_cannot_be_had(attempt, small, monkeypatch, backbone):
 
 def test_checkpoint_of_another_catalogue(attempt, small, tiny):
     from recbole_llm.errors import CheckpointError
-    from recbole_llm.quick_start import load
+    from recbole_llm.quick_start.run import load
 
     _, out = attempt(tuning="ilp")
     run = Path(out.splitlines()[-1]).parent
@@ -297,7 +297,7 @@ def test_full_disk(attempt, small, monkeypatch, place):
     if place == "result":
         monkeypatch.setattr(Path, "write_text", full)
     else:
-        name = {"weights": "recbole_llm.trainer.checkpoint.save_file", "state": "torch.save"}[place]
+        name = {"weights": "recbole_llm.runs.checkpoint.save_file", "state": "torch.save"}[place]
         monkeypatch.setattr(name, full)
     code, sentence = attempt(tuning="ilp", resume_seconds=0)
     assert code == 1

@@ -21,14 +21,17 @@ import yaml
 from doc_commands import KEPT, READ, RUN
 from doc_pages import PAGES, ROOT, SMALL, World, blocks, commands, with_options
 
-from recbole_llm import cli, compare_cells, config, quick_start, registry
-from recbole_llm.compare import parse_options
-from recbole_llm.data.prepare.command import _Parser, add_arguments
-from recbole_llm.data.prepare.spec import load_spec
+from recbole_llm.cli import main as cli
+from recbole_llm.comparison import cells as compare_cells
+from recbole_llm.comparison.compare import parse_options
+from recbole_llm.config import config, registry
 from recbole_llm.errors import RecBoleLLMError
 from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.hyper_search.command import _OPTIONS as TUNE_OPTIONS
 from recbole_llm.hyper_search.space import default_file
+from recbole_llm.prepare.command import _Parser, add_arguments
+from recbole_llm.prepare.spec import load_spec
+from recbole_llm.quick_start import run as quick_start
 
 ALL = {page.name: commands(page) for page in PAGES}
 SETTINGS_VERBS = ("run", "pretrain", "tune", "compare")
@@ -82,7 +85,7 @@ def test_command_runs(command, world, monkeypatch):
     if verb == "compare":
         # Its runs are processes, which tests/test_compare.py has; here each would import everything anew.
         monkeypatch.setattr(compare_cells, "start_run", run_here)
-        monkeypatch.setattr("recbole_llm.compare.signal.signal", lambda *_: None)
+        monkeypatch.setattr("recbole_llm.comparison.compare.signal.signal", lambda *_: None)
     code, out, error = in_process(verb, arguments)
     assert code == 0, error
     CHECKS.get(verb, lambda *_: None)(out, arguments)

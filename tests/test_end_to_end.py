@@ -15,10 +15,11 @@ import torch
 import yaml
 from small_data import small_settings, write_dataset
 
-from recbole_llm import cli, registry
-from recbole_llm.config import Config
+from recbole_llm.cli import main as cli
+from recbole_llm.config import registry
+from recbole_llm.config.config import Config
 from recbole_llm.evaluation.ranks import read_ranks
-from recbole_llm.quick_start import load, run
+from recbole_llm.quick_start.run import load, run
 
 ML_100K = Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
 

@@ -12,9 +12,9 @@ import recbole
 import torch
 import yaml
 
-from recbole_llm import cli
+from recbole_llm.cli import main as cli
 from recbole_llm.evaluation.ranks import read_ranks
-from recbole_llm.inference import Recommender
+from recbole_llm.inference.recommender import Recommender
 
 ML_100K = f"{recbole.__path__[0]}/dataset_example/ml-100k"
 EPOCHS = 3

@@ -78,7 +78,7 @@ def shipped_files():
 def test_the_wheel_holds_all_code_and_settings(distributions):
     names = set(zipfile.ZipFile(distributions[1]).namelist())
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recbole_llm").rglob("*.py")}
-    code |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "recbole_llm/evaluation/report").glob("page.*")}
+    code |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "recbole_llm/report").glob("page.*")}
     assert len(shipped_files()) > 15
     expected = code | {f"recbole_llm/{name}" for name in shipped_files()}
     assert not expected - names
@@ -105,7 +105,10 @@ def test_the_sdist_holds_what_a_build_and_a_test_need(distributions):
 
 
 def test_the_installed_wheel_runs_a_model_to_the_end(site, tmp_path):
-    code = "import recbole_llm; print(recbole_llm.__file__); from recbole_llm.cli import main; raise SystemExit(main())"
+    code = (
+        "import recbole_llm; print(recbole_llm.__file__); "
+        "from recbole_llm.cli.main import main; raise SystemExit(main())"
+    )
     out = run_elsewhere(site, tmp_path, "-c", code, "--model=Pop", "--dataset=ml-100k", "--show_progress=False")
     lines = out.strip().splitlines()
     assert Path(lines[0]) == site / "recbole_llm" / "__init__.py"

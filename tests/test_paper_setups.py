@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from small_data import TITLES, small_settings, write_dataset
 
-from recbole_llm import config as config_module
-from recbole_llm.config import Config
-from recbole_llm.data.prepare.spec import load_spec
+from recbole_llm.config import config as config_module
+from recbole_llm.config.config import Config
 from recbole_llm.evaluation.ranks import read_ranks
-from recbole_llm.files import read_yaml
-from recbole_llm.model.sequential_recommender.idleadapter_settings import IDLEAdapterSettings
-from recbole_llm.paths import shipped
-from recbole_llm.quick_start import run
+from recbole_llm.model.sequential_recommender.idleadapter.settings import IDLEAdapterSettings
+from recbole_llm.prepare.spec import load_spec
+from recbole_llm.quick_start.run import run
+from recbole_llm.utils.files import read_yaml
+from recbole_llm.utils.paths import shipped
 
 PAPERS = shipped("properties") / "paper"
 ST2SI = PAPERS / "st2si"

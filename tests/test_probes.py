@@ -11,9 +11,9 @@ from small_data import small_settings, write_dataset
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from recbole_llm.data.ragged import RaggedTable
 from recbole_llm.errors import DataError, SettingError
-from recbole_llm.quick_start import load, run
+from recbole_llm.packing.ragged import RaggedTable
+from recbole_llm.quick_start.run import load, run
 
 ITEMS, USERS = 24, 60
 WORDS = ["Toy", "Story", "Guitar", "Light", "Meter", "Zelda", "Mario", "Galaxy", "Print", "Black", "Comedy"]

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recbole_llm.cli import main
+from recbole_llm.cli.main import main
 from recbole_llm.evaluation.ranks import read_ranks
-from recbole_llm.run_folder import RESULT
+from recbole_llm.runs.folder import RESULT
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

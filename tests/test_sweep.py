@@ -11,9 +11,9 @@ import recbole.model.sequential_recommender as sequential
 from atomic_files import KNOWLEDGE, quick_settings, write_atomic_files
 from recbole.model.abstract_recommender import AbstractRecommender
 
-from recbole_llm import registry
+from recbole_llm.config import registry
 from recbole_llm.errors import SettingError
-from recbole_llm.quick_start import load, run
+from recbole_llm.quick_start.run import load, run
 
 # Settings that a model needs on a small data set, or with which it is quick.
 SPECIAL = {

@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from recbole_llm import quick_start
+from recbole_llm.quick_start import run as quick_start
 
 ITEMS = [f"i{n}" for n in range(12)]
 GRID = "learning_rate choice [0.0001,0.01,0.05]\nhidden_size choice [4,8]\n"

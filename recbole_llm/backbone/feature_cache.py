@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.data.packing import Sequences
-from recbole_llm.data.ragged import RaggedTable, ranges
 from recbole_llm.errors import StorageError
+from recbole_llm.packing.ragged import RaggedTable, ranges
+from recbole_llm.packing.sequences import Sequences
 
 _IN_MEMORY = 2 * 1024**3  # bytes; a larger table is memory-mapped
 

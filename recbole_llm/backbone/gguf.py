@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
 from recbole_llm.errors import BackboneError, StorageError
-from recbole_llm.files import replacing_folder, write_text
-from recbole_llm.paths import cache_folder
+from recbole_llm.utils.files import replacing_folder, write_text
+from recbole_llm.utils.paths import cache_folder
 
 # Part of every converted folder's name: raise it when `_write_converted` writes something else than before.
 CONVERSION_VERSION = 1

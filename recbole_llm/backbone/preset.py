@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from recbole_llm.errors import BackboneError, SettingError, nearest
-from recbole_llm.files import read_yaml
-from recbole_llm.paths import shipped
+from recbole_llm.utils.files import read_yaml
+from recbole_llm.utils.paths import shipped
 
 Kind = Literal["decoder", "encoder"]
 Pooling = Literal["mean", "cls", "last"]

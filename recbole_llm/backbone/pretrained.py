@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from recbole_llm.backbone.gguf import quiet_transformers
 from recbole_llm.errors import BackboneError, StorageError
-from recbole_llm.files import replacing_folder, write_json
+from recbole_llm.utils.files import replacing_folder, write_json
 
 RECORD = "pretraining.json"
 ITEMS = "pretraining-items.safetensors"

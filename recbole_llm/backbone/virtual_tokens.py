@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from recbole_llm.backbone.packed import PackedBatch, packed_hidden_states
+from recbole_llm.backbone.attention import PackedBatch, packed_hidden_states
 from recbole_llm.backbone.pooling import Segments
 
 

@@ -16,7 +16,7 @@ import torch
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 
-from recbole_llm.data.benchmark import GivenHistories, flat_histories
+from recbole_llm.data.given_histories import GivenHistories, flat_histories
 from recbole_llm.data.item_text import read_item_fields
 from recbole_llm.errors import DataError, nearest
 

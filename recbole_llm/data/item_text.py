@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recbole_llm.data.ragged import RaggedTable
 from recbole_llm.errors import DataError, nearest
-from recbole_llm.files import replacing
-from recbole_llm.paths import cache_folder
+from recbole_llm.packing.ragged import RaggedTable
+from recbole_llm.utils.files import replacing
+from recbole_llm.utils.paths import cache_folder
 
 _FORMAT = 1  # part of every cache key: raise it when the rules above change
 

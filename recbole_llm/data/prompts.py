@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from recbole_llm.data.item_text import tokenize_items
-from recbole_llm.data.packing import Sequences
-from recbole_llm.data.ragged import RaggedTable, ranges
 from recbole_llm.errors import DataError, SettingError, nearest
+from recbole_llm.packing.ragged import RaggedTable, ranges
+from recbole_llm.packing.sequences import Sequences
 
 _OF_TEMPLATE = ("history", "noun")
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recbole_llm.data.preparation import create_dataset
+from recbole_llm.data.build import create_dataset
 from recbole_llm.errors import DataError
-from recbole_llm.files import storage_errors
+from recbole_llm.utils.files import storage_errors
 
 TEXT = "source_text"  # the union's column of every source's first text field, whatever each calls it
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recbole_llm.data.ragged import ranges
 from recbole_llm.errors import SettingError
+from recbole_llm.packing.ragged import ranges
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from recbole.utils import ModelType
 from torch import Tensor
 
-from recbole_llm.data.ragged import RaggedTable, ranges
 from recbole_llm.errors import DataError, SettingError, TrainingError
+from recbole_llm.packing.ragged import RaggedTable, ranges
 
 _CHUNK = 16_384
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recbole_llm.errors import DataError, TrainingError
 from recbole_llm.evaluation.candidates import CandidateRanking
-from recbole_llm.files import replacing
+from recbole_llm.utils.files import replacing
 
 
 def target_ranks(scores: Tensor, rows: Tensor, targets: Tensor) -> Tensor:

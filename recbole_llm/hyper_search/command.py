@@ -9,12 +9,12 @@ from typing import Any
 
 from tabulate import tabulate
 
-from recbole_llm.config import Config, parse_value
+from recbole_llm.config.config import Config, parse_value
 from recbole_llm.errors import SettingError, require_flag, require_one_of, require_whole
-from recbole_llm.evaluation.tables import result_table
 from recbole_llm.hyper_search import hyperopt_search, optuna_search
 from recbole_llm.hyper_search.space import default_file, read_space
 from recbole_llm.hyper_search.study import BEST, Study
+from recbole_llm.runs.table import result_table
 
 ALGOS = ("exhaustive", "random", "bayes")
 _OPTIONS = (
@@ -42,7 +42,7 @@ def tune(
     pruner: str | None = None,
     defaults_first: bool = False,
 ) -> dict[str, Any]:
-    """Search the settings of a model that are best on validation; see `recbole_llm.quick_start.tune`."""
+    """Search the settings of a model that are best on validation; see `recbole_llm.quick_start.run.tune`."""
     require_one_of("algo", algo, ALGOS)
     for name, value in (("trials", trials), ("early_stop", early_stop)):
         if value is not None:

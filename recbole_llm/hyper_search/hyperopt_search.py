@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from recbole_llm import compat
+from recbole_llm.compat import repairs as compat
 from recbole_llm.errors import StorageError
 from recbole_llm.hyper_search.study import Record, Study
 from recbole_llm.hyper_search.trial import progress, run_trial

@@ -18,12 +18,13 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from recbole_llm import quick_start, run_folder
-from recbole_llm.config import Config
+from recbole_llm.config.config import Config
 from recbole_llm.errors import SettingError, TrainingError
-from recbole_llm.files import read_yaml, replacing_folder, storage_errors, write_json, write_text
 from recbole_llm.hyper_search.space import Space
-from recbole_llm.trainer import checkpoint
+from recbole_llm.quick_start import run as quick_start
+from recbole_llm.runs import checkpoint
+from recbole_llm.runs import folder as run_folder
+from recbole_llm.utils.files import read_yaml, replacing_folder, storage_errors, write_json, write_text
 
 TUNE = "tune.json"
 BEST = "best.yaml"

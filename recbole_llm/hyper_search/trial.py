@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from recbole_llm import quick_start
-from recbole_llm.config import Config
+from recbole_llm.config.config import Config
 from recbole_llm.errors import DataError, RecBoleLLMError, StorageError
 from recbole_llm.hyper_search.study import Record, Study
+from recbole_llm.quick_start import run as quick_start
 
 
 class Pruned(Exception):  # noqa: N818 (not an error)

@@ -11,8 +11,8 @@ from tiny_models import rough
 from transformers import AutoModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
+from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.loading import load_backbone
-from recbole_llm.backbone.packed import packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.virtual_tokens import (
     PooledInputs,
     VirtualTokens,
@@ -20,9 +20,9 @@ from recbole_llm.backbone.virtual_tokens import (
     visit_layers,
     visited_hidden_states,
 )
-from recbole_llm.data.packing import Sequences
 from recbole_llm.data.prompt_batches import PromptStyle, pack_prompts
-from recbole_llm.data.ragged import RaggedTable
+from recbole_llm.packing.ragged import RaggedTable
+from recbole_llm.packing.sequences import Sequences
 
 TYPES = ["bert", "opt", "opt_projected", "llama"]
 LENGTHS = [9, 1, 23, 4]

@@ -7,10 +7,10 @@ from atomic_files import KNOWLEDGE, quick_settings, write_atomic_files
 from recbole.data.dataset import SequentialDataset
 from recbole.utils import init_seed
 
-from recbole_llm.config import Config
+from recbole_llm.config.config import Config
 from recbole_llm.data import device_table
+from recbole_llm.data.build import create_dataset, data_preparation
 from recbole_llm.data.dataset import HISTORY_END, PrefixDataset
-from recbole_llm.data.preparation import create_dataset, data_preparation
 from recbole_llm.errors import SettingError
 
 RATED = {

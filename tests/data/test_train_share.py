@@ -3,9 +3,9 @@
 import pytest
 from small_data import build_parts, small_settings
 
-from recbole_llm.config import Config
+from recbole_llm.config.config import Config
 from recbole_llm.errors import SettingError
-from recbole_llm.quick_start import build
+from recbole_llm.quick_start.run import build
 
 
 def parts_of(small, **settings):

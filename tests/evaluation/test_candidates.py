@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import small_settings
 
-from recbole_llm.config import Config
-from recbole_llm.data.ragged import RaggedTable
+from recbole_llm.config.config import Config
 from recbole_llm.errors import DataError, SettingError, TrainingError
 from recbole_llm.evaluation.candidates import CandidateRanking, draw_candidates, excluded_items
-from recbole_llm.evaluation.tables import result_table
-from recbole_llm.quick_start import build, load, run
+from recbole_llm.packing.ragged import RaggedTable
+from recbole_llm.quick_start.run import build, load, run
+from recbole_llm.runs.table import result_table
 
 
 @st.composite

@@ -9,7 +9,7 @@ from recbole.data.interaction import Interaction
 from recbole.evaluator import Evaluator
 from small_data import HISTORIES, build_parts, write_dataset
 
-from recbole_llm import registry
+from recbole_llm.config import registry
 from recbole_llm.errors import DataError, TrainingError
 from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank, read_ranks, target_ranks, write_ranks
 

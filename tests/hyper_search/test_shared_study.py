@@ -9,7 +9,7 @@ import pytest
 from child_runs import command_line
 from tune_parts import GRID, arguments, assert_only_the_winner_has_weights, settings, tune
 
-from recbole_llm.config import Config
+from recbole_llm.config.config import Config
 from recbole_llm.hyper_search import optuna_search
 from recbole_llm.hyper_search.space import read_space
 from recbole_llm.hyper_search.study import Study

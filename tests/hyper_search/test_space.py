@@ -7,11 +7,12 @@ import numpy as np
 import optuna
 import pytest
 
-from recbole_llm import compat, registry
-from recbole_llm.config import Config
+from recbole_llm.compat import repairs as compat
+from recbole_llm.config import registry
+from recbole_llm.config.config import Config
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.hyper_search.space import Parameter, default_file, read_space
-from recbole_llm.paths import shipped
+from recbole_llm.utils.paths import shipped
 
 LINES = """\
 learning_rate loguniform -8,-2

@@ -9,14 +9,14 @@ import pytest
 from small_data import write_dataset
 from tune_parts import ITEMS, arguments, assert_only_the_winner_has_weights, histories, settings, tune
 
-from recbole_llm import quick_start
-from recbole_llm.cli import main
-from recbole_llm.config import Config
-from recbole_llm.data import preparation
+from recbole_llm.cli.main import main
+from recbole_llm.config.config import Config
+from recbole_llm.data import build as preparation
 from recbole_llm.errors import DataError, SettingError, StorageError, TrainingError
-from recbole_llm.files import read_yaml
 from recbole_llm.hyper_search import hyperopt_search, optuna_search
 from recbole_llm.hyper_search.study import Study
+from recbole_llm.quick_start import run as quick_start
+from recbole_llm.utils.files import read_yaml
 
 
 def test_winner_is_that_of_plain_runs(place, capsys):

@@ -7,7 +7,7 @@ from small_data import build_parts, small_settings, write_dataset
 from tiny_models import rough
 from transformers import AutoModel, AutoTokenizer
 
-from recbole_llm.quick_start import run
+from recbole_llm.quick_start.run import run
 
 
 @pytest.fixture(scope="session")

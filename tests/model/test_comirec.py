@@ -9,10 +9,10 @@ from atomic_files import quick_settings, write_atomic_files
 from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
 
-from recbole_llm.config import Config
+from recbole_llm.config.config import Config
 from recbole_llm.errors import SettingError
 from recbole_llm.model.sequential_recommender.comirec import squash
-from recbole_llm.quick_start import Parts, build, run
+from recbole_llm.quick_start.run import Parts, build, run
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 VARIANTS = [(extraction, interests) for extraction in ("SA", "DR") for interests in (1, 4)]

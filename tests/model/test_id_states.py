@@ -11,8 +11,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from recbole_llm.errors import SettingError
 from recbole_llm.evaluation.ranks import read_ranks
-from recbole_llm.quick_start import load, run
-from recbole_llm.trainer import checkpoint
+from recbole_llm.quick_start.run import load, run
+from recbole_llm.runs import checkpoint
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from transformers import AutoModel, AutoTokenizer
 from recbole_llm.backbone import loading
 from recbole_llm.backbone.preset import BackbonePreset
 from recbole_llm.errors import BackboneError, SettingError, TrainingError
-from recbole_llm.quick_start import load
-from recbole_llm.trainer import adapter_trainer
+from recbole_llm.model.sequential_recommender.idleadapter import trainer as adapter_trainer
+from recbole_llm.quick_start.run import load
 
 WIDTH, LAYERS = 32, 2  # of the tiny language models
 ITEMS = len(TITLES)

@@ -6,7 +6,7 @@ import torch
 from small_data import small_settings
 
 from recbole_llm.errors import SettingError
-from recbole_llm.quick_start import load, run
+from recbole_llm.quick_start.run import load, run
 
 
 @pytest.fixture
@@ -105,6 +105,6 @@ def test_wrong_settings_are_refused(settings_of, more, message):
 
 
 def test_id_weight_from_the_command_line():
-    from recbole_llm.config import parse_command_line
+    from recbole_llm.config.config import parse_command_line
 
     assert parse_command_line(["--id_weight=~"]) == {"id_weight": None}

@@ -6,7 +6,7 @@ import torch
 from adapter_parts import steps_of, trainer_of
 from small_data import HISTORIES, TITLES
 
-from recbole_llm.quick_start import load
+from recbole_llm.quick_start.run import load
 
 ITEMS = len(TITLES)
 

@@ -7,8 +7,8 @@ from adapter_parts import trainer_of
 from small_data import small_settings
 
 from recbole_llm.errors import SettingError
-from recbole_llm.quick_start import load, run
-from recbole_llm.trainer.trainer import RunFolderMixin
+from recbole_llm.quick_start.run import load, run
+from recbole_llm.trainer.run_folder_trainer import RunFolderMixin
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from small_data import HISTORIES, small_settings, write_dataset
 from tiny_models import tiny_llama
 
-from recbole_llm import quick_start
-from recbole_llm.config import Config
+from recbole_llm.config.config import Config
 from recbole_llm.errors import CheckpointError
+from recbole_llm.quick_start import run as quick_start
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from atomic_files import quick_settings, write_atomic_files
 from recbole.utils import init_seed
 from small_data import small_settings, write_dataset
 
-from recbole_llm.config import Config
+from recbole_llm.config.config import Config
 from recbole_llm.errors import DataError, SettingError
-from recbole_llm.quick_start import Parts, build, run
+from recbole_llm.quick_start.run import Parts, build, run
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 SIZE, LENGTH = 6, 8

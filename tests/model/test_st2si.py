@@ -8,7 +8,7 @@ from st2si_parts import assert_same_gradients, cached_loss_sum, fill, gradients,
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
-from recbole_llm import registry
+from recbole_llm.config import registry
 from recbole_llm.errors import BackboneError, SettingError
 
 MODES = [("ilp", "full"), ("ilp", "recent"), ("full", "random")]

@@ -21,7 +21,7 @@ import torch
 from small_data import build_parts, write_dataset
 from transformers import AutoTokenizer
 
-from recbole_llm.data.packing import pack
+from recbole_llm.packing.sequences import pack
 
 TITLES = {"p": "Red Pump", "g": "Garden  Hose ", "c": "Chess &amp; Checkers", "t": "Tea"}
 BRANDS = {"p": "Acme", "g": "Kew", "c": "", "t": "Yū"}

@@ -7,7 +7,7 @@ from small_data import HISTORIES
 from st2si_parts import assert_same_gradients, cached_loss_sum, fill, gradients, prefix_rows
 
 from recbole_llm.backbone import feature_cache
-from recbole_llm.data.packing import Sequences
+from recbole_llm.packing.sequences import Sequences
 
 WINDOWS = [
     {"MAX_ITEM_LIST_LENGTH": 50, "max_sequence_tokens": 128},  # u4's 15 items are more tokens than that

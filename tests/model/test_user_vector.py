@@ -10,12 +10,12 @@ from recbole.utils import init_seed
 from test_sweep import models_of_recbole
 from torch.nn import functional as F
 
-from recbole_llm.config import Config
+from recbole_llm.config.config import Config
+from recbole_llm.config.registry import model_class
 from recbole_llm.errors import SettingError, TrainingError
-from recbole_llm.model import user_vector
-from recbole_llm.model.user_vector import check_finite, require_user_vector, user_vector_shape, user_vectors
-from recbole_llm.quick_start import Parts, build
-from recbole_llm.registry import model_class
+from recbole_llm.model.id_model import user_vector
+from recbole_llm.model.id_model.user_vector import check_finite, require_user_vector, user_vector_shape, user_vectors
+from recbole_llm.quick_start.run import Parts, build
 
 SPECIAL = {
     "GRU4RecKG": KNOWLEDGE,

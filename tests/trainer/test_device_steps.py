@@ -12,13 +12,13 @@ from recbole.trainer import KGTrainer, RecVAETrainer, Trainer, XGBoostTrainer
 from recbole.utils import init_seed
 from safetensors.torch import load_file
 
-from recbole_llm.config import Config
+from recbole_llm.config.config import Config
+from recbole_llm.config.registry import trainer_class
 from recbole_llm.errors import TrainingError
-from recbole_llm.quick_start import build, run
-from recbole_llm.registry import trainer_class
+from recbole_llm.quick_start.run import build, run
 from recbole_llm.trainer import device_steps
 from recbole_llm.trainer.device_steps import DeviceSteps, EpochLoss
-from recbole_llm.trainer.trainer import RunFolderMixin, with_run_folder
+from recbole_llm.trainer.run_folder_trainer import RunFolderMixin, with_run_folder
 
 SMALL = {"hidden_size": 16, "inner_size": 16, "n_layers": 1, "learning_rate": 0.01}
 MODELS = {

@@ -5,9 +5,9 @@ import pytest
 import torch
 from small_data import small_settings
 
-from recbole_llm.config import Config
-from recbole_llm.quick_start import build
-from recbole_llm.registry import trainer_class
+from recbole_llm.config.config import Config
+from recbole_llm.config.registry import trainer_class
+from recbole_llm.quick_start.run import build
 
 
 def trained(workdir, tiny, graph, **settings):

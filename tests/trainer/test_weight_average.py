@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file
 from small_data import build_parts
 
-from recbole_llm import registry
+from recbole_llm.config import registry
 from recbole_llm.errors import CheckpointError, SettingError
-from recbole_llm.trainer import checkpoint
+from recbole_llm.runs import checkpoint
 from recbole_llm.trainer.weight_average import WeightAverage
 
 RUN = {

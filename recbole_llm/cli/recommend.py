@@ -1,0 +1,264 @@
+"""The verb ``recommend``: the best items for users of the data set, or for histories that are given by hand."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tabulate import tabulate
+
+from recbole_llm.cli.arguments import read_options
+from recbole_llm.config.config import parse_value
+from recbole_llm.errors import DataError, SettingError, require_one_of
+from recbole_llm.inference.recommender import Recommendation, Recommender
+from recbole_llm.inference.users import UserRecommender
+from recbole_llm.utils.files import replacing
+
+_OPTIONS = (
+    *("run", "history", "histories", "user", "users", "k", "exclude_seen", "allow_untrained"),
+    *("format", "out", "cuda_graph", "data_path"),
+)
+_FLAGS = ("exclude_seen", "allow_untrained", "cuda_graph")
+FORMATS = ("table", "jsonl", "csv")
+_HISTORY_FORM = "one history a line, items separated by commas or spaces"
+_AT_ONCE = 4096  # users between two writes
+
+
+@dataclass
+class Asked:
+    """Who is recommended to, and how the answer is shown.
+
+    Attributes:
+        users: tokens, None for histories; empty: all.
+        histories: item tokens of each, oldest first.
+        k: how many items; checked by the recommender.
+        exclude_seen: whether items of the history are left out.
+        options: of the recommender.
+        format: one of `FORMATS`.
+        out: the file to write; None: standard output.
+    """
+
+    users: list[str] | None
+    histories: list[list[str]]
+    k: Any
+    exclude_seen: bool
+    options: dict[str, bool]
+    format: str
+    out: Path | None
+
+
+@dataclass
+class Answer:
+    """What is shown of one user or history.
+
+    Attributes:
+        who: the name of the column and what stands in it: ("user", token) or ("history", number).
+        history: item tokens, oldest first.
+        found: the recommendation.
+    """
+
+    who: tuple[str, Any]
+    history: list[str]
+    found: Recommendation
+
+
+def recommend_command(arguments: list[str]) -> int:
+    """Show the best items with titles and scores as a table, JSON lines or CSV.
+
+    Raises:
+        SettingError: for options that are missing or not understood, and a model that cannot answer.
+        DataError: for a file or a history that cannot be read, and unknown users and items.
+        CheckpointError: if the run is broken.
+        StorageError: if the file cannot be written.
+    """
+    from recbole_llm.quick_start.run import load
+
+    given = read_options(arguments, "recommend", _OPTIONS)
+    asked = _asked(given)
+    parts = load(given["run"], {"data_path": given["data_path"]} if "data_path" in given else None)
+    user = given.get("user") if asked.users is None else None
+    answers = _to_users(parts, asked) if asked.users is not None else _after_histories(parts, asked, user)
+    titles = titles_of(parts)
+    if asked.out is None:
+        _write(sys.stdout, answers, titles, asked.format)
+        return 0
+    with replacing(asked.out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        _write(file, answers, titles, asked.format)
+    print(asked.out)
+    return 0
+
+
+def titles_of(parts: Any) -> dict[str, str] | None:
+    """Return the first text field of each item token; None where the data set has none."""
+    dataset, fields = parts.dataset, parts.config["item_text_fields"]
+    path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
+    if not fields or not path.is_file() or not dataset._has_item_column(path, fields[0]):
+        return None
+    texts: dict[str, str] = dataset.item_texts(fields[:1]).iloc[:, 0].to_dict()
+    return texts
+
+
+# -- what is asked -----------------------------------------------------------------------------------------------------
+
+
+def _asked(given: dict[str, str]) -> Asked:
+    if "run" not in given:
+        raise SettingError("recommend needs the folder of a finished run: --run=saved/<run>")
+    sources = [name for name in ("history", "histories", "users") if name in given]
+    if len(sources) > 1 or not (sources or "user" in given):
+        raise SettingError(
+            'recommend needs one of --user=USER, --users=USER,USER (or all, or a file), --history="ITEM,ITEM,..." and '
+            "--histories=FILE"
+        )
+    if "user" in given and sources and sources != ["history"]:
+        raise SettingError(f"--user goes alone or with --history, not with --{sources[0]}")
+    flags = {name: _flag(name, given.get(name, "false")) for name in _FLAGS}
+    users, histories = _users(given), []
+    if "history" in given:
+        histories = [_items(given["history"])]
+    elif "histories" in given:
+        histories = [_items(line) for line in _lines(Path(given["histories"]), "histories", _HISTORY_FORM)]
+    several = len(histories) > 1 or (users is not None and len(users) != 1)
+    out = Path(given["out"]) if "out" in given else None
+    exclude_seen = flags.pop("exclude_seen")
+    shown = _format(given.get("format"), out, several)
+    return Asked(users, histories, parse_value(given.get("k", "10")), exclude_seen, flags, shown, out)
+
+
+def _flag(name: str, text: str) -> bool:
+    value = parse_value(text)
+    if not isinstance(value, bool):
+        raise SettingError(f"{name}={text} must be true or false")
+    return value
+
+
+def _format(wanted: str | None, out: Path | None, several: bool) -> str:
+    if wanted is None:
+        by_name = out.suffix.removeprefix(".") if out is not None else ""
+        if by_name in FORMATS:
+            return by_name
+        return "csv" if several and (out is not None or not sys.stdout.isatty()) else "table"
+    require_one_of("format", wanted, FORMATS)
+    return wanted
+
+
+def _users(given: dict[str, str]) -> list[str] | None:
+    """Return the users that are named, an empty list for all, None for histories."""
+    if "users" not in given:
+        return [given["user"]] if "user" in given and "history" not in given else None
+    text = given["users"]
+    if text == "all":
+        return []
+    if _is_file(text):
+        return [line.strip() for line in _lines(Path(text), "users", "one user a line")]
+    users = [user.strip() for user in text.split(",") if user.strip()]
+    if not users:
+        raise DataError("users= names no user: there is nobody to recommend to")
+    return users
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # a list that is longer than the name of a file can be
+        return False
+
+
+def _lines(path: Path, what: str, form: str) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the {what} {path} cannot be read: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise DataError(f"line {number} of {path} is empty: it needs {form}")
+    if not lines:
+        raise DataError(f"{path} is empty: it needs {form}")
+    return lines
+
+
+def _items(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+# -- answers, some users at a time -------------------------------------------------------------------------------------
+
+
+def _to_users(parts: Any, asked: Asked) -> Iterator[Answer]:
+    recommender = UserRecommender(parts, **asked.options)
+    users = asked.users or recommender.users
+    for user in users:
+        recommender.history(user)  # an unknown user ends it before anything is written
+    for begin in range(0, len(users), _AT_ONCE):
+        some = users[begin : begin + _AT_ONCE]
+        for user, found in zip(some, recommender.recommend(some, asked.k, asked.exclude_seen), strict=True):
+            yield Answer(("user", user), recommender.history(user), found)
+
+
+def _after_histories(parts: Any, asked: Asked, user: str | None) -> Iterator[Answer]:
+    recommender = Recommender(parts.model, parts.train._dataset, **asked.options)
+    for begin in range(0, len(asked.histories), _AT_ONCE):
+        some = asked.histories[begin : begin + _AT_ONCE]
+        if len(some) == 1:
+            rows = [recommender.recommend(some[0], asked.k, asked.exclude_seen, user)]
+        else:
+            rows = recommender.recommend(some, asked.k, asked.exclude_seen)
+        for number, (history, found) in enumerate(zip(some, rows, strict=True), start=begin + 1):
+            yield Answer(("history", number), history, found)
+
+
+# -- how they are shown ------------------------------------------------------------------------------------------------
+
+
+def _write(file: IO[str], answers: Iterator[Answer], titles: dict[str, str] | None, shown: str) -> None:
+    written = {"table": _as_table, "jsonl": _as_json, "csv": _as_csv}[shown]
+    for number, answer in enumerate(answers):
+        file.write(written(answer, titles, number == 0))
+
+
+def _rows(answer: Answer, titles: dict[str, str] | None) -> list[dict[str, Any]]:
+    """Return what is told of each item, best first."""
+    return [
+        {
+            "rank": rank,
+            "item": item,
+            **({} if titles is None else {"title": titles.get(item, "")}),
+            "score": float(f"{score:.6g}"),
+        }
+        for rank, (item, score) in enumerate(zip(answer.found.items, answer.found.scores, strict=True), start=1)
+    ]
+
+
+def _as_json(answer: Answer, titles: dict[str, str] | None, first: bool) -> str:
+    kind, name = answer.who
+    who = {"user": name} if kind == "user" else {"history": answer.history}
+    return json.dumps({**who, "items": _rows(answer, titles)}, ensure_ascii=False) + "\n"
+
+
+def _as_csv(answer: Answer, titles: dict[str, str] | None, first: bool) -> str:
+    kind, name = answer.who
+    text = io.StringIO()
+    columns = [kind, "rank", "item", *([] if titles is None else ["title"]), "score"]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if first:
+        writer.writeheader()
+    writer.writerows({kind: name, **row} for row in _rows(answer, titles))
+    return text.getvalue()
+
+
+def _as_table(answer: Answer, titles: dict[str, str] | None, first: bool) -> str:
+    kind, name = answer.who
+    last = answer.history[-1]
+    last = (titles or {}).get(last) or last
+    count = len(answer.history)
+    head = f"{kind} {name}: {count} item{'' if count == 1 else 's'}, the last {last}"
+    rows = _rows(answer, titles)
+    # A token of digits is a name, not a number; nothing but rank and score is laid to the right.
+    align = ["right", "left", *([] if titles is None else ["left"]), "right"]
+    table = tabulate([[str(value) for value in row.values()] for row in rows], [*rows[0]] if rows else [],
+                     disable_numparse=True, colalign=align if rows else None)  # fmt: skip
+    return f"{'' if first else chr(10)}{head}\n\n{table or 'nothing is left to recommend'}\n"

@@ -1,0 +1,316 @@
+"""From the cells of a comparison to what its tables, plots and report show."""
+
+import logging
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from recbole.evaluator.register import smaller_metrics
+
+from recbole_llm.comparison.columns import interval_metrics, is_column, mean_and_deviation, require_columns
+from recbole_llm.comparison.groups import group_metrics, read_facts
+from recbole_llm.comparison.protocol import is_general
+from recbole_llm.comparison.significance import bootstrap_means, compare_pairs, percentiles
+from recbole_llm.comparison.user_values import has_user_values, mean_over_seeds, ranked_together, user_values
+from recbole_llm.config import registry
+from recbole_llm.errors import RecBoleLLMError, SettingError, nearest
+from recbole_llm.utils.files import read_yaml
+from recbole_llm.utils.paths import shipped
+
+_PACKAGES = ("recbole", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "pandas", "scikit-learn")
+_ROUNDING = 5e-4  # several times that of RecBole's four decimals
+Ranks = Sequence[pd.DataFrame | None]
+
+
+def analyse(
+    cells: list[dict[str, Any]],
+    ranks: Ranks,
+    settings: dict[str, dict[str, Any]],
+    show: Sequence[str] = (),
+    ours: Sequence[str] = (),
+    baselines: Sequence[str] = (),
+    papers: bool = False,
+    significance: bool = True,
+) -> dict[str, Any]:
+    """Return what `comparison.json` holds beside its version, time and command.
+
+    Args:
+        cells: as in the file, in the order of the table; all of one data set were measured by one protocol.
+        ranks: of each cell's test targets; None where it has none.
+        settings: of a run on each data set, from which it can be built again.
+        show: metrics of the table and other columns (`comparison_columns`); empty: see `shown_metrics`.
+        ours: labels; empty: see `sides`.
+        baselines: labels; empty: see `sides`.
+        papers: whether to add what the papers print.
+        significance: whether to add tests and intervals over users and metrics by group, and the improvement of our
+            models where `ours` names none.
+
+    Raises:
+        SettingError: for a metric or a label that is not there.
+    """
+    datasets = list(dict.fromkeys(cell["dataset"] for cell in cells))
+    labels = list(dict.fromkeys(cell["label"] for cell in cells))
+    metrics = shown_metrics(cells, show)
+    require_columns(cells, [name for name in show if is_column(name)])
+    ours, baselines = sides(cells, ours, baselines, by_default=significance)
+    summary = _summary(cells, datasets, labels, metrics)
+    analysis: dict[str, Any] = {
+        "datasets": datasets,
+        "models": labels,
+        "ours": ours,
+        "baselines": baselines,
+        "metrics": metrics,
+        "columns": list(show or metrics),
+        "seeds": sorted({cell["seed"] for cell in cells}),
+        "cells": cells,
+        "summary": summary,
+        "significance": [],
+        "intervals": [],
+        "groups": [],
+        "counts": {dataset: _counts(cells, dataset) for dataset in datasets},
+        "packages": _packages(),
+        "papers": printed_in_papers(datasets) if papers else None,
+        "notes": [],
+    }
+    by_target: set[tuple[str, str]] = set()
+    tested = [metric for metric in metrics if has_user_values(metric)] if significance else []
+    measured = list(dict.fromkeys([*tested, *interval_metrics(show)]))
+    for dataset in datasets if measured else ():
+        runs = _runs_of(cells, ranks, dataset, labels, analysis["notes"])
+        if not runs:
+            continue
+        _add_users(analysis, dataset, runs, measured, tested, ours)
+        by_target |= {(dataset, label) for label, of_label in runs.items() if _has_lists_by_target(of_label)}
+        if tested:
+            _add_groups(analysis, dataset, runs, tested, settings[dataset])
+    _add_marks(summary, analysis["significance"], ours, baselines)
+    analysis["notes"] += _differences(summary, analysis["intervals"], by_target)
+    return analysis
+
+
+def shown_metrics(cells: Sequence[dict[str, Any]], show: Sequence[str]) -> list[str]:
+    """Return the metrics of the table: `show`, else NDCG and Recall at the largest cut-off and MRR, else all there are.
+
+    Raises:
+        SettingError: if no run has such a metric.
+    """
+    known = list(dict.fromkeys(name for cell in cells for name in cell["test"]))
+    wanted = [name for name in show if not is_column(name)]
+    for name in [*wanted, *interval_metrics(show)]:
+        if known and name not in known:
+            raise SettingError(
+                f"show={name} is no metric of the runs{nearest(name, known)} They have {', '.join(known)}"
+            )
+    for name in interval_metrics(show):
+        if not has_user_values(name):
+            raise SettingError(f"show=interval.{name}: {name} has no value of one user, and so no interval over users")
+    if show:
+        return wanted
+    cut = max((int(name.partition("@")[2]) for name in known if "@" in name), default=0)
+    return [name for name in (f"ndcg@{cut}", f"recall@{cut}", "mrr") if name in known] or known
+
+
+def sides(
+    cells: Sequence[dict[str, Any]], ours: Sequence[str], baselines: Sequence[str], by_default: bool = True
+) -> tuple[list[str], list[str]]:
+    """Return our labels and the baselines: by default, models of this package that read text, and all others.
+
+    Args:
+        cells: of the comparison.
+        ours: labels; empty: those that read text, or none without `by_default`.
+        baselines: labels; empty: all that are not ours.
+        by_default: whether models are ours that nobody named.
+
+    Raises:
+        SettingError: for a label that is not compared.
+    """
+    models = {cell["label"]: cell["model"] for cell in cells}
+    for option, names in (("ours", ours), ("baselines", baselines)):
+        for name in names:
+            if name not in models:
+                raise SettingError(f"{option}={name} is not compared{nearest(name, models)}")
+    reading = [name for name, model in models.items() if registry.reads_text(model) and name not in baselines]
+    chosen = ours or (reading if by_default else [])
+    return list(chosen), list(baselines or [name for name in models if name not in chosen])
+
+
+def is_better(metric: str, value: float, other: float) -> bool:
+    """Tell whether `value` is better than `other`: higher, but for RecBole's errors and losses."""
+    return value < other if metric.partition("@")[0] in smaller_metrics else value > other
+
+
+def _summary(
+    cells: Sequence[dict[str, Any]], datasets: Sequence[str], labels: Sequence[str], metrics: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return one entry a data set, label and metric that has a value, the best and second-best marked."""
+    entries = []
+    for dataset in datasets:
+        for metric in metrics:
+            means: list[dict[str, Any]] = []
+            for label in labels:
+                chosen = [cell for cell in cells if (cell["dataset"], cell["label"]) == (dataset, label)]
+                values = [cell["test"][metric] for cell in chosen if metric in cell["test"]]
+                if values:
+                    mean, deviation = mean_and_deviation(values)
+                    of_seeds = {"mean": mean, "deviation": deviation, "seeds": len(values)}
+                    means.append({"dataset": dataset, "label": label, "metric": metric, **of_seeds})
+            ordered = sorted({entry["mean"] for entry in means})
+            if metric.partition("@")[0] not in smaller_metrics:
+                ordered.reverse()
+            for entry in means:
+                place = ordered.index(entry["mean"])
+                entries.append({**entry, "best": place == 0, "second": place == 1, "improvement": None, "mark": ""})
+    return entries
+
+
+def _add_marks(
+    summary: list[dict[str, Any]], significance: list[dict[str, Any]], ours: Sequence[str], baselines: Sequence[str]
+) -> None:
+    """Set the improvement of our models over the best baseline, and its mark if it is one."""
+    for entry in summary:
+        where = (entry["dataset"], entry["metric"])
+        others = [e for e in summary if (e["dataset"], e["metric"]) == where and e["label"] in baselines]
+        if entry["label"] not in ours or not others:
+            continue
+        sign = -1 if entry["metric"].partition("@")[0] in smaller_metrics else 1
+        best = max(others, key=lambda other: sign * other["mean"])
+        if best["mean"]:
+            entry["improvement"] = sign * 100 * (entry["mean"] - best["mean"]) / best["mean"]
+        for test in significance:
+            pair = {test["label"], test["against"]}
+            if (test["dataset"], test["metric"]) == where and pair == {entry["label"], best["label"]}:
+                gain = test["difference"] if test["label"] == entry["label"] else -test["difference"]
+                entry["mark"] = test["mark"] if gain > 0 else ""
+
+
+def _has_lists_by_target(runs: Sequence[tuple[str, pd.DataFrame]]) -> bool:
+    model, ranks = runs[0]
+    return bool(ranks["user"].duplicated().any()) and not ranked_together(is_general(model), ranks)
+
+
+def _differences(
+    summary: list[dict[str, Any]], intervals: list[dict[str, Any]], by_target: set[tuple[str, str]]
+) -> list[str]:
+    """Return a note for each label whose values in the table differ from what its ranks give, by more than rounding.
+
+    Args:
+        summary: of `comparison.json`.
+        intervals: likewise.
+        by_target: data set and label where users have several targets, each with a ranked list of its own.
+    """
+    means = {(entry["dataset"], entry["label"], entry["metric"]): entry["mean"] for entry in intervals}
+    differing: dict[tuple[str, str], list[str]] = {}
+    for entry in summary:
+        found = means.get((entry["dataset"], entry["label"], entry["metric"]), entry["mean"])
+        if abs(found - entry["mean"]) > _ROUNDING:
+            told = f"{entry['metric']} {entry['mean']:.4f} and {found:.4f}"
+            differing.setdefault((entry["dataset"], entry["label"]), []).append(told)
+    several = (
+        "has several targets a user. The table weighs every target alike, as RecBole does; tests and intervals weigh "
+        "every user alike"
+    )
+    tied = (
+        "gives many items the same score. RecBole puts them in an arbitrary order, as does the table; tests, intervals "
+        "and groups count a tie against the target"
+    )
+    return [
+        f"{label} on {dataset} {several if (dataset, label) in by_target else tied}: {', '.join(told)}"
+        for (dataset, label), told in differing.items()
+    ]
+
+
+def _runs_of(
+    cells: Sequence[dict[str, Any]], ranks: Ranks, dataset: str, labels: Sequence[str], notes: list[str]
+) -> dict[str, list[tuple[str, pd.DataFrame]]]:
+    """Return for each label the (model, ranks) of its runs on one data set."""
+    runs: dict[str, list[tuple[str, pd.DataFrame]]] = {}
+    for label in labels:
+        done = [
+            (cell, found)
+            for cell, found in zip(cells, ranks, strict=True)
+            if (cell["dataset"], cell["label"], cell["status"]) == (dataset, label, "done")
+        ]
+        with_ranks = [(cell["model"], found) for cell, found in done if found is not None]
+        if len(with_ranks) < len(done):
+            notes.append(f"{label} on {dataset}: a run has no ranks, so no tests, intervals and groups are given")
+        elif done:
+            runs[label] = with_ranks
+    return runs
+
+
+def _add_users(
+    analysis: dict[str, Any],
+    dataset: str,
+    runs: dict[str, list[tuple[str, pd.DataFrame]]],
+    metrics: Sequence[str],
+    tested: Sequence[str],
+    ours: Sequence[str],
+) -> None:
+    """Add the intervals over users of `metrics`, and the tests of those that are `tested`."""
+    tables = {}
+    for label, of_label in runs.items():
+        seeds = [user_values(ranks, metrics, ranked_together(is_general(model), ranks)) for model, ranks in of_label]
+        tables[label] = mean_over_seeds(seeds)
+    # ours first, so that a difference is what ours gain
+    labels = sorted(tables, key=lambda label: label not in ours)
+    columns = [tables[label][metric].to_numpy() for metric in metrics for label in labels]
+    # Drawing users takes longest, so that all metrics share the draws.
+    drawn = bootstrap_means(np.stack(columns, axis=1)) if columns else np.empty((0, 0))
+    for place, metric in enumerate(metrics):
+        own = slice(place * len(labels), (place + 1) * len(labels))
+        values, means = np.stack(columns[own], axis=1), drawn[:, own]
+        for pair in compare_pairs(labels, values, means) if metric in tested else ():
+            analysis["significance"].append({"dataset": dataset, "metric": metric, **vars(pair)})
+        low, high = percentiles(means)
+        for n, label in enumerate(labels):
+            bounds = {"mean": float(values[:, n].mean()), "low": float(low[n]), "high": float(high[n])}
+            analysis["intervals"].append({"dataset": dataset, "label": label, "metric": metric, **bounds})
+
+
+def _add_groups(
+    analysis: dict[str, Any],
+    dataset: str,
+    runs: dict[str, list[tuple[str, pd.DataFrame]]],
+    metrics: Sequence[str],
+    settings: dict[str, Any],
+) -> None:
+    try:
+        facts = read_facts(settings)
+        groups = group_metrics(facts, {label: [ranks for _, ranks in runs[label]] for label in runs}, metrics)
+    except RecBoleLLMError as error:
+        analysis["notes"].append(f"{dataset}: metrics by group are left out: {error}")
+        return
+    analysis["groups"] += [{"dataset": dataset, **group} for group in groups]
+    if facts.text_length is None:
+        analysis["notes"].append(f"{dataset}: metrics by length of text are left out: its items have no text here")
+
+
+def _counts(cells: Sequence[dict[str, Any]], dataset: str) -> dict[str, int]:
+    """Return the largest of the runs' counts: a general model also trains on a user's first interaction."""
+    counts = [cell["counts"] for cell in cells if cell["dataset"] == dataset and cell["counts"]]
+    return {name: max(count[name] for count in counts) for name in (counts[0] if counts else ())}
+
+
+def _packages() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            logging.getLogger().debug("%s is not installed", name)
+    return found
+
+
+def printed_in_papers(datasets: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the papers' own numbers for those of `datasets` that they have: data set, method, metric."""
+    printed: dict[str, dict[str, dict[str, float]]] = {}
+    for table in read_yaml(shipped("properties") / "paper" / "tables.yaml").values():
+        for dataset in datasets:
+            for method, values in table["datasets"].get(dataset, {}).items():
+                if method != "improvement":
+                    row = dict(zip(table["metrics"], values, strict=True))
+                    printed.setdefault(dataset, {}).setdefault(method, {}).update(row)
+    return printed

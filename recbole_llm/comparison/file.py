@@ -1,0 +1,69 @@
+"""Reading what ``recbole-llm compare`` wrote."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_llm import __version__
+from recbole_llm.errors import DataError
+from recbole_llm.plots.records import read_json
+
+_NAMES = ("datasets", "models", "metrics", "seeds", "notes")
+_BOUNDS = ("low", "high")
+# What stands in the entries of each list.
+_ENTRIES = {
+    "cells": (
+        *("dataset", "label", "model", "seed", "status", "reason", "command", "settings", "valid", "test"),
+        *("seconds", "parameters", "history", "best_epoch", "device", "backbone", "tuning"),
+    ),
+    "summary": (
+        *("dataset", "label", "metric", "mean", "deviation", "seeds", "best", "second", "improvement", "mark"),
+    ),
+    "significance": (
+        *("dataset", "metric", "label", "against", "difference", *_BOUNDS, "p_t", "p_t_holm", "p_wilcoxon"),
+        *("p_wilcoxon_holm", "users", "mark"),
+    ),
+    "intervals": ("dataset", "label", "metric", "mean", *_BOUNDS),
+    "groups": ("dataset", "label", "by", "group", "order", "targets", "metrics"),
+}
+_OBJECTS = ("settings", "valid", "test", "seconds", "parameters")
+_AGAIN = "make the comparison again with `recbole-llm compare`"
+_STATES = ("done", "failed", "missing")
+
+
+def read_comparison(path: str | Path) -> dict[str, Any]:
+    """Return what a `comparison.json` holds.
+
+    Raises:
+        DataError: if the file is missing, broken, or not a comparison.
+    """
+    path = Path(path)
+    comparison = read_json(path, "comparison")
+    for name in (*_NAMES, *_ENTRIES):
+        if not isinstance(comparison.get(name), list):
+            raise DataError(f"{path} is not a comparison: it has no list '{name}'; `recbole-llm compare` writes one")
+    for name in ("version", "created"):
+        if not isinstance(comparison.get(name), str):
+            raise DataError(f"{path} does not tell its '{name}': {_AGAIN}")
+    if not comparison["cells"]:
+        raise DataError(f"{path} is a comparison without cells: there is nothing to show")
+    for name, needed in _ENTRIES.items():
+        for number, entry in enumerate(comparison[name], start=1):
+            where = f"{'cell' if name == 'cells' else f'entry of {name!r}'} {number} of {path}"
+            _check_entry(entry, needed, where, comparison["version"])
+    return comparison
+
+
+def _check_entry(entry: Any, needed: Sequence[str], where: str, version: str) -> None:
+    lacking = [name for name in needed if name not in entry] if isinstance(entry, dict) else needed
+    if lacking:
+        other = "" if version == __version__ else f" (it was made by version {version}, this is {__version__})"
+        raise DataError(f"{where} lacks '{lacking[0]}': {_AGAIN}{other}")
+    if entry.get("status", "done") not in _STATES:
+        raise DataError(f"{where} has the status '{entry['status']}', not {', '.join(_STATES)}")
+    for name in _OBJECTS:
+        if not isinstance(entry.get(name), dict | None):
+            raise DataError(f"'{name}' of {where} is no mapping of names to values: {_AGAIN}")
+    for name in ("mean", "low", "high", "difference"):
+        if not isinstance(entry.get(name, 0.0), int | float):
+            raise DataError(f"'{name}' of {where} is not a number: {_AGAIN}")

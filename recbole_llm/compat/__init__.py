@@ -1,0 +1,1 @@
+"""Repairs of RecBole: each names the line that it repairs."""

@@ -1,0 +1,130 @@
+"""From a Config to a data set and its loaders, with RecBole's own samplers and loaders.
+
+RecBole's `create_dataset` and `data_preparation` unpickle whatever lies under a fixed name in `checkpoint_dir`; these
+two do the same work without that.
+"""
+
+import warnings
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recbole.data import create_samplers
+from recbole.data.dataset import KnowledgeBasedDataset
+from recbole.data.utils import get_dataloader
+from recbole.sampler import KGSampler
+from recbole.utils import ModelType
+
+from recbole_llm.backbone.gguf import content_hash
+from recbole_llm.config import attributes, registry
+from recbole_llm.data.dataset import with_protocol
+from recbole_llm.data.device_table import give_tables, loader_class
+from recbole_llm.errors import DataError, SettingError
+
+
+def file_hashes(config: Any) -> dict[str, str]:
+    """Return the content hash of each atomic file of a data set by its name, those of `benchmark_filename` included."""
+    files = sorted(Path(config["data_path"]).glob(f"{config['dataset']}.*"))
+    return {file.name: content_hash(file) for file in files if file.is_file()}
+
+
+def create_dataset(config: Any, dataset_class: type | None = None) -> Any:
+    """Return the data set of a run: RecBole's class for the model, or the model's own `dataset_class`.
+
+    Args:
+        config: the settings.
+        dataset_class: takes the place of that class.
+
+    Raises:
+        DataError: if a file is missing, empty or lacks a column, or nothing is left after filtering.
+        SettingError: for `save_dataset` and `save_dataloaders`, which RecBole stores as pickles.
+    """
+    for name in ("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path"):
+        if config[name]:
+            raise SettingError(f"{name} is not supported: RecBole stores it as a pickle, which is not safe to load")
+    _check_side_files(config)
+    attributes.check_file(config)
+    dataset_class = with_protocol(dataset_class or registry.dataset_class(config))
+    try:
+        with warnings.catch_warnings():
+            # `recbole/data/dataset/dataset.py:648` fills chained columns in place: right on pandas 2, with a page of
+            # warnings.
+            warnings.simplefilter("ignore", FutureWarning)
+            dataset = dataset_class(config)
+    except ValueError as error:
+        raise DataError(f"the data set {config['dataset']} cannot be read: {error}") from error
+    return dataset
+
+
+def _check_side_files(config: Any) -> None:
+    """Refuse a knowledge graph or vectors that a model (KSR, GRU4RecKG) reads and that are missing or not loaded.
+
+    RecBole has a TypeError for it (`recbole/data/dataset/kg_dataset.py:249`).
+    """
+    suffixes = list(config["additional_feat_suffix"] or ())
+    if issubclass(registry.dataset_class(config), KnowledgeBasedDataset):
+        suffixes = ["kg", "link", *suffixes]
+    for suffix in suffixes:
+        path = Path(config["data_path"]) / f"{config['dataset']}.{suffix}"
+        if not path.is_file():
+            raise DataError(
+                f"{config['model']} reads {path}, which does not exist: it needs a knowledge graph and vectors"
+            )
+        if config["load_col"] is not None and suffix not in config["load_col"]:
+            raise SettingError(f"{config['model']} reads {path}: name the columns to load in load_col['{suffix}']")
+
+
+def _share(config: Any, part: Any) -> Any:
+    """Return the training part with `train_share` of its rows, drawn once by the run's seed."""
+    share = config["train_share"]
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise SettingError(f"train_share={share} must be a number above 0 and up to 1")
+    if not getattr(config.model_class, "trains_on_rows", True):
+        raise SettingError(f"{config['model']} trains on whole histories: train_share is for models of rows")
+    size = max(round(share * len(part)), 1)
+    rows = np.random.default_rng(config["seed"]).permutation(len(part))[:size]
+    return part.copy(part.inter_feat[np.sort(rows)])
+
+
+def data_preparation(config: Any, dataset: Any, test: bool = True) -> tuple[Any, Any, Any]:
+    """Split `dataset` by `eval_args` and return RecBole's training, validation and test loaders.
+
+    With `device_table`, those of a sequential model take their rows from tables on the device, see `device_table`.
+
+    Args:
+        config: the settings.
+        dataset: all interactions.
+        test: False leaves the test part alone: nothing reads it, it may be missing, and its loader is None.
+    """
+    built = dataset.build()
+    if not test:
+        # RecBole's samplers want three parts; an empty one stands for the third.
+        built = [*built[:2], built[1].copy(built[1].inter_feat[:0])]
+    elif len(built) < 3:
+        raise DataError(
+            f"{config['dataset']} is split into {len(built)} parts: a run needs three, the last for the test"
+        )
+    if len(built[0]) == 0:
+        raise DataError(f"no training interaction of {config['dataset']} is left after the split")
+    if config["train_share"] is not None:
+        built[0] = _share(config, built[0])
+    try:
+        train_sampler, valid_sampler, test_sampler = create_samplers(config, dataset, built)
+    except ValueError as error:  # a user who knows all items leaves nothing to sample
+        raise DataError(f"no negative samples can be drawn from {config['dataset']}: {error}") from error
+    train_class = loader_class(config, get_dataloader(config, "train"))
+    if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
+        args = config["train_neg_sample_args"]
+        kg_sampler = KGSampler(dataset, args["distribution"], args["alpha"])
+        train = train_class(config, built[0], train_sampler, kg_sampler, shuffle=True)
+    else:
+        train = train_class(config, built[0], train_sampler, shuffle=config["shuffle"])
+    evaluation = []
+    for phase, part, sampler in zip(("valid", "test"), built[1:], (valid_sampler, test_sampler), strict=True):
+        if len(part) == 0 and (test or phase == "valid"):
+            getLogger().warning("the %s part of %s is empty", phase, config["dataset"])
+        eval_class = loader_class(config, get_dataloader(config, phase))
+        evaluation.append(eval_class(config, part, sampler, shuffle=False) if len(part) else None)
+    give_tables(config, [train, *evaluation])
+    return train, evaluation[0], evaluation[1]

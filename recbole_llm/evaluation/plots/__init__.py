@@ -1,1 +1,0 @@
-"""Plots of finished runs and of comparisons, as PNG and SVG."""

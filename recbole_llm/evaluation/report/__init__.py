@@ -1,1 +1,0 @@
-"""One HTML page that holds all of a comparison."""

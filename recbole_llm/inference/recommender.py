@@ -1,0 +1,304 @@
+"""Recommendations from a trained model: histories of item tokens in, the best items and their scores out."""
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
+from torch import Tensor
+
+from recbole_llm.backbone.single_sequence import SingleSequence
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.errors import DataError, SettingError, TrainingError, nearest
+from recbole_llm.model.sequential_recommender.st2si.model import ST2SI
+
+_SCORES_BYTES = 256 * 1024**2  # the most that the float32 scores of one piece of users may take
+_MOST_USERS = 4096  # of one piece
+_NEAREST_AMONG = 50_000  # in a larger catalogue the search for a token of nearly the same name takes seconds
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The best items for one user, best first.
+
+    Attributes:
+        items: item tokens, as in the data set's files.
+        scores: the model's scores of these items, descending.
+    """
+
+    items: list[str]
+    scores: list[float]
+
+
+def check_k(k: Any, dataset: Any) -> None:
+    """Raise SettingError if `k` is not from 1 to the number of items of `dataset`."""
+    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
+        raise SettingError(f"k={k} must be a whole number from 1")
+    if k > dataset.item_num - 1:
+        raise SettingError(f"k={k} is more than the {dataset.item_num - 1} items of {dataset.dataset_name}")
+
+
+def best_items(
+    scores_of: Callable[[int, int], Tensor], rows: int, items: int, k: int, seen: Sequence[np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores and ids [rows, k], best first, of which some rows at a time are computed.
+
+    Args:
+        scores_of: gives the scores [end - begin, items] of the rows from `begin` to `end`; they may be overwritten.
+        rows: how many there are.
+        items: item ids, the padding id included.
+        k: how many items of each row.
+        seen: the item ids that each row leaves out: their scores are -inf.
+    """
+    piece = min(max(_SCORES_BYTES // (4 * items), 1), _MOST_USERS)
+    values, indices = [], []
+    for begin in range(0, rows, piece):
+        scores = scores_of(begin, min(begin + piece, rows))
+        scores[:, 0] = -torch.inf  # not every model of RecBole leaves the padding id out itself
+        if seen is not None:
+            part = seen[begin : begin + piece]
+            place = (np.repeat(np.arange(len(part)), [len(row) for row in part]), np.concatenate(part))
+            scores[tuple(torch.from_numpy(index).to(scores.device) for index in place)] = -torch.inf
+        best = scores.topk(k, dim=1)
+        values.append(best.values.float().cpu().numpy())
+        indices.append(best.indices.cpu().numpy())
+    return np.concatenate(values), np.concatenate(indices)
+
+
+def recommendations(scores: np.ndarray, best: np.ndarray, tokens: np.ndarray, model: Any) -> list[Recommendation]:
+    """Return what `best_items` found as item tokens; items that are left out are not among them.
+
+    Raises:
+        TrainingError: if a score is not a number.
+    """
+    if np.isnan(scores).any():
+        raise TrainingError(f"the scores of {type(model).__name__} are not numbers: its training diverged")
+    ranked = scores > -np.inf
+    return [
+        Recommendation(tokens[ids[kept]].tolist(), values[kept].tolist())
+        for ids, values, kept in zip(best, scores, ranked, strict=True)
+    ]
+
+
+class Recommender:
+    """Top-k items for histories that the model need not have seen.
+
+    The ranking is that of the model's ``full_sort_predict``, made for some users at a time, so that memory for
+    [users, items] is bounded however many users are asked for.
+
+    Args:
+        model: a trained `ST2SI` or any sequential model of RecBole.
+        dataset: the training part of its data, ``parts.train._dataset``; with all interactions (``parts.dataset``)
+            items that are held out for validation and test count as trained.
+        cuda_graph: for `ST2SI` on a GPU: one user alone is computed by a CUDA graph (see `SingleSequence`), which is
+            captured at the first request of a length. A model with float32 weights that computes in bf16 gets a bf16
+            copy of its backbone for this: scores differ by bf16's rounding, and further training is not seen. Longer
+            histories than the largest graph, batches, an `ST2SI` with an id model, other models and the CPU go the
+            plain way.
+        allow_untrained: whether histories may hold items that no training interaction has, for models that know items
+            by id, IDLEAdapter's id model among them. (ST2SI reads their texts alone, and always may.)
+
+    Raises:
+        SettingError: if the model does not recommend from histories.
+    """
+
+    def __init__(self, model: Any, dataset: Any, *, cuda_graph: bool = False, allow_untrained: bool = False) -> None:
+        if getattr(model, "type", None) != ModelType.SEQUENTIAL:
+            raise SettingError(
+                f"{type(model).__name__} knows users by id and reads no history: name users of its data set, or take a "
+                f"sequential model, such as ST2SI or SASRec"
+            )
+        self.model = model.eval()
+        self.dataset = dataset
+        self.device = torch.device(model.device)
+        self._tokens = np.asarray(dataset.field2id_token[dataset.iid_field])
+        self._ids: dict[str, int] = dataset.field2token_id[dataset.iid_field]
+        reads_texts = getattr(model, "reads_text_only", False)
+        self._trained = None if allow_untrained or reads_texts else _trained_items(dataset)
+        self._single = self._single_sequence() if cuda_graph else None
+
+    @classmethod
+    def from_run(cls, run: str | Path, settings: dict[str, Any] | None = None, **options: Any) -> "Recommender":
+        """Return a recommender of a finished run; see `quick_start.load` for `run`, `settings` and what is raised."""
+        from recbole_llm.quick_start.run import load
+
+        parts = load(run, settings)
+        return cls(parts.model, parts.train._dataset, **options)
+
+    @property
+    def items(self) -> int:
+        """How many items there are to recommend."""
+        return len(self._tokens) - 1
+
+    @property
+    def trained(self) -> np.ndarray | None:
+        """Which item ids a history may hold: bool [items]; None for all."""
+        return self._trained
+
+    @overload  # a token is a sequence of tokens to the type checker
+    def recommend(  # type: ignore[overload-overlap]
+        self, histories: Sequence[str], k: int = 10, exclude_seen: bool = False, users: str | None = None
+    ) -> Recommendation: ...
+    @overload
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        k: int = 10,
+        exclude_seen: bool = False,
+        users: Sequence[str] | None = None,
+    ) -> list[Recommendation]: ...
+    def recommend(self, histories: Any, k: int = 10, exclude_seen: bool = False, users: Any = None) -> Any:
+        """Return the best `k` items after each history.
+
+        Args:
+            histories: item tokens of one user, oldest first, or a list of such lists.
+            k: how many items.
+            exclude_seen: whether the items of a user's whole history are left out; fewer than `k` may then be left.
+            users: user tokens, for models that also read who the user is (Caser, FPMC, HGN, ...): one a history.
+
+        Returns:
+            One `Recommendation` for one history, a list for a list.
+
+        Raises:
+            DataError: for an empty history, an unknown item or user, or one that the model cannot read.
+            SettingError: if `k` is not from 1 to the number of items.
+            TrainingError: if the model's scores are not numbers.
+        """
+        check_k(k, self.dataset)
+        if len(histories) == 0:
+            raise DataError("a history is empty: there is nothing to recommend from")
+        single = isinstance(histories[0], str | int | np.integer)
+        if single:
+            histories, users = [histories], None if users is None else [users]
+        ids = [self._history_ids(history) for history in histories]
+        user_ids = None if users is None else self._user_ids(users, len(ids))
+        if self.model.training:
+            self.model.eval()
+        found = self._top_of_one(ids[0], int(k), exclude_seen) if single else None
+        if found is None:
+            found = self._top(ids, int(k), exclude_seen, user_ids)
+        rows = recommendations(*found, self._tokens, self.model)
+        return rows[0] if single else rows
+
+    # -- from tokens to ids ----------------------------------------------------------------------------------------
+
+    def _history_ids(self, history: Sequence[str]) -> np.ndarray:
+        if len(history) == 0:
+            raise DataError("a history is empty: there is nothing to recommend from")
+        ids = np.array([self._ids.get(str(token), 0) for token in history], dtype=np.int64)
+        name = self.dataset.dataset_name
+        if not ids.all():
+            token = str(history[int(np.argmin(ids))])
+            close = nearest(token, self._ids) if len(self._ids) <= _NEAREST_AMONG else ""
+            raise DataError(f"there is no item '{token}' in {name}{close}")
+        if self._trained is not None and not self._trained[ids].all():
+            token = history[int(np.argmin(self._trained[ids]))]
+            raise DataError(
+                f"item '{token}' of {name} was never trained on, and {type(self.model).__name__} knows items by id: "
+                f"leave it out of the history, or set allow_untrained=True"
+            )
+        return ids
+
+    def _user_ids(self, users: Sequence[str], count: int) -> np.ndarray:
+        if len(users) != count:
+            raise DataError(f"there are {count} histories but {len(users)} users: give one user a history")
+        known = self.dataset.field2token_id[self.dataset.uid_field]
+        for user in users:
+            if not known.get(str(user), 0):
+                raise DataError(f"there is no user '{user}' in {self.dataset.dataset_name}")
+        return np.array([known[str(user)] for user in users], dtype=np.int64)
+
+    # -- scores ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _top(
+        self, ids: list[np.ndarray], k: int, exclude_seen: bool, users: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores and ids [users, k], best first."""
+
+        def scores(begin: int, end: int) -> Tensor:
+            return self._scores(ids[begin:end], None if users is None else users[begin:end])
+
+        return best_items(scores, len(ids), len(self._tokens), k, ids if exclude_seen else None)
+
+    def _scores(self, ids: list[np.ndarray], users: np.ndarray | None) -> Tensor:
+        interaction = self._interaction(ids, users)
+        try:
+            scores = self.model.full_sort_predict(interaction)
+        except NotImplementedError:
+            raise SettingError(
+                f"{type(self.model).__name__} cannot rank all items: it has no full_sort_predict"
+            ) from None
+        except KeyError as error:
+            column = str(error.args[0]) if error.args else "?"
+            if column not in {*self.dataset.field2type, self.model.USER_ID} or column in interaction:
+                raise
+            hint = "give users" if column == self.model.USER_ID else "it cannot recommend from item tokens alone"
+            raise DataError(f"{type(self.model).__name__} also reads '{column}': {hint}") from error
+        return scores.view(len(ids), -1)
+
+    def _interaction(self, ids: list[np.ndarray], users: np.ndarray | None) -> Interaction:
+        """Return histories as RecBole batches them: the most recent items, from the left, padded to full width."""
+        width = self.dataset.max_item_list_len
+        histories = np.zeros((len(ids), width), dtype=np.int64)
+        for row, history in enumerate(ids):
+            recent = history[-width:]
+            histories[row, : len(recent)] = recent
+        lengths = np.minimum([len(history) for history in ids], width)
+        columns = {self.model.ITEM_SEQ: torch.from_numpy(histories), self.model.ITEM_SEQ_LEN: torch.from_numpy(lengths)}
+        if users is not None:
+            columns[self.model.USER_ID] = torch.from_numpy(users)
+        interaction = Interaction(columns)
+        # ST2SI looks texts up on the host.
+        return interaction if isinstance(self.model, ST2SI) else interaction.to(self.device)
+
+    # -- one user on a GPU -----------------------------------------------------------------------------------------
+
+    def _single_sequence(self) -> SingleSequence | None:
+        model = self.model
+        if not isinstance(model, ST2SI) or self.device.type != "cuda" or model.id_scores is not None:
+            return None
+        backbone: Any = model.backbone
+        if next(backbone.parameters()).dtype != model.precision:
+            backbone = copy.deepcopy(backbone)
+            for parameter in backbone.parameters():  # not the buffers: rotary frequencies stay float32
+                parameter.requires_grad_(False)
+                parameter.data = parameter.data.to(model.precision)
+        positions = getattr(backbone.config, "max_position_embeddings", None)
+        return SingleSequence(backbone, model.projection, max_positions=positions)
+
+    def _top_of_one(self, ids: np.ndarray, k: int, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return what `_top` does for one history, or None if there is no graph for it."""
+        if self._single is None:
+            return None
+        inputs = self.model.inputs
+        recent = ids[-self.dataset.max_item_list_len :]
+        rows = inputs.prefix_sequences(recent[None], np.array([len(recent)])).rows
+        token_ids = inputs.table.gather(rows)[0]
+        seen = np.unique(ids) if exclude_seen else None
+        if not self._single.fits(len(token_ids), 0 if seen is None else len(seen)):
+            return None
+        try:
+            scores, best = self._single.top(token_ids, k, seen)
+        except RuntimeError as error:  # a layer that waits for the device, or no memory left
+            logging.getLogger().warning("no CUDA graph can be made, the plain path is taken: %s", error)
+            self._single = None
+            return None
+        return scores[None], best[None]
+
+
+def _trained_items(dataset: Any) -> np.ndarray:
+    """Return which item ids some interaction of `dataset` has: bool [items]."""
+    trained = np.zeros(dataset.item_num, dtype=bool)
+    if isinstance(dataset, HistoryDataset):
+        trained[dataset.items_of_histories()] = True
+    for field in (dataset.iid_field, getattr(dataset, "item_id_list_field", None)):
+        if field is not None and field in dataset.inter_feat:
+            trained[np.unique(dataset.inter_feat[field].numpy())] = True
+    return trained

@@ -1,0 +1,1 @@
+"""A frozen ID model inside another model."""

@@ -1,0 +1,302 @@
+"""IDLE-Adapter: Break the ID-Language Barrier (Yu et al.).
+
+The user vector of a trained, frozen id model (eq. 2) is projected, layer by layer, into virtual tokens (eq. 5 to 7)
+that stand before a hard prompt in every layer of a frozen language model (eq. 8 to 11). The pooled last state is mapped
+to item ids by a linear head (eq. 14). Cross-entropy (eq. 13) is trained together with the discrepancy between the
+virtual tokens and the language model's own states (eq. 12, 15); adapter and head are all that is trained (eq. 16).
+With ``backbone_tuning: lora`` or ``full`` the language model is trained, too, and with `id_weight` the id model's own
+scores are mixed in when items are ranked; neither is in the paper.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_llm.backbone.attention import use_packed_attention
+from recbole_llm.backbone.loading import Backbone, first_position, load_backbone
+from recbole_llm.backbone.precision import resolve_precision
+from recbole_llm.backbone.resolve import resolve
+from recbole_llm.backbone.tuning import prepare_for_tuning
+from recbole_llm.backbone.virtual_tokens import (
+    PooledInputs,
+    VirtualTokens,
+    compile_layers,
+    visit_layers,
+    visited_hidden_states,
+)
+from recbole_llm.config import registry
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.prompt_batches import PackedPrompts, PromptStyle
+from recbole_llm.data.prompts import PromptLimits, Prompts
+from recbole_llm.errors import DataError
+from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items
+from recbole_llm.model.id_model.user_vector import check_finite, require_user_vector, user_vector_shape, user_vectors
+from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.model.layers.mmd import gaussian_mmd, median_rho
+from recbole_llm.model.layers.virtual_token_adapter import VirtualTokenAdapter, truncated_normal_
+from recbole_llm.model.sequential_recommender.idleadapter.inputs import AdapterBatch, AdapterInputs
+from recbole_llm.model.sequential_recommender.idleadapter.settings import IDLEAdapterSettings
+from recbole_llm.model.sequential_recommender.idleadapter.trainer import AdapterTrainer
+from recbole_llm.runs.checkpoint import trained_state
+from recbole_llm.stages import id_model
+
+
+class IDLEAdapter(SequentialRecommender):
+    """IDLE-Adapter as a RecBole sequential model.
+
+    Args:
+        config: the settings of the run.
+        dataset: the training part of a `HistoryDataset`.
+
+    Attributes:
+        inputs: prompts of histories, and the prefixes to train on.
+        id_model: the frozen id model.
+        backbone: the language model, frozen unless `backbone_tuning` says otherwise.
+        adapter: from user vectors to virtual tokens.
+        head: W_y of eq. 14.
+        id_scores: the id model's scores that are mixed in, None with ``id_weight: 0``.
+
+    Raises:
+        BackboneError: if the backbone cannot be had.
+        CheckpointError: if the id model belongs to other data, or is broken.
+        DataError: if a column is missing, or no item has a text.
+        SettingError: for a value that is not allowed, or an id model without a user vector.
+        TrainingError: if the id model's vectors are not numbers.
+    """
+
+    input_type = InputType.POINTWISE
+    dataset_class = HistoryDataset
+    trainer_class = AdapterTrainer
+
+    def __init__(self, config: Any, dataset: HistoryDataset) -> None:
+        super().__init__(config, dataset)
+        self.settings = settings = IDLEAdapterSettings.from_config(config)
+        self.precision = resolve_precision(config["precision"], torch.device(self.device))
+        self.id_folder = id_model.find_or_train(config)
+        self.id_model = id_model.load_id_model(self.id_folder, config, dataset)
+        interests, size = user_vector_shape(self.id_model)
+        loaded = load_backbone(settings.backbone, dtype=self.precision)
+        self.backbone = loaded.model
+        self.layers = len(loaded.layers)
+        self.width = int(loaded.model.config.hidden_size)
+        self.virtual = interests * settings.virtual_tokens
+        self.inputs = self._inputs(dataset, loaded)
+        use_packed_attention(self.backbone)
+        prepare_for_tuning(loaded, settings.tuning)
+        visit_layers(loaded.layers)
+        if settings.compile:
+            compile_layers(loaded.layers)
+        self.adapter = VirtualTokenAdapter(
+            size, self.width, self.layers, settings.virtual_tokens, settings.layerwise, settings.refinement
+        )
+        self.id_scores = None if settings.id_weight == 0 else IdScores(config, self.id_model)
+        self.head = ItemLinearProjection(loaded.width, self.n_items)
+        truncated_normal_(self.head.weight)
+
+    @staticmethod
+    def before_build(config: Any, dataset: Any) -> None:
+        """Train the id model, if it is not there, before the model is built."""
+        # What is wrong with the settings is said before minutes of training.
+        settings = IDLEAdapterSettings.from_config(config)
+        resolve(settings.backbone)
+        dataset.item_texts(settings.template.fields, _names_columns(config))
+        if not config["id_model_path"] and config["id_model"]:
+            wanted = registry.model_class(config["id_model"])
+            require_user_vector(wanted)
+            if settings.id_weight != 0:
+                require_scores_of_all_items(wanted)
+        id_model.find_or_train(config)
+
+    def _inputs(self, dataset: HistoryDataset, loaded: Backbone) -> AdapterInputs:
+        settings = self.settings
+        texts = dataset.item_texts_by_id(settings.template.fields, _names_columns(dataset.config))
+        limits = PromptLimits(
+            settings.max_prompt_items, settings.max_prompt_tokens, settings.max_attribute_tokens, loaded.max_positions
+        )
+        prompts = Prompts(settings.template, texts, loaded.tokenizer, limits, self.virtual)
+        if not (texts.iloc[1:, 0] != "").any():
+            raise DataError(f"no item of {dataset.dataset_name} has a text in '{settings.template.fields[0]}'")
+        style = PromptStyle(
+            causal=loaded.preset.kind == "decoder",
+            pooling=loaded.preset.pooling,
+            absolute=_looks_up_positions(loaded.model),
+            first_position=first_position(loaded.model),
+        )
+        return AdapterInputs(dataset, prompts, style, settings.prefixes_per_user)
+
+    def train(self, mode: bool = True) -> "IDLEAdapter":
+        """Set training mode; both pretrained models stay in eval mode, without dropout."""
+        super().train(mode)
+        self.backbone.eval()
+        self.id_model.eval()
+        return self
+
+    # -- computation -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def user_vectors(self, interaction: Interaction) -> Tensor:
+        """Return the id model's user vectors u [batch, interests, d], float32 (eq. 2).
+
+        Raises:
+            SettingError: if the id model has none.
+            TrainingError: if one is not a number.
+        """
+        rows = interaction.to(self.device)
+        width = int(self.id_model.max_seq_length)  # type: ignore[arg-type]
+        if width != rows[self.ITEM_SEQ].shape[1]:
+            rows.update(id_model.resized_histories(rows, self.ITEM_SEQ, self.ITEM_SEQ_LEN, width))
+        vectors = user_vectors(self.id_model, rows).float()
+        check_finite(vectors, self.id_model)
+        return vectors
+
+    def virtual_tokens(self, vectors: Tensor) -> Tensor:
+        """Return D [L, batch, virtual, d'] of user vectors [batch, interests, d] (eq. 5 to 7)."""
+        return self.adapter(vectors)
+
+    def pooled_states(self, prompts: PackedPrompts, tokens: Tensor) -> Tensor:
+        """Return the pooled last-layer states [prompts, width], float32, with virtual tokens D in every layer."""
+        visitor = VirtualTokens(prompts.virtual_index, tokens.flatten(1, 2))
+        return prompts.segments.pool(visited_hidden_states(self.backbone, prompts.packed, visitor))
+
+    @torch.no_grad()
+    def language_states(self, prompts: PackedPrompts) -> Tensor:
+        """Return H~ [prompts, L, d'], float32: every layer's pooled input without virtual tokens.
+
+        `prompts` were packed without virtual tokens.
+        """
+        visitor = PooledInputs(prompts.segments)
+        visited_hidden_states(self.backbone, prompts.packed, visitor)
+        return torch.stack(visitor.states, dim=1)
+
+    def pass_loss_sum(self, batch: AdapterBatch) -> Tensor:
+        """Return the sum over the prompts of a pass of -log p (eq. 13) and lambda times the discrepancy (eq. 12)."""
+        prompts = batch.prompts.to(self.device)
+        rows = batch.rows.to(self.device, non_blocking=True)
+        tokens = self.virtual_tokens(self.inputs.vectors.index_select(0, rows))
+        assert prompts.packed.labels is not None
+        states = F.dropout(self.pooled_states(prompts, tokens), self.settings.head_dropout, self.training)
+        loss = self.head.loss(states, prompts.packed.labels, self.precision)
+        if self.settings.mmd_weight:
+            if batch.plain is not None:
+                language = self.language_states(batch.plain.to(self.device))
+            else:
+                assert self.inputs.language_states is not None
+                language = self.inputs.language_states.take(rows).view(-1, self.layers, self.width)
+            loss = loss + self.settings.mmd_weight * self.discrepancy_sum(tokens, language)
+        return loss
+
+    def discrepancy_sum(self, tokens: Tensor, language: Tensor) -> Tensor:
+        """Return eq. 12 times the number of prompts.
+
+        With ``mmd_rows: layers`` a user's rows are d_a, the mean of layer a's virtual tokens, and h~_a. With
+        ``mmd_rows: batch`` a layer's rows are the users of the pass, and the mean over layers is taken.
+
+        Args:
+            tokens: D [L or 1, prompts, virtual, d'].
+            language: H~ [prompts, L, d'].
+        """
+        mine = tokens.mean(dim=2).expand(self.layers, -1, -1)  # [L, prompts, d']
+        theirs = language.transpose(0, 1)
+        if self.settings.mmd_rows == "layers":
+            mine, theirs = mine.transpose(0, 1), language
+        rho = median_rho(mine, theirs) if self.settings.mmd_rho is None else self.settings.mmd_rho
+        discrepancy = gaussian_mmd(mine, theirs, rho)
+        return discrepancy.sum() if self.settings.mmd_rows == "layers" else discrepancy.mean() * tokens.shape[1]
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """Return the mean cross-entropy of a RecBole batch of prefix rows. `AdapterTrainer` trains on `inputs`."""
+        labels = interaction[self.POS_ITEM_ID].to(self.device)
+        return self.head.loss(self._states(interaction), labels, self.precision) / len(labels)
+
+    def _states(self, interaction: Interaction) -> Tensor:
+        """Return the pooled states [batch, width] of histories, in passes within `eval_batch_tokens`."""
+        tokens = self.virtual_tokens(self.user_vectors(interaction))
+        histories = interaction[self.ITEM_SEQ].cpu().numpy()
+        lengths = interaction[self.ITEM_SEQ_LEN].cpu().numpy()
+        states = []
+        for rows, prompts in self.inputs.prompts_of(histories, lengths, self.settings.eval_batch_tokens):
+            part = tokens[:, torch.from_numpy(rows).to(tokens.device)]
+            states.append(self.pooled_states(prompts.to(self.device), part))
+        return torch.cat(states)
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Return the score of each row's `item_id`: [batch], float32."""
+        if self.id_scores is not None:
+            items = interaction[self.ITEM_ID].to(self.device)
+            return self.full_sort_predict(interaction).gather(1, items[:, None])[:, 0]
+        states = self._states(interaction)
+        return (states * self.head.weight[interaction[self.ITEM_ID].to(self.device)]).sum(dim=1)
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Return the scores of all items (eq. 14 before the softmax): [batch, items], -inf for the padding id."""
+        if self.id_scores is None:
+            return self.head(self._states(interaction))
+        states = self.id_scores.remembered_states(interaction)
+        states = self._states(interaction) if states is None else states
+        return self.id_scores.mix(self.head(states), interaction)
+
+    def before_validation(self, valid_data: Any) -> None:
+        """Choose the weight of the id model's scores, if ``id_weight: ~`` asks for it. See `PackedTrainer`.
+
+        Args:
+            valid_data: RecBole's loader of the validation part.
+        """
+        if self.id_scores is not None:
+            self.eval()
+            self.id_scores.choose_weight_for(self._states, self.head, valid_data)
+
+    # -- what a run keeps --------------------------------------------------------------------------------------------
+
+    def training_samples(self, rng: np.random.Generator) -> Any:
+        """Return the prefixes of one epoch. See `PackedTrainer`."""
+        return self.inputs.training_prefixes(rng)
+
+    def prepared_step(self, samples: Any) -> tuple[int, list[AdapterBatch]]:
+        """Return how many prefixes a step has, and its passes. See `PackedTrainer`."""
+        plain = bool(self.settings.mmd_weight) and self.inputs.language_states is None
+        return len(samples), self.inputs.batches(samples, self.settings.train_batch_tokens, plain)
+
+    def stored_state(self) -> dict[str, Tensor]:
+        """Return the weights that a checkpoint holds: what is trained, and the share of the id model's scores."""
+        weight = {} if self.id_scores is None else {"id_scores.weight": self.id_scores.weight}
+        return {**trained_state(self), **weight}
+
+    def extra_results(self) -> dict[str, Any]:
+        """Return what `result.json` holds beyond what every model's does: the id model and its own test metrics."""
+        own: dict[str, Any] = {"model": type(self.id_model).__name__}
+        if self.id_scores is not None:
+            own["weight"] = round(float(self.id_scores.weight), 4)
+        own["test"] = id_model.test_metrics(self.id_folder)
+        return {"id_model": own, "prompt": self.inputs.prompt_counts()}
+
+    def save_extras(self, folder: Path, dataset: Any) -> None:
+        """Write what a finished run holds beside its weights: the id model."""
+        id_model.keep_copy(self.id_folder, folder)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return AdamW's groups with their rates."""
+        groups: list[dict[str, Any]] = [
+            {"params": list(self.adapter.parameters()), "lr": self.settings.learning_rate},
+            {"params": list(self.head.parameters()), "lr": self.settings.head_learning_rate},
+        ]
+        tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        return [*groups, {"params": tuned, "lr": self.settings.backbone_learning_rate}] if tuned else groups
+
+
+def _names_columns(config: Any) -> str:
+    """Return the setting that names the columns of the `.item` file in a prompt."""
+    return "prompt_item" if config["prompt_item"] else "item_text_fields"
+
+
+def _looks_up_positions(model: nn.Module) -> bool:
+    """Tell whether positions are rows of a table (BERT, OPT, GPT-2) and not angles (Llama)."""
+    tables = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    return any(re.search("pos|wpe", name) for name in tables)

@@ -1,0 +1,395 @@
+"""ST2SI: Learning Transition Patterns by Large Language Models for Sequential Recommendation (Zhai et al.).
+
+A decoder language model reads the texts of a user's items with a query token after each (eq. 2); a linear projection
+turns the hidden state at every query into a distribution over item ids (eq. 4, 5). Alignment inputs, an instruction
+and one item's text, are mapped to the item's own id by the same projection (eq. 6), and both are trained together by
+cross-entropy (eq. 7). With ``tuning: ilp`` the language model is frozen and the projection alone is trained (3.4.2).
+With ``id_model`` a trained id model's scores are mixed in when items are ranked, with ``id_states`` the decoder reads
+its user states; neither is in the paper.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor
+from torch.nn import functional as F
+
+from recbole_llm.backbone.attention import PackedBatch, packed_hidden_states, use_packed_attention
+from recbole_llm.backbone.feature_cache import CachedQueries, FeatureStore, QueryStateCache, shared_passes
+from recbole_llm.backbone.fingerprint import weights_fingerprint
+from recbole_llm.backbone.loading import Backbone, load_backbone
+from recbole_llm.backbone.precision import resolve_precision
+from recbole_llm.backbone.preset import BackbonePreset
+from recbole_llm.backbone.query_token import query_token_id
+from recbole_llm.backbone.resolve import resolve
+from recbole_llm.backbone.tuning import prepare_for_tuning
+from recbole_llm.config import registry
+from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
+from recbole_llm.data.item_text import tokenize_items
+from recbole_llm.data.windows import WindowLimits
+from recbole_llm.errors import BackboneError, DataError, SettingError
+from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items
+from recbole_llm.model.id_model.user_vector import require_user_vector
+from recbole_llm.model.id_states import IdStates
+from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
+from recbole_llm.model.sequential_recommender.st2si.scenario import copy_projection, load_scenario, save_scenario
+from recbole_llm.model.sequential_recommender.st2si.settings import ST2SISettings
+from recbole_llm.packing.ragged import RaggedTable
+from recbole_llm.packing.sequences import Sequences, concatenate, pack, within_budget
+from recbole_llm.runs.checkpoint import trained_state
+from recbole_llm.stages import id_model
+from recbole_llm.stages.pretraining import use_pretrained
+from recbole_llm.trainer.packed_trainer import PackedTrainer
+
+
+class ST2SI(SequentialRecommender):
+    """ST2SI as a RecBole sequential model.
+
+    Args:
+        config: the settings of the run.
+        dataset: the training part of a `HistoryDataset`.
+
+    Attributes:
+        inputs: the token sequences of users and alignment inputs.
+        backbone: the language model, without a head.
+        tokenizer: the language model's.
+        projection: the item linear projection.
+        state_cache: the stored hidden states of a frozen backbone, once `fill_state_cache` was called.
+        id_scores: the id model whose scores are mixed in, None without one.
+        untuned: the fingerprint of the backbone before its tuning, "" where no projection is taken over.
+        id_states: what adds the id model's user states to the query tokens, None unless the settings ask for it.
+        reads_text_only: whether an item that was never trained on is as good as any other in a history.
+
+    Raises:
+        BackboneError: if the backbone cannot be had, or is an encoder: its queries would see later items.
+        CheckpointError: if the id model belongs to other data, or is broken.
+        DataError: if no item has a text, or a text field is missing.
+    """
+
+    input_type = InputType.POINTWISE
+    dataset_class = HistoryDataset
+    trainer_class = PackedTrainer
+    trains_on_rows = False  # but on windows of whole histories
+
+    def __init__(self, config: Any, dataset: HistoryDataset) -> None:
+        super().__init__(config, dataset)
+        self.settings = ST2SISettings.from_config(config)
+        self.precision = resolve_precision(config["precision"], torch.device(self.device))
+        loaded = load_backbone(self.settings.backbone, dtype=self.settings.tuning.load_dtype(self.precision))
+        self._check_backbone(loaded)
+        self.backbone = loaded.model
+        self.tokenizer = loaded.tokenizer
+        self.inputs = self._inputs(dataset, loaded)
+        use_packed_attention(self.backbone)
+        self.untuned = weights_fingerprint(self.backbone) if self.settings.initial_projection else ""
+        prepare_for_tuning(loaded, self.settings.tuning)
+        self.projection = ItemLinearProjection(loaded.width, self.n_items)
+        self.state_cache: QueryStateCache | None = None
+        self.id_scores: IdScores | None = None
+        if self.settings.id_model:
+            self.id_folder = id_model.find_or_train(config)
+            self.id_scores = IdScores(config, id_model.load_id_model(self.id_folder, config, dataset))
+        self.id_states: IdStates | None = None
+        if self.id_scores is not None and self.settings.id_states:
+            width = self.backbone.get_input_embeddings().weight.shape[1]
+            self.id_states = IdStates(self.id_scores.model, width, self.inputs, dataset.owners())
+        self.reads_text_only = self.id_scores is None
+
+    @staticmethod
+    def before_build(config: Any, dataset: Any) -> None:
+        """Pre-train, if the settings say so, and train the id model, if there is one, before the model is built."""
+        use_pretrained(config, dataset)
+        settings = ST2SISettings.from_config(config)
+        if settings.id_model:
+            # What is wrong with the settings is said before minutes of training.
+            _require_decoder(settings.backbone, resolve(settings.backbone).preset)
+            if not config["id_model_path"]:
+                require_scores_of_all_items(registry.model_class(config["id_model"]))
+                if settings.id_states:
+                    require_user_vector(registry.model_class(config["id_model"]))
+            id_model.find_or_train(config)
+
+    def before_training(self, dataset: HistoryDataset) -> None:
+        """Start from the projection of `initial_projection`, if the settings name one; `dataset` is the whole one."""
+        if self.settings.initial_projection:
+            copy_projection(self, load_scenario(self.settings.initial_projection), dataset, self.untuned)
+
+    def _check_backbone(self, loaded: Backbone) -> None:
+        _require_decoder(self.settings.backbone, loaded.preset)
+        if loaded.max_positions is not None and self.settings.max_sequence_tokens > loaded.max_positions:
+            raise SettingError(
+                f"max_sequence_tokens={self.settings.max_sequence_tokens} is more than the {loaded.max_positions} "
+                f"positions of {self.settings.backbone}: lower it"
+            )
+
+    def _inputs(self, dataset: HistoryDataset, loaded: Backbone) -> ST2SIInputs:
+        settings = self.settings
+        texts = dataset.item_texts_by_id(settings.item_text_fields)
+        text = tokenize_items(texts, loaded.tokenizer, settings.max_attribute_tokens)
+        if not text.lengths[1:].any():
+            raise DataError(f"no item of {dataset.dataset_name} has a text in '{settings.item_text_fields[0]}'")
+        without = np.unique(dataset.history_items[text.lengths[dataset.history_items] == 0])
+        if len(without):
+            raise DataError(
+                f"{len(without)} items of {dataset.dataset_name} have no text in '{settings.item_text_fields[0]}', and "
+                f"ST2SI reads nothing but text: set items_without_text=drop"
+            )
+        instruction = loaded.tokenizer(settings.alignment_instruction, add_special_tokens=False)["input_ids"]
+        longest = len(instruction) + int(text.lengths.max()) + 1
+        if settings.alignment and loaded.max_positions is not None and longest > loaded.max_positions:
+            raise SettingError(
+                f"alignment_instruction and the longest item take {longest} tokens, more than the "
+                f"{loaded.max_positions} positions of {settings.backbone}: shorten the instruction, or lower "
+                f"max_attribute_tokens"
+            )
+        # The query token is looked up last: a token added to the tokenizer must not change how texts are cut.
+        query = query_token_id(loaded.tokenizer, loaded.model, settings.query_token)
+        limits = WindowLimits(settings.max_window_items, settings.max_sequence_tokens)
+        return ST2SIInputs(
+            dataset,
+            text,
+            query,
+            instruction,
+            limits,
+            settings.train_window,
+            settings.multi_query,
+            settings.alignment,
+            settings.id_states,
+        )
+
+    def train(self, mode: bool = True) -> "ST2SI":
+        """Set training mode; a frozen backbone stays in eval mode, without dropout."""
+        super().train(mode)
+        if self.settings.frozen:
+            self.backbone.eval()
+        return self
+
+    # -- computation -----------------------------------------------------------------------------------------------
+
+    def query_states(self, batch: PackedBatch, vectors: Tensor | None = None) -> Tensor:
+        """Return the last-layer hidden states h_q [queries, width] (eq. 4).
+
+        Args:
+            batch: the tokens, and where the queries are.
+            vectors: the id model's states that `batch` names, [states, size]; None: those of the training histories.
+        """
+        batch = batch.to(self.device)
+        # float32 weights are multiplied in the run's precision; others already have it.
+        autocast = self.precision == torch.bfloat16 and self.settings.tuning.load_dtype(self.precision) == torch.float32
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=autocast):
+            embeddings = None
+            if self.id_states is not None:
+                embeddings = self.id_states(self.backbone.get_input_embeddings()(batch.token_ids), batch, vectors)
+            hidden = packed_hidden_states(self.backbone, batch, embeddings)
+        return hidden.index_select(0, batch.query_index)
+
+    def pass_loss_sum(self, part: PackedBatch | CachedQueries, vectors: Tensor | None = None) -> Tensor:
+        """Return the sum of -log p over all queries of one pass (eq. 7), or of queries whose states are stored.
+
+        `ilp_dropout` and `label_smoothing` take part in it. For `vectors` see `query_states`.
+        """
+        assert part.labels is not None
+        if isinstance(part, CachedQueries):
+            assert self.state_cache is not None
+            states, labels = self.state_cache.store.take(part.rows), part.labels
+        else:
+            states, labels = self.query_states(part, vectors), part.labels.to(self.device, non_blocking=True)
+        states = F.dropout(states, self.settings.ilp_dropout, self.training)
+        return self.projection.loss(states, labels, self.precision, self.settings.label_smoothing)
+
+    def training_samples(self, rng: np.random.Generator) -> Sequences:
+        """Return the samples of one epoch. See `PackedTrainer`."""
+        return self.inputs.training_sequences(rng)
+
+    def prepared_step(self, samples: Sequences) -> tuple[int, list[PackedBatch]]:
+        """Return how many queries a step has, and its passes. See `PackedTrainer`."""
+        parts = self.passes(samples, self.settings.train_batch_tokens)
+        return int(samples.read.sum()), [pack(part, self.inputs.table) for part in parts]
+
+    def loss_sum(self, sequences: Sequences, vectors: Tensor | None = None) -> Tensor:
+        """Return the sum of -log p over all queries of `sequences`, in one packed pass."""
+        return self.pass_loss_sum(pack(sequences, self.inputs.table), vectors)
+
+    def passes(self, sequences: Sequences, budget: int) -> list[Sequences]:
+        """Split `sequences` into passes of at most `budget` tokens."""
+        groups = within_budget(sequences.tokens(self.inputs.table), budget)
+        return [sequences.select(group) for group in groups]
+
+    @torch.no_grad()
+    def states_of(self, sequences: Sequences, vectors: Tensor | None = None) -> Tensor:
+        """Return the states of all queries of `sequences` [queries, width], in passes within `eval_batch_tokens`."""
+        passes = self.passes(sequences, self.settings.eval_batch_tokens)
+        return torch.cat([self.query_states(pack(part, self.inputs.table), vectors) for part in passes])
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """Return the mean cross-entropy of a RecBole batch of prefix rows (one query each, at the end).
+
+        `PackedTrainer` trains on `inputs.training_sequences` instead, where one row serves all positions of a user.
+        """
+        sequences = self._prefixes(interaction)
+        labels = np.zeros_like(sequences.rows)
+        labels[sequences.read] = interaction[self.POS_ITEM_ID].cpu().numpy()
+        return self.loss_sum(replace(sequences, labels=labels), self._vectors(interaction, sequences)) / len(sequences)
+
+    def _prefixes(self, interaction: Interaction) -> Sequences:
+        histories = interaction[self.ITEM_SEQ].cpu().numpy()
+        return self.inputs.prefix_sequences(histories, interaction[self.ITEM_SEQ_LEN].cpu().numpy())
+
+    def _vectors(self, interaction: Interaction, sequences: Sequences) -> Tensor | None:
+        return None if self.id_states is None else self.id_states.vectors_of(interaction, sequences)
+
+    def _last_states(self, interaction: Interaction) -> Tensor:
+        sequences = self._prefixes(interaction)
+        if self.state_cache is None:
+            return self.states_of(sequences, self._vectors(interaction, sequences)).float()
+        return self.state_cache.lookup(sequences, self.states_of).float()
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Return the score of each row's `item_id`: [batch], float32."""
+        items = interaction[self.ITEM_ID].to(self.device)
+        if self.id_scores is not None:
+            return self.full_sort_predict(interaction).gather(1, items[:, None])[:, 0]
+        return (self._last_states(interaction) * self.projection.weight[items]).sum(dim=1)
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Return the scores of all items: [batch, items], float32, -inf for the padding id."""
+        if self.id_scores is None:
+            return self.projection(self._last_states(interaction))
+        states = self.id_scores.remembered_states(interaction)
+        states = self._last_states(interaction) if states is None else states
+        return self.id_scores.mix(self.projection(states), interaction)
+
+    def before_validation(self, valid_data: Any) -> None:
+        """Choose the weight of the id model's scores, if the settings give none. See `PackedTrainer`.
+
+        Args:
+            valid_data: RecBole's loader of the validation part.
+        """
+        if self.id_scores is not None:
+            self.eval()
+            self.id_scores.choose_weight_for(self._last_states, self.projection, valid_data)
+
+    @torch.no_grad()
+    def extra_results(self) -> dict[str, Any]:
+        """Return what `result.json` holds beyond what every model's does.
+
+        The ILP accuracy: how often an item's own text is mapped to its id, first and among five (Table 5). The
+        pre-training: data sets, epochs, seconds, folder. The id model, its weight and its own test metrics.
+        """
+        self.eval()
+        found = np.zeros(2)
+        aligned = self.inputs.alignment_sequences()
+        for labels, states in self._alignment_states(aligned):
+            top = self.projection(states.float()).topk(min(5, self.n_items - 1), dim=1).indices.cpu().numpy()
+            hits = top == labels[:, None]
+            found += (hits[:, 0].sum(), hits.any(axis=1).sum())
+        top1, top5 = found / len(aligned)
+        accuracy = {"acc@1": round(float(top1), 4), "acc@5": round(float(top5), 4)}
+        results: dict[str, Any] = {"ilp_accuracy": accuracy}
+        if self.settings.pretraining:
+            results["pretraining"] = self.settings.pretraining
+        if self.id_scores is not None:
+            results["id_model"] = {
+                "model": type(self.id_scores.model).__name__,
+                "weight": round(float(self.id_scores.weight), 4),
+                "test": id_model.test_metrics(self.id_folder),
+            }
+        return results
+
+    def _alignment_states(self, aligned: Sequences) -> Iterator[tuple[np.ndarray, Tensor]]:
+        labels = aligned.labels[aligned.read]
+        if self.state_cache is not None and len(self.state_cache.aligned):
+            for part in np.array_split(np.arange(len(labels)), -(-len(labels) // 4096)):
+                rows = torch.from_numpy(self.state_cache.aligned[part])
+                yield labels[part], self.state_cache.store.take(rows)
+            return
+        for passed in self.passes(aligned, self.settings.eval_batch_tokens):
+            yield passed.labels[passed.read], self.states_of(passed)
+
+    # -- a frozen backbone's states, computed once -------------------------------------------------------------------
+
+    def fill_state_cache(self, evaluated: list[HistoryDataset], folder: Path, progress: Callable[..., Any]) -> None:
+        """Compute every hidden state that training and the `evaluated` parts read, once.
+
+        Args:
+            evaluated: validation and test parts.
+            folder: where a large table may be memory-mapped.
+            progress: wraps the list of passes, such as `tqdm.tqdm`.
+        """
+        histories = self.inputs.histories
+        windows = self.inputs.training_windows(np.random.default_rng(0))
+        users = self.inputs.window_sequences(windows)
+        positions, counts = windows.positions()
+        starts = [np.repeat(windows.starts, counts)[users.read]]
+        wanted = [positions[users.read]]
+        for part in evaluated:
+            ends = part.inter_feat[HISTORY_END].numpy()
+            starts.append(histories.window_starts(histories.user_start[ends], ends))
+            wanted.append(ends - 1)
+        all_starts, all_wanted = np.concatenate(starts), np.concatenate(wanted)
+        passes, index = shared_passes(histories.items, all_starts, all_wanted)
+        trained = len(starts[0])
+        eval_index = {
+            histories.items[start : last + 1].tobytes(): int(state)
+            for start, last, state in zip(all_starts[trained:], all_wanted[trained:], index[trained:], strict=True)
+        }
+        samples = RaggedTable(index[:trained], np.concatenate([[0], np.cumsum(users.queries())]))
+        labels, aligned = users.labels[users.read], np.arange(0)
+        if self.settings.alignment:
+            items = self.inputs.alignment_sequences()
+            aligned = int(passes.read.sum()) + np.arange(len(items))
+            samples = samples.followed_by(RaggedTable(aligned, np.arange(len(items) + 1)))
+            labels = np.concatenate([labels, items.labels[items.read]])
+            passes = concatenate([passes, items])
+        width, device = self.projection.weight.shape[1], torch.device(self.device)
+        store = FeatureStore(int(passes.read.sum()), width, self.precision, device, folder)
+        self.eval()
+        for part in progress(self.passes(passes, self.settings.eval_batch_tokens)):
+            store.append(self.states_of(part))
+        self.state_cache = QueryStateCache(store, samples, labels, eval_index, aligned)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def stored_state(self) -> dict[str, Tensor]:
+        """Return the weights that a checkpoint holds; frozen ones of the backbone are named, not stored again."""
+        if self.settings.tuning.tuning != "full":
+            state = trained_state(self)
+        else:
+            state = {name: value for name, value in self.state_dict().items() if not name.startswith("id_scores.")}
+        if self.id_scores is not None:
+            state["id_scores.weight"] = self.id_scores.weight
+        return state
+
+    def save_extras(self, folder: Path, dataset: Any) -> None:
+        """Write what a finished run holds beside its weights.
+
+        The id model, if there is one; otherwise, with a frozen backbone, `scenario.safetensors`.
+        """
+        if self.id_scores is not None:
+            id_model.keep_copy(self.id_folder, folder)
+        elif self.settings.frozen:
+            save_scenario(self, dataset, folder / "scenario.safetensors")
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return AdamW's groups with their rates: the projections', and the backbone's if any of it is tuned."""
+        heads = [self.projection, *([] if self.id_states is None else [self.id_states])]
+        own = [parameter for head in heads for parameter in head.parameters()]
+        groups = [{"params": own, "lr": self.settings.ilp_learning_rate}]
+        tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
+        return [*groups, {"params": tuned, "lr": self.settings.learning_rate}] if tuned else groups
+
+
+def _require_decoder(backbone: str, preset: BackbonePreset) -> None:
+    if preset.kind != "decoder":
+        raise BackboneError(
+            f"ST2SI needs a decoder, but {backbone} is an encoder, whose query tokens would see the items that they "
+            f"should predict: choose a decoder such as smollm2-135m or opt-125m"
+        )

@@ -1,0 +1,1 @@
+"""Containers of packed sequences, without any model."""

@@ -1,0 +1,118 @@
+"""From item sequences to packed batches within a budget of tokens."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from recbole_llm.backbone.attention import PackedBatch, sequence_bounds
+from recbole_llm.packing.ragged import RaggedTable, ranges
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Sequences of table rows, with the rows after which an item is predicted.
+
+    Attributes:
+        rows: int64 [all rows], indices into the text table; the sequences laid end to end.
+        counts: int64 [sequences], rows of each sequence, at least 1.
+        read: bool [all rows], whether the query token that ends the row is read.
+        labels: int64 [all rows], the item to predict there (0 where it is not read).
+        states: int64 [all rows], which of an id model's states is added to the query token that ends the row, -1 for
+            none; None if there is no such model.
+    """
+
+    rows: np.ndarray
+    counts: np.ndarray
+    read: np.ndarray
+    labels: np.ndarray
+    states: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @functools.cached_property
+    def begins(self) -> np.ndarray:
+        """int64 [sequences], where the rows of each sequence begin."""
+        return np.cumsum(self.counts) - self.counts
+
+    def select(self, indices: np.ndarray) -> "Sequences":
+        """Return the sequences at `indices`, in that order."""
+        counts = self.counts[indices]
+        picked = ranges(self.begins[indices], counts)
+        states = None if self.states is None else self.states[picked]
+        return Sequences(self.rows[picked], counts, self.read[picked], self.labels[picked], states)
+
+    def tokens(self, table: RaggedTable) -> np.ndarray:
+        """Return the number of tokens of each sequence: int64 [sequences]."""
+        return np.add.reduceat(table.lengths[self.rows], self.begins)
+
+    def queries(self) -> np.ndarray:
+        """Return the number of queries that are read in each sequence: int64 [sequences]."""
+        return np.add.reduceat(self.read.astype(np.int64), self.begins)
+
+
+def concatenate(parts: list[Sequences]) -> Sequences:
+    """Lay lists of sequences end to end; all of them have states, or none."""
+    states = [part.states for part in parts if part.states is not None]
+    return Sequences(
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([part.counts for part in parts]),
+        np.concatenate([part.read for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate(states) if states else None,
+    )
+
+
+def pack(sequences: Sequences, table: RaggedTable, causal: bool = True) -> PackedBatch:
+    """Lay the tokens of `sequences` in one row.
+
+    Every table row that is read ends with its query token, so the queries are the row ends.
+    """
+    token_ids, row_tokens = table.gather(sequences.rows)
+    row_ends = np.cumsum(row_tokens)
+    lengths = np.add.reduceat(row_tokens, sequences.begins)
+    state_places = state_rows = None
+    if sequences.states is not None:
+        added = sequences.states >= 0
+        state_places = torch.from_numpy(row_ends[added] - 1)
+        state_rows = torch.from_numpy(sequences.states[added])
+    return PackedBatch(
+        token_ids=torch.from_numpy(token_ids),
+        positions=torch.from_numpy(ranges(np.zeros_like(lengths), lengths)),
+        bounds=sequence_bounds(lengths, causal),
+        query_index=torch.from_numpy(row_ends[sequences.read] - 1),
+        labels=torch.from_numpy(sequences.labels[sequences.read]),
+        state_places=state_places,
+        state_rows=state_rows,
+    )
+
+
+def within_budget(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Split consecutive sequences into the fewest groups, evenly filled, that each hold at most `budget` tokens.
+
+    A sequence longer than the budget makes a group of its own.
+
+    Args:
+        tokens: int64 [sequences], the tokens of each.
+        budget: the most tokens of a group.
+
+    Returns:
+        The indices of each group.
+    """
+    groups = _greedy(tokens, budget)
+    # An even filling wastes no small last batch: lower the limit while the number of groups stays the same.
+    even = -(-int(tokens.sum()) // max(len(groups), 1))
+    even_groups = _greedy(tokens, max(min(budget, even + int(tokens.max(initial=0))), 1))
+    return even_groups if len(even_groups) == len(groups) else groups
+
+
+def _greedy(tokens: np.ndarray, limit: int) -> list[np.ndarray]:
+    before = np.concatenate([[0], np.cumsum(tokens)])
+    groups, start = [], 0
+    while start < len(tokens):
+        end = int(np.searchsorted(before, before[start] + limit, side="right")) - 1
+        groups.append(np.arange(start, max(end, start + 1)))
+        start = int(groups[-1][-1]) + 1
+    return groups

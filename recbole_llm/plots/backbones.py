@@ -1,0 +1,89 @@
+"""A metric against the size of the language model, one line a family (IDLE-Adapter, Figure 2)."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from recbole_llm.errors import SettingError
+from recbole_llm.plots.records import Point, Record, Results, mean, point
+from recbole_llm.plots.sensitivity import draw_lines
+from recbole_llm.plots.style import MUTED, grid, looks, metric_name, styled
+
+# What a run with another language model differs in by its nature: how it is found, kept and fed.
+_OF_THE_BACKBONE = (
+    *("backbone", "weights", "precision", "gradient_checkpointing", "compile"),
+    *("train_batch_size", "train_batch_tokens", "train_batch_samples"),
+)
+
+
+@styled
+def backbones(results: Results, metric: str) -> Figure:
+    """Return one panel a data set: test metric against all parameters of the model, trained and frozen.
+
+    The best run without a language model is a dashed line, for reference, as in the paper.
+
+    Args:
+        results: runs with language models of different sizes.
+        metric: of the test.
+
+    Raises:
+        SettingError: if no family has two sizes, or runs at one point differ in something else.
+    """
+    lines = {name: _lines(results.of(name)) for name in results.datasets}
+    sizes = {name: by_family for name, by_family in lines.items() if any(len(s) > 1 for s in by_family.values())}
+    if not sizes:
+        raise SettingError(
+            "no two runs on one data set have language models of one family and different sizes, such as "
+            "backbone=opt-125m and backbone=opt-350m: give runs of both"
+        )
+    look = looks([family for by_family in lines.values() for family in by_family])
+    figure, axes = grid(len(sizes))
+    for (dataset, by_family), ax in zip(sizes.items(), axes, strict=True):
+        points = {
+            family: sorted(
+                (point(_size(runs[0]), runs, metric, *_OF_THE_BACKBONE) for runs in by_name.values()), key=_x
+            )
+            for family, by_name in by_family.items()
+        }
+        reference = _reference(results.of(dataset), metric)
+        if reference is not None:
+            ax.axhline(reference[1], color=MUTED, linestyle="--", linewidth=1.0, label=reference[0])
+            ax.annotate(
+                reference[0], (0.01, reference[1]), (0, 3), xycoords=("axes fraction", "data"),
+                textcoords="offset points", color=MUTED,
+            )  # fmt: skip
+        draw_lines(ax, points, look, ticks=False)
+        ax.set(title=dataset, xlabel="parameters, trained and frozen", ylabel=f"test {metric_name(metric)}")
+    return figure
+
+
+def family_of(backbone: str) -> str:
+    """Return the family of a language model's name, hub id or folder: ``facebook/opt-125m`` is of ``opt``."""
+    return Path(backbone).name.split("-")[0].lower()
+
+
+def _size(record: Record) -> float:
+    return float(sum(record.parameters.values()))
+
+
+def _x(one: Point) -> float:
+    return one.x
+
+
+def _lines(records: list[Record]) -> dict[str, dict[str, list[Record]]]:
+    """Return the runs by family, and in it by the language model's name."""
+    ways = {(r.model, r.tuning) for r in records if r.backbone}
+    lines: dict[str, dict[str, list[Record]]] = {}
+    for record in records:
+        if record.backbone:
+            family = family_of(record.backbone)
+            own = " ".join(str(part) for part in (record.model, record.tuning) if part)
+            name = family if len(ways) == 1 else f"{own}, {family}"
+            lines.setdefault(name, {}).setdefault(Path(record.backbone).name, []).append(record)
+    return lines
+
+
+def _reference(records: list[Record], metric: str) -> tuple[str, float] | None:
+    labels = dict.fromkeys(record.label for record in records if not record.backbone)
+    means = {label: mean(0, [r for r in records if r.label == label], metric).mean for label in labels}
+    return max(means.items(), key=lambda pair: pair[1]) if means else None

@@ -1,0 +1,1 @@
+"""Runs as functions: what the command line does, from Python."""

@@ -1,0 +1,1 @@
+"""What a run needs before it can be trained: an ID model, a pre-training."""

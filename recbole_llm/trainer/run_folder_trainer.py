@@ -1,0 +1,274 @@
+"""RecBole's trainers with our run folder: safe checkpoints, resuming, whole-ranking metrics, one protocol."""
+
+import contextlib
+import functools
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.trainer import Trainer
+
+from recbole_llm.errors import TrainingError
+from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank, read_history
+from recbole_llm.runs import checkpoint
+from recbole_llm.trainer.device_steps import DeviceSteps
+
+
+class RunFolderMixin(Trainer):
+    """Stands in front of a RecBole trainer; needs ``config["run_folder"]``.
+
+    Repairs in RecBole 1.2.1:
+
+    * `recbole/trainer/trainer.py:583` and `:323`: ``torch.load`` of a checkpoint that pickles the Config, which torch
+      2.6 refuses. Weights are safetensors here, the state to resume from is read with ``weights_only=True``.
+    * `recbole/data/dataloader/general_dataloader.py` (`FullSortEvalDataLoader`) gives no history for a sequential
+      model. With `mask_history` what the model reads is left out of its ranking, too.
+    * `recbole/trainer/trainer.py:279` (`_save_checkpoint`) stores frozen weights and the Config. `stored_state` says
+      what is stored.
+    """
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        self.run_folder = Path(config["run_folder"])
+        self.saved_model_file = str(self.run_folder / checkpoint.WEIGHTS)
+        self.description: dict[str, str] = config["description"]
+        self.eval_collector = RankCollector(config)
+        self.epochs_done = 0
+        self.finished = False
+        self.seconds_before = 0.0
+        self.history: list[dict[str, Any]] = []
+        self._loader_generator: torch.Generator | None = None
+        self._started = self._stored = time.monotonic()
+        self._best: checkpoint.Snapshot | None = None  # best weights that are not on the disk yet
+
+    # -- fitting -------------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Any = None,
+    ) -> tuple[float, Any]:
+        """Train as RecBole does.
+
+        After evaluated epochs, at least `resume_seconds` apart, the best weights and the state to go on from are
+        stored together.
+
+        Raises:
+            TrainingError: if the loss is not a number.
+        """
+        self._started = self._stored = time.monotonic()
+        self._loader_generator = getattr(train_data, "generator", None)
+        if self.finished:
+            self.eval_collector.data_collect(train_data)  # what some metrics read, such as ItemCoverage
+            return self.best_valid_score, self.best_valid_result
+        if self._pending is not None:
+            self._restore_random_states(self._pending)
+
+        def after_epoch(epoch: int, valid_score: float) -> None:
+            self._after_epoch(epoch, saved)
+            if callback_fn is not None:
+                callback_fn(epoch, valid_score)
+
+        try:
+            result = super().fit(train_data, valid_data, verbose, saved, show_progress, after_epoch)
+        except ValueError as error:
+            if "loss is nan" not in str(error):
+                raise
+            raise TrainingError(
+                f"the training loss of {self.config['model']} is not a number in epoch {self.epochs_done}: lower "
+                f"learning_rate, or set clip_grad_norm"
+            ) from error
+        self.epochs_done = max(self.epochs_done, len(self.train_loss_dict))
+        self._write_best()
+        return result
+
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> Any:
+        with self.evaluated_weights():
+            score, result = super()._valid_epoch(valid_data, show_progress)
+        self._last_valid = {name: float(value) for name, value in result.items()}
+        return score, result
+
+    def _after_epoch(self, epoch: int, saved: bool) -> None:
+        self.epochs_done = epoch + 1
+        loss = self.train_loss_dict[epoch]
+        self.history.append({"epoch": epoch, "train_loss": float(loss), "valid": self._last_valid})
+        if saved and time.monotonic() - self._stored >= self.config["resume_seconds"]:
+            self._stored = time.monotonic()
+            self._write_best()
+            stopped = self.cur_step > self.stopping_step or self.epochs_done >= self.epochs
+            checkpoint.save_resume(self.run_folder / checkpoint.RESUME, self._resume_state(stopped))
+
+    def fit_seconds(self) -> float:
+        """Return the seconds of training so far, those before an interruption included."""
+        return self.seconds_before + time.monotonic() - self._started
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        with self.evaluated_weights():
+            self._best = checkpoint.snapshot(self.model)
+
+    def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has the weights to evaluate and keep, if they are not the trained ones.
+
+        The trainer behind this class may have such a context.
+        """
+        behind = getattr(super(), "evaluated_weights", None)
+        return contextlib.nullcontext() if behind is None else behind()
+
+    def _write_best(self) -> None:
+        if self._best is not None:
+            checkpoint.save_weights(Path(self.saved_model_file), self._best, self.description)
+            self._best = None
+
+    def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
+        """Store a pre-trained model (S3Rec) as safetensors; repairs `recbole/trainer/trainer.py:755`."""
+        self._save_checkpoint(epoch)
+        self._write_best()
+
+    def pretrain(self, train_data: Any, verbose: bool = True, show_progress: bool = False) -> Any:
+        """Pre-train as RecBole does and store the last weights.
+
+        Repairs `recbole/trainer/trainer.py:774` (`PretrainTrainer.pretrain`), which stores every `save_step` epochs
+        alone: nothing at all if there are fewer.
+        """
+        result = super().pretrain(train_data, verbose, show_progress)
+        self.save_pretrained_model(self.pretrain_epochs - 1, self.saved_model_file)
+        return result
+
+    def _resume_state(self, finished: bool) -> dict[str, Any]:
+        return {
+            "description": self.description,
+            "epoch": self.epochs_done,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "best_valid_result": _plain(self.best_valid_result),
+            "history": self.history,
+            "finished": finished,
+            "seconds": self.fit_seconds(),
+            "model": {name: tensor.detach().cpu() for name, tensor in checkpoint.stored_state(self.model).items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()},
+            "random": checkpoint.random_states(),
+            "loader": None if self._loader_generator is None else self._loader_generator.get_state(),
+            "more": self.more_resume_state(),
+        }
+
+    def store_finished(self) -> None:
+        """Store that training is over, for a later `resume_checkpoint` to evaluate the best weights with.
+
+        Training does not go on from here, so neither the last weights nor the optimiser's state are stored.
+        """
+        self.finished = True
+        state = {**self._resume_state(finished=True), "model": {}, "optimizers": {}, "more": {}}
+        checkpoint.save_resume(self.run_folder / checkpoint.RESUME, state)
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        # RecVAE's trainer has one for the encoder and one for the decoder beside `optimizer`.
+        return {name: value for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)}
+
+    def more_resume_state(self) -> dict[str, Any]:
+        """Return what the trainer behind this class must keep to go on, as plain values and tensors."""
+        behind = getattr(super(), "more_resume_state", None)
+        return {} if behind is None else behind()
+
+    def load_more_resume_state(self, state: dict[str, Any]) -> None:
+        """Hand what `more_resume_state` returned to the trainer behind this class."""
+        behind = getattr(super(), "load_more_resume_state", None)
+        if behind is not None:
+            behind(state)
+
+    _pending: dict[str, Any] | None = None
+
+    def resume_checkpoint(self, resume_file: Any) -> None:
+        """Go on from the state in `resume_file` when `fit` is called.
+
+        Raises:
+            CheckpointError: if the file is broken or belongs to another model or catalogue.
+        """
+        path = Path(resume_file)
+        state = checkpoint.load_resume(path, self.description)
+        if not state["finished"]:
+            checkpoint.load_state(path, self.model, state["model"])
+            for name, optimizer in self._optimizers().items():
+                optimizer.load_state_dict(state["optimizers"][name])
+            self.load_more_resume_state(state["more"])
+        self.start_epoch = self.epochs_done = state["epoch"]
+        self.cur_step = state["cur_step"]
+        self.best_valid_score = state["best_valid_score"]
+        best = state["best_valid_result"]
+        self.best_valid_result = None if best is None else OrderedDict(best)
+        self.history = list(state["history"])
+        self.train_loss_dict = {entry["epoch"]: entry["train_loss"] for entry in self.history}
+        self.finished = state["finished"]
+        self.seconds_before = state["seconds"]
+        self._pending = state
+        self.logger.info("Going on after epoch %d", state["epoch"] - 1)
+
+    def _restore_random_states(self, state: dict[str, Any]) -> None:
+        checkpoint.set_random_states(state["random"])
+        if self._loader_generator is not None and state["loader"] is not None:
+            self._loader_generator.set_state(state["loader"])
+        self._pending = None
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        interaction, history_index, positive_u, positive_i = batched_data
+        if not self.config["mask_history"]:
+            history_index = None
+        elif history_index is None:
+            history_index = read_history(interaction, self.model.ITEM_SEQ, positive_u, positive_i)
+        return super()._full_sort_batch_eval((interaction, history_index, positive_u, positive_i))
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
+    ) -> Any:
+        """Evaluate as RecBole does, and add `mrr` over the whole ranking.
+
+        Raises:
+            CheckpointError: if the best weights cannot be loaded.
+            TrainingError: if the model's scores are not numbers.
+        """
+        if not eval_data:
+            return None
+        if load_best_model:
+            checkpoint.load_weights(Path(model_file or self.saved_model_file), self.model, self.description)
+        self.eval_collector.clear()
+        result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        if self.eval_collector.has_ranks():
+            _, _, ranks = self.eval_collector.collected()
+            reciprocal = mean_reciprocal_rank(self.eval_collector.lists(), ranks)
+            result["mrr"] = round(reciprocal, self.config["metric_decimal_place"])
+        return result
+
+
+def _plain(result: Any) -> dict[str, float] | None:
+    return None if result is None else {name: float(value) for name, value in result.items()}
+
+
+@functools.cache
+def with_run_folder(trainer_class: type) -> type:
+    """Return `trainer_class` with `RunFolderMixin` in front of it and `DeviceSteps` before RecBole's own Trainer."""
+    bases: tuple[type, ...] = (RunFolderMixin, trainer_class)
+    if trainer_class is Trainer:
+        bases = (RunFolderMixin, DeviceSteps)
+    elif issubclass(trainer_class, Trainer):
+        bases = (RunFolderMixin, trainer_class, DeviceSteps)
+    return type(trainer_class.__name__, bases, {})
+
+
+def best_epoch(history: list[dict[str, Any]], metric: str, bigger: bool) -> int | None:
+    """Return the epoch with the best validation `metric` (the last of equals, as RecBole keeps it), or None."""
+    scores = [entry["valid"][metric] for entry in history]
+    if not scores:
+        return None
+    ordered = np.asarray(scores if bigger else [-s for s in scores])
+    return int(history[len(scores) - 1 - int(np.argmax(ordered[::-1]))]["epoch"])

@@ -1,0 +1,1 @@
+"""Files, paths and hashes: what every other package may use."""

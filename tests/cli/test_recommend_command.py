@@ -1,0 +1,176 @@
+"""The verb ``recommend`` on a finished run: what it prints, and what it says of bad input."""
+
+import csv
+import io
+import json
+
+import pytest
+from small_data import HISTORIES, TITLES, small_settings, write_dataset
+
+from recbole_llm.cli.main import main
+from recbole_llm.inference.recommender import Recommender
+from recbole_llm.quick_start.run import load, run
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """The folder of a run of one epoch."""
+    root = write_dataset(tmp_path_factory.mktemp("recommend"))
+    settings = small_settings(root, backbone=str(tiny["opt"]), tuning="ilp", epochs=1, alignment=False)
+    return run(settings=settings)["path"].removesuffix("/result.json")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(workdir):
+    """Nothing is written into the folder that the tests are started from."""
+
+
+@pytest.fixture(scope="module")
+def pop(tmp_path_factory):
+    """The folder of a run of a model that knows users by id, on a data set without texts."""
+    root = write_dataset(tmp_path_factory.mktemp("pop"), {"u1": "abc", "u2": "bcd", "u3": "dba"}, titles=None)
+    return run(settings=small_settings(root, model="Pop"))["path"].removesuffix("/result.json")
+
+
+def printed(capsys, *arguments):
+    assert main(["recommend", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def csv_rows(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def expected_rows(found):
+    return [(str(n), item, TITLES[item]) for n, item in enumerate(found.items, start=1)]
+
+
+def test_histories_from_a_file(finished, capsys, tmp_path):
+    recommender = Recommender.from_run(finished)
+    expected = recommender.recommend([["a", "b", "c"], ["h"]], 3, exclude_seen=True)
+    file = tmp_path / "histories.txt"
+    file.write_text("a b c\nh\n")
+    given = (f"--run={finished}", f"--histories={file}", "--k=3", "--exclude_seen=true")
+    rows = csv_rows(printed(capsys, *given))  # not a terminal, and several: CSV
+    assert [*rows[0]] == ["history", "rank", "item", "title", "score"]
+    for number, found in enumerate(expected, start=1):
+        own = [row for row in rows if row["history"] == str(number)]
+        assert [(row["rank"], row["item"], row["title"]) for row in own] == expected_rows(found)
+        assert [float(row["score"]) for row in own] == pytest.approx(found.scores, rel=1e-4, abs=1e-5)
+    lines = [json.loads(line) for line in printed(capsys, *given, "--format=jsonl").splitlines()]
+    assert [line["history"] for line in lines] == [["a", "b", "c"], ["h"]]
+    for line, found in zip(lines, expected, strict=True):
+        assert [(str(item["rank"]), item["item"], item["title"]) for item in line["items"]] == expected_rows(found)
+
+
+def test_a_history_by_hand_is_a_table(finished, capsys):
+    found = Recommender.from_run(finished).recommend(["a", "b", "c"], len(TITLES))
+    text = printed(capsys, f"--run={finished}", "--history=a b c", f"--k={len(TITLES)}")
+    assert printed(capsys, f"--run={finished}", "--history=a,b,c", f"--k={len(TITLES)}") == text
+    head, _, names, _, *rows = text.splitlines()
+    assert head == f"history 1: 3 items, the last {TITLES['c']}"
+    assert names.split() == ["rank", "item", "title", "score"]
+    cells = [row.split(maxsplit=2) for row in rows]
+    assert [(rank, item, rest.rsplit(maxsplit=1)[0]) for rank, item, rest in cells] == expected_rows(found)
+    nothing = printed(capsys, f"--run={finished}", "--history=a,b,c,d,e,f,g,h", "--exclude_seen=true", "--k=2")
+    assert nothing.endswith("nothing is left to recommend\n")
+
+
+@pytest.mark.parametrize("kind", ["finished", "pop"])
+def test_users_of_the_data_set(kind, request, capsys, tmp_path):
+    folder = request.getfixturevalue(kind)
+    parts = load(folder)
+    users = parts.user_recommender.users
+    assert len(users) == (len(HISTORIES) if kind == "finished" else 3)
+    whole = printed(capsys, f"--run={folder}", "--users=all", "--k=2", "--exclude_seen=true")
+    rows = csv_rows(whole)
+    columns = ["user", "rank", "item", *(["title"] if kind == "finished" else []), "score"]
+    assert [*rows[0]] == columns
+    for user, found in zip(users, parts.recommend_to(users, 2, exclude_seen=True), strict=True):
+        own = [row for row in rows if row["user"] == user]
+        assert [row["item"] for row in own] == found.items
+        assert [float(row["score"]) for row in own] == pytest.approx(found.scores, rel=1e-4, abs=1e-5)
+    file = tmp_path / "users.txt"
+    file.write_text("u3\nu1\n")
+    some = [row for user in ("u3", "u1") for row in rows if row["user"] == user]
+    for given in ("u3,u1", file):
+        asked = (f"--run={folder}", f"--users={given}", "--k=2", "--exclude_seen=true")
+        assert csv_rows(printed(capsys, *asked)) == some
+    one = printed(capsys, f"--run={folder}", "--user=u3", "--k=2", "--exclude_seen=true", "--format=csv")
+    assert csv_rows(one) == [row for row in rows if row["user"] == "u3"]
+    table = printed(capsys, f"--run={folder}", "--user=u3", "--k=2")
+    assert table.startswith("user u3: 3 items, the last ")
+    line = json.loads(printed(capsys, f"--run={folder}", "--user=u3", "--k=2", "--exclude_seen=true", "--format=jsonl"))
+    assert line["user"] == "u3"
+    assert [item["item"] for item in line["items"]] == [row["item"] for row in rows if row["user"] == "u3"]
+
+
+def test_many_users_are_written_in_pieces(finished, capsys, monkeypatch):
+    whole = printed(capsys, f"--run={finished}", "--users=all", "--k=2")
+    monkeypatch.setattr("recbole_llm.cli.recommend._AT_ONCE", 3)
+    pieces = printed(capsys, f"--run={finished}", "--users=all", "--k=2")
+    drop = [[{**row, "score": ""} for row in csv_rows(text)] for text in (whole, pieces)]
+    assert drop[0] == drop[1]
+
+
+def test_a_file_is_written_whole_or_not_at_all(finished, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("recbole_llm.cli.recommend._AT_ONCE", 1)
+    folder = tmp_path / "out"
+    histories = tmp_path / "histories.txt"
+    histories.write_text("a b\nc\n")
+    given = (f"--run={finished}", f"--histories={histories}", "--k=2")
+    for name, form in (("best.csv", "csv"), ("best.jsonl", "jsonl"), ("best.txt", "csv")):
+        assert printed(capsys, *given, f"--out={folder / name}") == f"{folder / name}\n"
+        assert (folder / name).read_text() == printed(capsys, *given, f"--format={form}")
+    kept = (folder / "best.csv").read_text()
+    histories.write_text("a b\nnobody\n")  # the first is answered before the second is read
+    assert main(["recommend", *given, f"--out={folder / 'best.csv'}"]) == 1
+    assert "there is no item 'nobody' in small" in capsys.readouterr().err
+    assert (folder / "best.csv").read_text() == kept
+    assert sorted(path.name for path in folder.iterdir()) == ["best.csv", "best.jsonl", "best.txt"]
+
+
+def test_a_model_that_reads_no_history(pop, capsys):
+    assert main(["recommend", f"--run={pop}", "--history=a,b"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: Pop knows users by id and reads no history: name users of its data set")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--history=a"], "needs the folder of a finished run"),
+        (["--run=R"], "needs one of --user=USER, --users="),
+        (["--run=R", "--history=a", "--histories=b"], "needs one of --user=USER, --users="),
+        (["--run=R", "--users=u1", "--histories=b"], "needs one of --user=USER, --users="),
+        (["--run=R", "--user=u1", "--users=u2"], "--user goes alone or with --history, not with --users"),
+        (["--run=R", "--user=nobody"], "there is no user 'nobody' in small"),
+        (["--run=R", "--users=u1,u77"], "there is no user 'u77' in small; did you mean 'u7'?"),
+        (["--run=R", "--users="], "users= names no user"),
+        (["--run=R", "--users=" + "u1," * 200 + "u77"], "there is no user 'u77' in small"),  # too long for a file name
+        (["--run=R", "--users=empty.txt"], "empty.txt is empty: it needs one user a line"),
+        (["--run=R", "--users=gap.txt"], "line 2 of gap.txt is empty: it needs one user a line"),
+        (
+            ["--run=R", "--user=u1", "--format=json"],
+            "format=json is not one of table, jsonl, csv; did you mean 'jsonl'",
+        ),
+        (["--run=R", "--history=a", "--history=b"], "--history is given twice"),
+        (["--run=R", "--history=a", "--topk=3"], "no setting 'topk'"),
+        (["--run=R", "history=a"], "'history=a' is not understood"),
+        (["--run=R", "--history=a", "--exclude_seen=maybe"], "exclude_seen=maybe must be true or false"),
+        (["--run=R", "--histories=none.txt"], "none.txt cannot be read"),
+        (["--run=R", "--histories=empty.txt"], "empty.txt is empty"),
+        (["--run=R", "--histories=gap.txt"], "line 2 of gap.txt is empty"),
+        (["--run=R", "--history=", "--k=2"], "a history is empty"),
+        (["--run=R", "--history=a", "--k=many"], "k=many must be a whole number"),
+        (["--run=R", "--history=a", "--k=99"], "k=99 is more than the 8 items of small"),
+        (["--run=R", "--history=nobody", "--k=2"], "there is no item 'nobody' in small"),
+    ],
+)
+def test_bad_input(finished, capsys, workdir, arguments, message):
+    (workdir / "empty.txt").write_text("")
+    (workdir / "gap.txt").write_text("a b\n\nc\n")
+    assert main(["recommend", *[a.replace("--run=R", f"--run={finished}") for a in arguments]]) in (1, 2)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error

@@ -1,0 +1,224 @@
+"""Comparisons of runs that are handed in: labels, tables and intervals, and which runs may stand side by side."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from atomic_files import quick_settings, write_atomic_files
+
+from recbole_llm.cli.main import main
+from recbole_llm.comparison import cells as compare_cells
+from recbole_llm.comparison.compare import Options, compare
+from recbole_llm.errors import CheckpointError, SettingError
+from recbole_llm.quick_start.run import run
+
+ROOT = Path(__file__).parents[2]
+KEPT = ROOT / "results" / "runs" / "ml-100k"
+POP, SASREC = KEPT / "Pop" / "seed-2020", KEPT / "SASRec-default" / "seed-2020"
+
+
+def test_kept_runs_give_their_table_and_start_nothing(workdir, monkeypatch, capsys):
+    monkeypatch.setattr(compare_cells, "start_run", lambda *_: pytest.fail("a run was started"))
+    names = ["Pop", "SASRec", "ST2SI-ILP-8-items", "ST2SI-ILP-50-items"]
+    runs = [f"--runs=SASRec:{SASREC},{KEPT}/*/*", f"--models={','.join(names)}"]
+    assert main(["compare", *runs, "--out=here", "--show=ndcg@10,mrr"]) == 0
+    printed = capsys.readouterr().out
+    comparison = json.loads((workdir / "here" / "comparison.json").read_text())
+    assert comparison["models"] == names
+    assert printed.splitlines()[-1] == str(Path("here") / "comparison.json")
+    assert "| SASRec | **0.0589** | **0.0579** |" in printed
+    pairs = {(p["label"], p["against"]) for p in comparison["significance"]}
+    assert ("ST2SI-ILP-8-items", "SASRec") in pairs, "a difference is what ours gain"
+    groups = [g for g in comparison["groups"] if (g["label"], g["by"]) == ("SASRec", "popularity")]
+    assert [(g["group"], g["order"]) for g in groups] == [("head", 0), ("middle", 1), ("tail", 2), ("never", 3)]
+    assert sum(g["targets"] for g in groups) == 943
+    # the popularity of a target is that of the file
+    assert groups[3]["metrics"]["mrr"]["mean"] < groups[0]["metrics"]["mrr"]["mean"]
+    assert any("Pop on ml-100k gives many items the same score" in note for note in comparison["notes"])
+    cell = comparison["cells"][-1]
+    assert (workdir / "here" / cell["run"] / "result.json").samefile(KEPT / names[-1] / "seed-2020" / "result.json")
+    assert "--backbone=smollm2-135m" in cell["command"] and "--mask_history" not in cell["command"]
+
+
+def test_a_pattern_names_runs_after_what_tells_them_apart(workdir):
+    for folder in KEPT.iterdir():
+        (workdir / folder.name).symlink_to(folder / "seed-2020")
+    comparison = compare(Options(runs=[str(workdir / "*")], out="here", show=["mrr"]))
+    assert comparison["models"] == [
+        "BERT4Rec", "GRU4Rec", "Pop", "SASRec", "ST2SI (MAX_ITEM_LIST_LENGTH=50)",
+        "ST2SI (MAX_ITEM_LIST_LENGTH=8, train_window=recent)",
+    ]  # fmt: skip
+
+
+def seeds_of(folder, weights=None, **changed):
+    """Three runs of one label in `folder`, with other settings in the last; each has its own path as `weights`."""
+    for seed in (1, 2, 3):
+        own = {weights: f"saved/run-{seed}"} if weights else {}
+        copy = altered(folder, f"seed-{seed}", seed=seed, **own, **(changed if seed == 3 else {}))
+        result = json.loads((copy / "result.json").read_text())
+        result |= {"seed": seed, "epochs": 10 * seed}
+        result["test"]["mrr"] = 0.05 + 0.01 * seed
+        result["valid"]["ndcg@10"] = 0.07 + 0.02 * seed
+        (copy / "result.json").write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize("weights", ["id_model_path", "pretrained_backbone", "initial_projection"])
+def test_runs_in_folders_of_seeds_are_named_after_the_folder_above(workdir, monkeypatch, capsys, weights):
+    monkeypatch.setattr(compare_cells, "start_run", lambda *_: pytest.fail("a run was started"))
+    seeds_of(workdir / "runs" / "SASRec-mine", weights=weights)
+    arguments = ["--show=epochs,mrr,valid.ndcg@10,seeds", "--significance=false", "--out=here"]
+    runs = f"--runs=runs/*/*,{KEPT}/*/*"
+    assert main(["compare", runs, "--models=SASRec-mine,GRU4Rec-default", *arguments]) == 0
+    own = json.loads((KEPT / "GRU4Rec-default" / "seed-2020" / "result.json").read_text())
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert rows[0] == "| Model | Epochs | MRR | Valid NDCG@10 | Seeds |"
+    assert rows[2] == "| SASRec-mine | 20 | **0.0700 ± 0.0100** | 0.1100 ± 0.0200 | 3 |"
+    assert rows[3].startswith(f"| GRU4Rec-default | {own['epochs']} | <u>{own['test']['mrr']:.4f}</u> |")
+    comparison = json.loads((workdir / "here" / "comparison.json").read_text())
+    assert comparison["metrics"] == ["mrr"]
+    assert not comparison["significance"] and not comparison["intervals"] and not comparison["groups"]
+
+
+def test_runs_of_one_label_must_have_one_setting(workdir):
+    seeds_of(workdir / "runs" / "mine", learning_rate=0.5)
+    message = (
+        "seed-1 and .*seed-3 are both mine on ml-100k, but learning_rate is 0.001 in the first and 0.5 in the second"
+    )
+    with pytest.raises(SettingError, match=message):
+        compare(Options(runs="runs/mine/*", out="here"))
+
+
+def test_rows_must_be_of_runs_that_are_there(workdir):
+    with pytest.raises(SettingError, match=r"models=SASRec is none of the runs.*did you mean 'SASRec-default'"):
+        compare(Options(runs=[f"{KEPT}/*/*"], models="Pop,SASRec", out="here"))
+    assert not (workdir / "here").exists()
+
+
+def test_intervals_of_a_table_are_those_of_the_whole_comparison(workdir, capsys):
+    options = {"runs": [f"{KEPT}/*/*"], "models": "SASRec-default,GRU4Rec-default"}
+    whole = compare(Options(**options, out="whole", show="mrr,ndcg@10"))
+    alone = compare(Options(**options, out="alone", show="mrr,interval.ndcg@10", significance=False))
+    assert alone["intervals"] == [entry for entry in whole["intervals"] if entry["metric"] == "ndcg@10"]
+    assert not alone["significance"] and whole["significance"]
+    low, high = (whole["intervals"][-2][name] for name in ("low", "high"))
+    assert f"| {low:.4f} to {high:.4f} |" in (workdir / "alone" / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize(("given", "shown"), [({}, []), ({"ours": "SASRec-default"}, ["SASRec-default"])])
+def test_without_significance_improvements_are_those_that_are_asked_for(workdir, given, shown):
+    labels = "SASRec-default,ST2SI-ILP-8-items"
+    comparison = compare(Options(runs=[f"{KEPT}/*/*"], models=labels, out="here", significance=False, **given))
+    improved = {entry["label"] for entry in comparison["summary"] if entry["improvement"] is not None}
+    assert sorted(improved) == comparison["ours"] == shown
+    assert "p < 0.01" not in (workdir / "here" / "comparison.md").read_text()
+
+
+def test_nothing_is_fetched_to_compare_runs(workdir, monkeypatch):
+    monkeypatch.setattr("recbole_llm.prepare.ensure", lambda *_: pytest.fail("a data set was made"))
+    runs = ROOT / "results" / "runs" / "Scientific"
+    comparison = compare(Options(runs=[f"{runs}/*/*"], models="SASRec,ST2SI-ILP", out="here", show="mrr"))
+    assert comparison["notes"] == ["Scientific: metrics by group are left out: its data are not in dataset/"]
+    assert not (workdir / "dataset").exists()
+
+
+def test_runs_fill_their_cells_of_a_plan(workdir, monkeypatch):
+    """A run that is handed in is not made again; the data set that it lacks is missing, with the reason."""
+    settings = quick_settings(write_atomic_files(workdir / "small"), load_col=None)
+    path = Path(run("Pop", settings=settings)["path"])
+    started = []
+    monkeypatch.setattr(compare_cells, "start_run", lambda arguments, *_: started.append(arguments) or 9)
+    monkeypatch.setattr(compare_cells, "reason", lambda *_: "not really started")
+    shared = {k: v for k, v in settings.items() if k != "dataset"}
+    options = Options(models="Pop,BPR", dataset="small", runs=[str(path.parent), str(POP)], settings=shared, show="mrr")
+    comparison = compare(options)
+    cells = {(cell["dataset"], cell["label"]): (cell["status"], cell["reason"]) for cell in comparison["cells"]}
+    assert cells == {
+        ("small", "Pop"): ("done", None),
+        ("small", "BPR"): ("failed", "not really started"),
+        ("ml-100k", "Pop"): ("done", None),
+        ("ml-100k", "BPR"): ("missing", "no run of it was handed in"),
+    }
+    assert [arguments[0] for arguments in started] == ["--model=BPR"]
+
+
+def altered(tmp_path, name, **settings):
+    """A copy of the kept run of SASRec with other settings."""
+    folder = tmp_path / name
+    shutil.copytree(SASREC, folder)
+    result = json.loads((folder / "result.json").read_text())
+    counts = settings.pop("counts", {})
+    result["settings"] |= settings
+    result["counts"] |= counts
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mask_history": True}, "mask_history is False in the first and True in the second"),
+        ({"topk": [5, 20]}, r"topk is \[5, 10\] in the first and \[5, 20\]"),
+        ({"candidates": 20}, "candidates is not set in the first and 20 in the second"),
+        (
+            {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "uni100"}},
+            "mode of eval_args is full in the first and uni100",
+        ),
+        (
+            {"eval_args": {"split": {"RS": [8, 1, 1]}, "order": "TO", "group_by": "user", "mode": "full"}},
+            "split of eval_args is .*valid_and_test.* in the first",
+        ),
+        ({"user_inter_num_interval": "[5,inf)"}, r"user_inter_num_interval is \[0,inf\) in the first and \[5,inf\)"),
+        ({"counts": {"items": 1600}}, "the number of items is 1682 in the first and 1600"),
+    ],
+)
+def test_runs_of_different_protocols_are_refused(workdir, settings, message):
+    other = altered(workdir, "other", **settings)
+    with pytest.raises(SettingError, match=message) as error:
+        compare(Options(runs=[str(POP), str(other)], out="here"))
+    assert str(POP) in str(error.value) and str(other) in str(error.value)
+    assert not (workdir / "here" / "comparison.json").exists()
+
+
+def test_same_protocol_said_otherwise_is_the_same(workdir):
+    modes = {"valid": "full", "test": "full"}
+    args = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": modes}
+    other = altered(workdir, "o", eval_args=args, user_inter_num_interval="[0, inf)", candidate_seeds=5)
+    assert compare(Options(runs=[str(POP), str(other)], out="here"))["models"] == ["Pop", "SASRec"]
+
+
+def test_runs_tested_on_other_targets_are_refused(workdir):
+    import gzip
+
+    other = altered(workdir, "other")
+    path = other / "ranks-test.tsv.gz"
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    user, item, rank = lines[1].split("\t")
+    path.write_bytes(gzip.compress("\n".join([lines[0], f"{user}\t{item}9\t{rank}", *lines[2:]]).encode()))
+    with pytest.raises(SettingError, match=rf"only one of them was tested on item '{item}9?' of user '{user}'"):
+        compare(Options(runs=[str(POP), str(other)], out="here"))
+
+
+def test_runs_that_are_none(workdir):
+    (workdir / "saved" / "half").mkdir(parents=True)
+    for runs, message in (
+        ("saved/half", "saved/half is not a finished run"),
+        ("saved/*", "no finished run is at saved/\\*"),
+        (f"SASRec:{SASREC},{altered(workdir, 'same')}", "are both SASRec on ml-100k with seed 2020: leave one out"),
+    ):
+        with pytest.raises((CheckpointError, SettingError), match=message):
+            compare(Options(runs=runs))
+    for text, message in (("{", "is broken"), ('{"model": "Pop"}', "lacks 'dataset'")):
+        (workdir / "saved" / "half" / "result.json").write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            compare(Options(runs="saved/half"))
+    for changed, message in (
+        ({"settings": []}, "its 'settings' is no mapping"),
+        ({"counts": {"users": 3}}, "its counts lack the number of 'items'"),
+        ({"test": {"mrr": "high"}}, "mrr is 'high', not a number"),
+        ({"test": {}}, "has no test metrics"),
+    ):
+        result = json.loads((SASREC / "result.json").read_text()) | changed
+        (workdir / "saved" / "half" / "result.json").write_text(json.dumps(result))
+        with pytest.raises(CheckpointError, match=message):
+            compare(Options(runs="saved/half"))
