@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from recbole_llm.backbone.attention import PackedBatch, packed_hidden_states, sequence_bounds, use_packed_attention
+from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.packing.batch import PackedBatch, sequence_bounds
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

@@ -26,12 +26,12 @@ from recbole_llm.comparison import cells as compare_cells
 from recbole_llm.comparison.compare import parse_options
 from recbole_llm.config import config, registry
 from recbole_llm.errors import RecBoleLLMError
-from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.hyper_search.command import _OPTIONS as TUNE_OPTIONS
 from recbole_llm.hyper_search.space import default_file
 from recbole_llm.prepare.command import _Parser, add_arguments
 from recbole_llm.prepare.spec import load_spec
 from recbole_llm.quick_start import run as quick_start
+from recbole_llm.runs.ranks import read_ranks
 
 ALL = {page.name: commands(page) for page in PAGES}
 SETTINGS_VERBS = ("run", "pretrain", "tune", "compare")

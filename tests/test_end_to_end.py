@@ -18,8 +18,8 @@ from small_data import small_settings, write_dataset
 from recbole_llm.cli import main as cli
 from recbole_llm.config import registry
 from recbole_llm.config.config import Config
-from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.quick_start.run import load, run
+from recbole_llm.runs.ranks import read_ranks
 
 ML_100K = Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
 

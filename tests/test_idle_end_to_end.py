@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from recbole_llm.cli import main as cli
-from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.inference.recommender import Recommender
+from recbole_llm.runs.ranks import read_ranks
 
 ML_100K = f"{recbole.__path__[0]}/dataset_example/ml-100k"
 EPOCHS = 3

@@ -8,10 +8,10 @@ from small_data import TITLES, small_settings, write_dataset
 
 from recbole_llm.config import config as config_module
 from recbole_llm.config.config import Config
-from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.model.sequential_recommender.idleadapter.settings import IDLEAdapterSettings
 from recbole_llm.prepare.spec import load_spec
 from recbole_llm.quick_start.run import run
+from recbole_llm.runs.ranks import read_ranks
 from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.paths import shipped
 

@@ -16,8 +16,8 @@ from recbole.data.dataset import SequentialDataset
 
 from recbole_llm.config.config import Config
 from recbole_llm.data.dataset import HISTORY_END, HistoryDataset, with_protocol
-from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.quick_start.run import run
+from recbole_llm.runs.ranks import read_ranks
 
 # What recbole.quick_start does, without ray; torch and numpy are put back to what RecBole was written for.
 RECBOLE_ALONE = """

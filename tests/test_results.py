@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from recbole_llm.cli.main import main
-from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.runs.folder import RESULT
+from recbole_llm.runs.ranks import read_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -14,38 +13,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
 from recbole_llm.errors import BackboneError, StorageError
-from recbole_llm.utils.files import replacing_folder, write_text
+from recbole_llm.utils.files import replacing_folder
+from recbole_llm.utils.hashing import content_hash
 from recbole_llm.utils.paths import cache_folder
 
 # Part of every converted folder's name: raise it when `_write_converted` writes something else than before.
 CONVERSION_VERSION = 1
 
 _log = logging.getLogger(__name__)
-
-
-def content_hash(path: Path) -> str:
-    """Return the sha256 of a file's content in hexadecimal.
-
-    It is remembered in our cache under the file's path, and computed again when the file's size or time has changed.
-
-    Raises:
-        OSError: if the file cannot be read.
-    """
-    path = path.resolve()
-    status = path.stat()
-    stamp = f"{path} {status.st_size} {status.st_mtime_ns}"
-    note: Path | None = None
-    with contextlib.suppress(OSError, UnicodeDecodeError):  # a note that is missing or broken is written anew
-        note = cache_folder("hashes") / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.txt"
-        known, _, digest = note.read_text(encoding="utf-8").rpartition(" ")
-        if known == stamp:
-            return digest
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    with contextlib.suppress(StorageError):  # without a place for the note the hash is only slower
-        if note is not None:
-            write_text(note, f"{stamp} {digest}")
-    return digest
 
 
 @contextlib.contextmanager

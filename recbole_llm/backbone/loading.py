@@ -15,10 +15,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from recbole_llm.backbone.gguf import content_hash, quiet_transformers
+from recbole_llm.backbone.gguf import quiet_transformers
 from recbole_llm.backbone.preset import BackbonePreset, read_config
 from recbole_llm.backbone.resolve import Resolved, require_whole, resolve, weight_files
 from recbole_llm.errors import BackboneError
+from recbole_llm.utils.hashing import content_hash
 
 
 @dataclass

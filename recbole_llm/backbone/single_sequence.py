@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recbole_llm.backbone.attention import SequenceBounds
+from recbole_llm.packing.batch import SequenceBounds
 
 BUCKETS = (64, 128, 256, 512, 1024)
 SEEN = 256  # the most items of a history that can be left out of the ranking

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from recbole_llm.backbone.attention import PackedBatch, packed_hidden_states
+from recbole_llm.backbone.attention import packed_hidden_states
 from recbole_llm.backbone.pooling import Segments
+from recbole_llm.packing.batch import PackedBatch
 
 
 class LayerVisitor(Protocol):

@@ -23,8 +23,8 @@ from recbole_llm.comparison.tables import ROWS, csv_table, latex_table, markdown
 from recbole_llm.config import registry
 from recbole_llm.config.config import Config, has_setting, parse_command_line, parse_value
 from recbole_llm.errors import SettingError, nearest, require_one_of
-from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.runs.folder import plain
+from recbole_llm.runs.ranks import read_ranks
 from recbole_llm.utils.files import read_yaml, write_json, write_text
 
 JSON = "comparison.json"

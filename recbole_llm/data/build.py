@@ -16,11 +16,11 @@ from recbole.data.utils import get_dataloader
 from recbole.sampler import KGSampler
 from recbole.utils import ModelType
 
-from recbole_llm.backbone.gguf import content_hash
 from recbole_llm.config import attributes, registry
 from recbole_llm.data.dataset import with_protocol
 from recbole_llm.data.device_table import give_tables, loader_class
 from recbole_llm.errors import DataError, SettingError
+from recbole_llm.utils.hashing import content_hash
 
 
 def file_hashes(config: Any) -> dict[str, str]:

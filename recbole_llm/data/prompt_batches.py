@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.backbone.attention import PackedBatch
 from recbole_llm.backbone.pooling import Segments, segments
 from recbole_llm.backbone.preset import Pooling
+from recbole_llm.packing.batch import PackedBatch
 from recbole_llm.packing.ragged import RaggedTable, ranges
 from recbole_llm.packing.sequences import Sequences, pack
 

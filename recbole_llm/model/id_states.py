@@ -12,11 +12,11 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
-from recbole_llm.backbone.attention import PackedBatch
 from recbole_llm.data.dataset import cut_histories
 from recbole_llm.model.id_model.user_vector import check_finite, require_user_vector, user_vector_shape, user_vectors
 from recbole_llm.model.layers.virtual_token_adapter import truncated_normal_
 from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
+from recbole_llm.packing.batch import PackedBatch
 from recbole_llm.packing.sequences import Sequences
 
 _ROWS = 4096  # histories that the id model reads at once

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from recbole_llm.backbone.attention import PackedBatch, sequence_bounds
+from recbole_llm.packing.batch import PackedBatch, sequence_bounds
 from recbole_llm.packing.ragged import RaggedTable, ranges
 
 

@@ -17,9 +17,9 @@ from recbole_llm.config.config import Config, parse_command_line
 from recbole_llm.data.build import create_dataset, data_preparation
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.evaluation import candidates
-from recbole_llm.evaluation.ranks import write_ranks
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
+from recbole_llm.runs.ranks import write_ranks
 from recbole_llm.stages import pretraining
 from recbole_llm.trainer.run_folder_trainer import best_epoch
 from recbole_llm.utils.files import read_yaml, write_json

@@ -5,10 +5,8 @@
 * ``resume.pt``: weights, optimiser, schedule and random states after the last epoch, read with ``weights_only=True``.
 """
 
-import hashlib
 import json
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from recbole_llm.errors import CheckpointError
 from recbole_llm.utils.files import replacing
+from recbole_llm.utils.hashing import hash_of_tokens
 
 WEIGHTS = "model.safetensors"
 RESUME = "resume.pt"
@@ -31,11 +30,6 @@ _OTHER = "other:"  # prefix of what a model keeps beside its parameters (RecBole
 def catalogue_hash(dataset: Any) -> str:
     """Return 16 hexadecimal digits that identify the item vocabulary: every item token in the order of the ids."""
     return hash_of_tokens(dataset.field2id_token[dataset.iid_field])
-
-
-def hash_of_tokens(tokens: Iterable[str]) -> str:
-    """Return the `catalogue_hash` of a data set with these item tokens."""
-    return hashlib.sha256("\n".join(str(token) for token in tokens).encode()).hexdigest()[:16]
 
 
 def describe(config: Any, dataset: Any, model: Any = None) -> dict[str, str]:

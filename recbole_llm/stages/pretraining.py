@@ -26,7 +26,6 @@ from recbole.utils import init_seed
 from recbole.utils.argument_list import dataset_arguments
 
 import recbole_llm
-from recbole_llm.backbone.gguf import content_hash
 from recbole_llm.backbone.loading import fingerprint
 from recbole_llm.backbone.pretrained import RECORD, read_record, release_device_memory, source_items
 from recbole_llm.backbone.resolve import resolve
@@ -38,6 +37,7 @@ from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.stages.pretraining_trainer import PretrainingTrainer, epoch_folder
 from recbole_llm.utils.files import storage_errors, write_text
+from recbole_llm.utils.hashing import content_hash
 
 # Settings of a run that are its pre-training's too: those that change the result (beside backbone), and those that do
 # not. All others (learning rates, tuning, train_window, label_smoothing, ilp_dropout, weight_average, epochs, seed,

@@ -8,7 +8,8 @@ import torch
 from tiny_models import MAX_POSITIONS
 from transformers import AutoModel
 
-from recbole_llm.backbone.attention import PackedBatch, packed_hidden_states, sequence_bounds, use_packed_attention
+from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
+from recbole_llm.packing.batch import PackedBatch, sequence_bounds
 
 TYPES = ["llama", "opt", "opt_projected", "bert"]
 DECODERS = ["llama", "opt", "opt_projected"]

@@ -12,8 +12,8 @@ from small_data import HISTORIES, TITLES, small_settings, write_dataset
 from recbole_llm.comparison.groups import group_metrics, popularity_groups, quartile_groups, read_facts, target_groups
 from recbole_llm.comparison.significance import bootstrap_intervals
 from recbole_llm.errors import DataError
-from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.quick_start.run import run
+from recbole_llm.runs.ranks import read_ranks
 
 
 def test_popularity_by_hand():

@@ -29,7 +29,7 @@ from recbole_llm.comparison.user_values import (
 )
 from recbole_llm.compat.repairs import alias_numpy_names
 from recbole_llm.errors import DataError
-from recbole_llm.evaluation.ranks import read_ranks
+from recbole_llm.runs.ranks import read_ranks
 
 ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "results" / "runs" / "ml-100k"

@@ -11,7 +11,8 @@ from small_data import HISTORIES, build_parts, write_dataset
 
 from recbole_llm.config import registry
 from recbole_llm.errors import DataError, TrainingError
-from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank, read_ranks, target_ranks, write_ranks
+from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank, target_ranks
+from recbole_llm.runs.ranks import read_ranks, write_ranks
 
 TOPK = [1, 3, 5]
 

@@ -12,12 +12,12 @@ from small_data import HISTORIES, TITLES, build_parts, small_settings, write_dat
 
 from recbole_llm.cli import main as cli
 from recbole_llm.errors import BackboneError, DataError, SettingError
-from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.inference import recommender as inference
 from recbole_llm.inference.recommender import Recommender
 from recbole_llm.model.id_model.scores import WEIGHTS, IdScores, log_probabilities, mixed
 from recbole_llm.quick_start.run import load, run
 from recbole_llm.runs import checkpoint
+from recbole_llm.runs.ranks import read_ranks
 
 SASREC = {"hidden_size": 8, "inner_size": 8, "epochs": 3, "MAX_ITEM_LIST_LENGTH": 4}
 WITHOUT_U4 = {user: items for user, items in HISTORIES.items() if user != "u4"}  # who knows all items

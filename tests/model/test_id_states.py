@@ -10,9 +10,9 @@ from small_data import HISTORIES, SHORT, build_parts, small_settings, write_data
 from transformers import AutoModel, AutoTokenizer
 
 from recbole_llm.errors import SettingError
-from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.quick_start.run import load, run
 from recbole_llm.runs import checkpoint
+from recbole_llm.runs.ranks import read_ranks
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from recbole_llm.cli import main as cli
 from recbole_llm.config import config
 from recbole_llm.config.config import Config
 from recbole_llm.errors import BackboneError, CheckpointError, SettingError
-from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.model.sequential_recommender.idleadapter.trainer import AdapterTrainer
 from recbole_llm.quick_start import run as quick_start
 from recbole_llm.quick_start.run import load, run
+from recbole_llm.runs.ranks import read_ranks
 from recbole_llm.stages import id_model
 
 COMIREC = {"embedding_size": 8, "epochs": 2}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_data import small_settings
 
-from recbole_llm.evaluation.ranks import read_ranks
 from recbole_llm.quick_start.run import load, run
+from recbole_llm.runs.ranks import read_ranks
 
 MODELS = {
     "SASRec": {"hidden_size": 8, "inner_size": 8},

@@ -21,7 +21,7 @@ from recbole.utils import InputType
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_llm.backbone.attention import PackedBatch, packed_hidden_states, use_packed_attention
+from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.feature_cache import CachedQueries, FeatureStore, QueryStateCache, shared_passes
 from recbole_llm.backbone.fingerprint import weights_fingerprint
 from recbole_llm.backbone.loading import Backbone, load_backbone
@@ -42,6 +42,7 @@ from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
 from recbole_llm.model.sequential_recommender.st2si.scenario import copy_projection, load_scenario, save_scenario
 from recbole_llm.model.sequential_recommender.st2si.settings import ST2SISettings
+from recbole_llm.packing.batch import PackedBatch
 from recbole_llm.packing.ragged import RaggedTable
 from recbole_llm.packing.sequences import Sequences, concatenate, pack, within_budget
 from recbole_llm.runs.checkpoint import trained_state

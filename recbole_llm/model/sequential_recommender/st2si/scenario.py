@@ -26,8 +26,9 @@ from recbole_llm.errors import CheckpointError
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.sequential_recommender.st2si.inputs import CatalogueInputs
 from recbole_llm.packing.ragged import RaggedTable
-from recbole_llm.runs.checkpoint import catalogue_hash, hash_of_tokens
+from recbole_llm.runs.checkpoint import catalogue_hash
 from recbole_llm.utils.files import replacing
+from recbole_llm.utils.hashing import hash_of_tokens
 
 FILE = "scenario.safetensors"
 _FORMAT = "recbole_llm scenario 1"

@@ -1,0 +1,51 @@
+"""The file of ranks that a run leaves: one line per target, from which each metric can be computed again."""
+
+import gzip
+import io
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recbole_llm.errors import DataError
+from recbole_llm.utils.files import replacing
+
+
+def write_ranks(path: Path, dataset: Any, users: np.ndarray, targets: np.ndarray, ranks: np.ndarray) -> None:
+    """Write one line a target, ``user item rank`` separated by tabs, gzipped: the same ranks give the same bytes.
+
+    Args:
+        path: ending in ``.tsv.gz``.
+        dataset: a RecBole data set, whose tokens name users and items.
+        users: int64 [targets], internal ids.
+        targets: int64 [targets], internal ids.
+        ranks: int64 [targets].
+    """
+    frame = pd.DataFrame(
+        {
+            "user": dataset.id2token(dataset.uid_field, users),
+            "item": dataset.id2token(dataset.iid_field, targets),
+            "rank": ranks,
+        }
+    )
+    text = io.StringIO()
+    frame.to_csv(text, sep="\t", index=False)
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def read_ranks(path: Path) -> pd.DataFrame:
+    """Return the columns user, item (str) and rank (int) of a file that `write_ranks` made.
+
+    Raises:
+        DataError: if the file is missing, cut short or of another form.
+    """
+    try:
+        frame = pd.read_csv(path, sep="\t", dtype={"user": str, "item": str, "rank": np.int64}, keep_default_na=False)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{path} is not a whole file of ranks: {error}") from error
+    if list(frame.columns) != ["user", "item", "rank"]:
+        raise DataError(f"{path} must have the columns user, item and rank, but has {', '.join(frame.columns)}")
+    return frame

@@ -1,0 +1,40 @@
+"""Hashes of files and of names, by which derived files are found again."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from recbole_llm.errors import StorageError
+from recbole_llm.utils.files import write_text
+from recbole_llm.utils.paths import cache_folder
+
+
+def content_hash(path: Path) -> str:
+    """Return the sha256 of a file's content in hexadecimal.
+
+    It is remembered in our cache under the file's path, and computed again when the file's size or time has changed.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    path = path.resolve()
+    status = path.stat()
+    stamp = f"{path} {status.st_size} {status.st_mtime_ns}"
+    note: Path | None = None
+    with contextlib.suppress(OSError, UnicodeDecodeError):  # a note that is missing or broken is written anew
+        note = cache_folder("hashes") / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.txt"
+        known, _, digest = note.read_text(encoding="utf-8").rpartition(" ")
+        if known == stamp:
+            return digest
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with contextlib.suppress(StorageError):  # without a place for the note the hash is only slower
+        if note is not None:
+            write_text(note, f"{stamp} {digest}")
+    return digest
+
+
+def hash_of_tokens(tokens: Iterable[str]) -> str:
+    """Return the `catalogue_hash` of a data set with these item tokens."""
+    return hashlib.sha256("\n".join(str(token) for token in tokens).encode()).hexdigest()[:16]
