@@ -1,7 +1,7 @@
 # run, test, lint and bench; each makes .venv on first use, and again when constraints.txt or setup.cfg changes.
 # PYTHON chooses the interpreter of a new .venv: make test PYTHON=python3.12
 
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell $(name) -c \
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell $(name) -c \
 	'import sys, venv; print("$(name)" if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -20,7 +20,7 @@ endif
 help:
 	@echo "make run     train and evaluate ST2SI on ml-100k, on the CPU"
 	@echo "make test    lint, then all tests that need neither a GPU nor a network nor minutes"
-	@echo "make lint    ruff check, ruff format --check, mypy"
+	@echo "make lint    ruff check, ruff format --check, codespell, lint-imports, mypy"
 	@echo "make bench   the benchmarks that need no GPU"
 	@echo "make docs    the pages of docs/ as a site, in site/"
 
@@ -46,6 +46,8 @@ run: $(STAMP)
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m mypy
 
 test: lint

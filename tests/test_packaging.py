@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -101,7 +102,8 @@ def test_the_sdist_holds_what_a_build_and_a_test_need(distributions):
     with tarfile.open(distributions[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"setup.cfg", "setup.py", "pyproject.toml", "LICENSE", "Makefile", "constraints.txt", "run_recbole_llm.py"}
-    assert not (needed | set(shipped_files()) | {"tests/test_packaging.py"}) - names
+    needed |= {"CITATION.cff", "noxfile.py", "tests/test_packaging.py"}
+    assert not (needed | set(shipped_files())) - names
 
 
 def test_the_installed_wheel_runs_a_model_to_the_end(site, tmp_path):
@@ -123,6 +125,28 @@ def test_the_installed_command_reports(site, tmp_path):
     assert "smollm2-135m     package" in out
     assert "Scientific       not here" in out
     assert re.search(r"^  recbole +1\.2\.1$", out, re.MULTILINE)
+
+
+def classifiers():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser["metadata"]["classifiers"].split("\n")
+
+
+def test_every_place_names_the_same_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == __version__
+    newest = re.search(r"^## \[(.+)\]$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest and newest[1] == __version__
+
+
+@pytest.mark.skipif(not (ROOT / ".github").exists(), reason="a distribution has no workflow")
+def test_each_python_that_is_claimed_is_tested():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    tested = workflow["jobs"]["tests"]["strategy"]["matrix"]["python"]
+    claimed = [text.rpartition(" ")[2] for text in classifiers() if re.search(r":: 3\.\d+$", text)]
+    assert tested == claimed
+    commands = [step["run"] for step in workflow["jobs"]["tests"]["steps"] if "run" in step]
+    assert [command.split()[:2] for command in commands] == [["make", "test"], ["make", "run"]]
 
 
 def pinned():

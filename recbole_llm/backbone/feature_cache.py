@@ -5,7 +5,6 @@ training of a linear model, with the same loss and the same gradients.
 """
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from recbole_llm.errors import StorageError
 from recbole_llm.packing.ragged import RaggedTable, ranges
 from recbole_llm.packing.sequences import Sequences
+from recbole_llm.utils.files import reserve
 
 _IN_MEMORY = 2 * 1024**3  # bytes; a larger table is memory-mapped
 
@@ -57,7 +57,7 @@ class FeatureStore:
         try:
             # The file has no name any more once it is opened, so an ended process leaves nothing behind.
             with tempfile.TemporaryFile(dir=folder) as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is found here, not by a signal while writing
+                reserve(file, size)  # a full disk is found here, not by a signal while writing
                 mapped = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
         except OSError as error:
             raise StorageError(

@@ -113,6 +113,3 @@ def _write_converted(gguf_file: Path, folder: Path) -> None:
         raise BackboneError(
             f"{gguf_file} is cut short or holds no model that transformers knows: install its package again"
         ) from error
-    config = folder / "config.json"
-    for file in folder.iterdir():  # safetensors gives its file to its owner alone, whatever the umask
-        shutil.copymode(config, file)

@@ -4,7 +4,6 @@ Any program that reads transformers' folders reads it; here ``--backbone=<folder
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,6 @@ def save_backbone(
         tokenizer.save_pretrained(temporary)
         (temporary / ITEMS).write_bytes(save(items))
         write_json(temporary / RECORD, record)
-        for file in temporary.iterdir():  # safetensors gives its file to its owner alone, whatever the umask
-            shutil.copymode(temporary / "config.json", file)
 
 
 def read_record(backbone: str | Path) -> dict[str, Any] | None:

@@ -202,7 +202,7 @@ def group_metrics(
 def _target_values(
     runs: Mapping[str, Sequence[pd.DataFrame]], metrics: Sequence[str]
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """Return the targets in sorted order, and the values of each, meaned over seeds: [targets, labels x metrics]."""
+    """Return the targets in sorted order, and the mean of each over the seeds: [targets, labels x metrics]."""
     targets: pd.DataFrame | None = None
     columns = []
     for of_label in runs.values():

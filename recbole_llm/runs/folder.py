@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,8 @@ def peak_memory_bytes() -> dict[str, int]:
     """Return the most memory that this process held, and the most that its tensors took on a CUDA device."""
     import resource
 
-    peak = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    peak = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         peak["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
     return peak

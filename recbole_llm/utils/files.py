@@ -5,11 +5,12 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -37,6 +38,8 @@ def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary file name beside `path`; rename it to `path` when the block ends well, remove it otherwise.
 
+    The umask decides who may read the file, whatever the block writes it with.
+
     Raises:
         StorageError: if the disk is full or the folder may not be written; `path` then keeps its old content.
     """
@@ -44,11 +47,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
-        temporary.chmod(0o666 & ~_umask())
+        temporary = _temporary_name(target)
+        temporary.touch(exist_ok=False)
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        temporary.chmod(mode)  # safetensors puts a file of its own there, which its owner alone may read
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(target)
@@ -63,7 +66,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it to `path` when the block ends well, remove it otherwise.
 
-    `path` must not exist yet. If another process made it meanwhile, theirs is kept and ours is removed.
+    `path` must not exist yet. If another process made it meanwhile, theirs is kept and ours is removed. The umask
+    decides who may read what the block wrote.
 
     Raises:
         StorageError: if the disk is full or the folder may not be written.
@@ -72,9 +76,13 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-        temporary.chmod(0o777 & ~_umask())
+        temporary = _temporary_name(target)
+        temporary.mkdir()
+        mode = temporary.stat().st_mode & 0o666
         yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                file.chmod(mode)
         try:
             temporary.rename(target)
         except OSError:
@@ -93,10 +101,29 @@ def remove_unfinished(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _temporary_name(target: Path) -> Path:
+    # What `tempfile` makes is for its owner alone, and the umask cannot be read without changing it for every thread of
+    # the process; what is made in the plain way follows it by itself.
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+
+
+def reserve(file: IO[bytes], size: int) -> None:
+    """Give an empty file `size` bytes of the disk, so that writing into its mapping never finds the disk full.
+
+    Args:
+        file: open for writing.
+        size: in bytes.
+
+    Raises:
+        OSError: if the disk is too full.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    block = bytes(2**20)  # macOS has no such call, and a file that is only made longer holds no space yet
+    for start in range(0, size, len(block)):
+        file.write(block[: size - start])
+    file.flush()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
