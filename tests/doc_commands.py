@@ -28,7 +28,7 @@ RUN: dict[str, dict[str, object]] = {
     "python run_recbole_llm.py --model=IDLEAdapter --dataset=ml-100k --id_model=SASRec": IDLE,
     "recbole-llm compare --models=ST2SI,IDLEAdapter,SASRec,GRU4Rec,BERT4Rec --dataset=ml-100k "
     "--model_settings=properties/recommended/packaged.yaml": {"backbone": "TINY", **SHORT_PROMPTS},
-    "python run_recbole_llm.py --config_files=properties/paper/idle_adapter/table2/ml-1m/idle-adapter.yaml": IDLE,
+    "python run_recbole_llm.py --paper=idle_adapter/table2/ml-1m/idle-adapter": IDLE,
     "recbole-llm doctor": {},
     "recbole-llm pretrain --model=ST2SI --pretrain_datasets=Food,Cell": {"backbone": "TINY"},
     'recbole-llm recommend --run=saved/<run> --history="242,302"': {},
@@ -60,10 +60,9 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20": {"trials": 2},
     "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20 --storage=trials.log": {"trials": 2},
     # reproduce_a_table.md
-    "recbole-llm run --config_files=properties/paper/st2si/table2/scientific.yaml": {"backbone": "TINY"},
-    "recbole-llm run --config_files=properties/paper/st2si/table2/scientific-sasrec.yaml --seed=1": {},
-    "recbole-llm run --config_files=properties/paper/st2si/table2/scientific-ilp.yaml --backbone=smollm2-135m "
-    "--pretrain_epochs=2": {},
+    "recbole-llm run --paper=st2si/table2/Scientific/st2si": {"backbone": "TINY"},
+    "recbole-llm run --paper=st2si/table2/Scientific/sasrec --seed=1": {},
+    "recbole-llm run --paper=st2si/table2/Scientific/st2si-ilp --backbone=smollm2-135m --pretrain_epochs=2": {},
     "recbole-llm compare --models=GRU4Rec,SASRec,BERT4Rec,ST2SI --dataset=Scientific --seeds=3 --papers": {
         "backbone": "TINY",
         **ONE_SEED,
@@ -73,7 +72,7 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm run --config_files=saved/<run>/config.yaml": {},
     # idle_adapter.md
     "recbole-llm run --model=IDLEAdapter --dataset=ml-100k": IDLE,
-    "recbole-llm run --config_files=properties/paper/idle_adapter/table4/ml-1m/no-layerwise.yaml": IDLE,
+    "recbole-llm run --paper=idle_adapter/table4/ml-1m/no-layerwise": IDLE,
     "recbole-llm plot --kind=representations --run=saved/<run>": {},
     "recbole-llm tune --model=IDLEAdapter --dataset=ml-100k": {"trials": 2, **IDLE},
     "recbole-llm run --config_files=properties/recommended/scientific-idleadapter.yaml": {
@@ -105,6 +104,7 @@ RUN: dict[str, dict[str, object]] = {
 }
 
 READ = {
+    "recbole-llm run --paper=list:st2si/table2": "it prints names; tests/test_paper_rows.py reads them",
     "make run": "minutes; tests/test_end_to_end.py runs what it starts, on fewer users",
     "make test": "minutes",
     "recbole-llm prepare --dataset=Scientific": "network",

@@ -28,6 +28,7 @@ from recbole_llm.config import config, registry
 from recbole_llm.errors import RecBoleLLMError
 from recbole_llm.hyper_search.command import _OPTIONS as TUNE_OPTIONS
 from recbole_llm.hyper_search.space import default_file
+from recbole_llm.paper_rows import list_rows, row_settings
 from recbole_llm.prepare.command import _Parser, add_arguments
 from recbole_llm.prepare.spec import load_spec
 from recbole_llm.quick_start import run as quick_start
@@ -194,6 +195,8 @@ def test_reading_finds_what_running_would(world, no_data):
         ("recbole-llm compare --models=SASRec,GRU5Rec --dataset=ml-100k", "no model 'GRU5Rec'"),
         ("recbole-llm pretrain --pretrain_datasets=Food --pretrain_epoch=40", "no setting 'pretrain_epoch'"),
         ("recbole-llm run --config_files=properties/none.yaml", "properties/none.yaml does not exist"),
+        ("recbole-llm run --paper=st2si/table2/Scientific/sasrek", "no row 'sasrek'"),
+        ("recbole-llm run --paper=list:st2si/table22", "no table or figure 'table22'"),
         ("recbole-llm prepare --dataset=Scientifc", "Scientific"),
         ("recbole-llm prepare --dataset=Scientific --raws=FOLDER", "raws"),
     ):
@@ -222,7 +225,12 @@ def read(command):
 
 def read_settings(verb, given):
     files = [file for argument in given if argument.startswith("--config_files=") for file in argument[15:].split()]
-    settings = [argument for argument in given if not argument.startswith("--config_files=")]
+    settings = [argument for argument in given if not argument.startswith(("--config_files=", "--paper="))]
+    rows = [argument[8:] for argument in given if argument.startswith("--paper=")]
+    if rows and rows[0].startswith("list:"):
+        list_rows(rows[0][5:])
+        return
+    files = [*map(row_settings, rows), *files]
     if verb == "compare":
         options = parse_options(given)
         own = (

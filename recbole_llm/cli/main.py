@@ -13,6 +13,9 @@ recbole-llm: language-model recommenders inside RecBole
   recbole-llm [run] --model=M --dataset=D [--config_files="a.yaml b.yaml"] [--name=value ...]
       Train a model, evaluate its best epoch, and store the run in saved/<run>/. The last line is the path of
       result.json. M is ST2SI or any sequential or general model of RecBole.
+  recbole-llm run --paper=st2si/table2/Scientific/st2si [--config_files=...] [--name=value ...]
+      Run a row of a paper's table or a point of its figure: paper/table/data set/row. --paper=list prints all rows, and
+      --paper=list:st2si/table2 those of a table.
   recbole-llm run --resume=saved/<run>
       Go on with an interrupted run.
   recbole-llm pretrain --pretrain_datasets=A,B [--backbone=L] [--pretrain_epochs=15] [--name=value ...]
@@ -82,12 +85,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    from recbole_llm.paper_rows import list_rows, row_settings
+
+    papers, argv = _taken(argv, "--paper")
+    if papers and papers[-1].partition(":")[0] == "list":
+        print(*list_rows(papers[-1].partition(":")[2]), sep="\n")
+        return 0
     from recbole_llm.quick_start.run import run
     from recbole_llm.runs.table import result_table
 
     files, argv = _taken(argv, "--config_files")
     resume, argv = _taken(argv, "--resume")
-    result = run(config_files=" ".join(files).split(), command_line=argv, resume=resume[-1] if resume else None)
+    config_files: list[Any] = [*map(row_settings, papers), *" ".join(files).split()]
+    result = run(config_files=config_files, command_line=argv, resume=resume[-1] if resume else None)
     print(result_table(result))
     print(result["path"])
     return 0

@@ -17,8 +17,7 @@ from recbole_llm.comparison.significance import bootstrap_means, compare_pairs, 
 from recbole_llm.comparison.user_values import has_user_values, mean_over_seeds, ranked_together, user_values
 from recbole_llm.config import registry
 from recbole_llm.errors import RecBoleLLMError, SettingError, nearest
-from recbole_llm.utils.files import read_yaml
-from recbole_llm.utils.paths import shipped
+from recbole_llm.paper_rows import printed_values
 
 _PACKAGES = ("recbole", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "pandas", "scikit-learn")
 _ROUNDING = 5e-4  # several times that of RecBole's four decimals
@@ -72,7 +71,7 @@ def analyse(
         "groups": [],
         "counts": {dataset: _counts(cells, dataset) for dataset in datasets},
         "packages": _packages(),
-        "papers": printed_in_papers(datasets) if papers else None,
+        "papers": printed_values(datasets) if papers else None,
         "notes": [],
     }
     by_target: set[tuple[str, str]] = set()
@@ -302,15 +301,3 @@ def _packages() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             logging.getLogger().debug("%s is not installed", name)
     return found
-
-
-def printed_in_papers(datasets: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the papers' own numbers for those of `datasets` that they have: data set, method, metric."""
-    printed: dict[str, dict[str, dict[str, float]]] = {}
-    for table in read_yaml(shipped("properties") / "paper" / "tables.yaml").values():
-        for dataset in datasets:
-            for method, values in table["datasets"].get(dataset, {}).items():
-                if method != "improvement":
-                    row = dict(zip(table["metrics"], values, strict=True))
-                    printed.setdefault(dataset, {}).setdefault(method, {}).update(row)
-    return printed

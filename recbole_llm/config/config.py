@@ -8,7 +8,7 @@ import copy
 import functools
 import inspect
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Config(RecBoleConfig):
     Args:
         model: a model name or class.
         dataset: a data set name: a folder in `data_path`, or one that ships with RecBole.
-        config_file_list: YAML files with settings.
+        config_file_list: YAML files with settings, or settings that stand in the place of a file.
         config_dict: settings.
         command_line: ``--name=value`` arguments. RecBole reads ``sys.argv`` itself; here nothing is read that was not
             handed in, so that a notebook or a test can build a Config.
@@ -113,7 +113,7 @@ class Config(RecBoleConfig):
         self,
         model: str | type | None = None,
         dataset: str | None = None,
-        config_file_list: Sequence[str | Path] | None = None,
+        config_file_list: Sequence[str | Path | Mapping[str, Any]] | None = None,
         config_dict: dict[str, Any] | None = None,
         command_line: Sequence[str] = (),
     ) -> None:
@@ -144,10 +144,10 @@ class Config(RecBoleConfig):
         """Set numpy's old names, see `recbole_llm.compat.repairs`."""
         alias_numpy_names()
 
-    def _load_config_files(self, file_list: Sequence[str | Path] | None) -> dict[str, Any]:
+    def _load_config_files(self, file_list: Sequence[str | Path | Mapping[str, Any]] | None) -> dict[str, Any]:
         settings: dict[str, Any] = {}
         for file in file_list or ():
-            settings.update(read_yaml(file))
+            settings.update(file if isinstance(file, Mapping) else read_yaml(file))
         return settings
 
     def _load_cmd_line(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import functools
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,7 @@ class Parts:
 def run(
     model: str | type | None = None,
     dataset: str | None = None,
-    config_files: Sequence[str | Path] = (),
+    config_files: Sequence[str | Path | Mapping[str, Any]] = (),
     settings: dict[str, Any] | None = None,
     command_line: Sequence[str] = (),
     resume: str | Path | None = None,
@@ -89,7 +89,8 @@ def run(
     Args:
         model: a model of this package or of RecBole, by name, or a model class.
         dataset: a data set name.
-        config_files: YAML files with settings.
+        config_files: YAML files with settings, or settings that stand in the place of a file, such as those of
+            `paper_rows.row_settings`; a later one overrides an earlier one.
         settings: settings by name; they override the files.
         command_line: ``--name=value`` settings; they override all others.
         resume: the folder of an interrupted run, to go on with; its own settings are then the default.

@@ -7,13 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_paper_setups import COLUMNS, TABLE_2
 
-from recbole_llm.comparison.analysis import analyse, printed_in_papers
+from recbole_llm.comparison.analysis import analyse
 from recbole_llm.comparison.columns import column_name, metric_name
 from recbole_llm.comparison.tables import csv_table, latex, latex_table, markdown_table
-from recbole_llm.utils.files import read_yaml
-from recbole_llm.utils.paths import shipped
 
 DASH = "\N{EN DASH}"
 ODD = "a_b & 50% #{x} ~^\\ <|>"
@@ -138,48 +135,6 @@ def test_papers_stand_beside_ours_and_say_what_they_are(comparison):
     assert "come from other preparations of the data, and cannot be compared directly" in said
     # they take no part in what is best
     assert "**0.1116**" not in said
-
-
-def test_table_2_of_st2si_is_as_printed():
-    """Against the transcription that the run files are tested with."""
-    stored = read_yaml(shipped("properties") / "paper" / "tables.yaml")["st2si"]
-    assert {name.lower() for name in stored["datasets"]} == set(TABLE_2)
-    for dataset, methods in stored["datasets"].items():
-        lines = [line.split() for line in TABLE_2[dataset.lower()].strip().splitlines()]
-        assert [line[0].lower() for line in lines] == stored["metrics"]
-        assert len(methods) == 12
-        for number, (method, values) in enumerate(methods.items()):
-            if method != "improvement":
-                assert values == [float(line[1 + number]) for line in lines], (dataset, method)
-    names = list(stored["datasets"]["Games"])
-    assert [names[place].lower() for place in COLUMNS.values()] == [
-        "gru4rec", "sasrec", "bert4rec", "fdsa", "s3rec", "st2si_ilp", "st2si",
-    ]  # fmt: skip
-
-
-def test_printed_improvements_follow_from_the_printed_values():
-    """A second look at the transcription: the papers' own percentages, where these are right.
-
-    IDLE-Adapter prints 14.02 for Clothing's HR@5, where its values give 16.31, and for ML-1M HR@10's improvement under
-    HR@5 and N@5's under HR@10.
-    """
-    wrong = []
-    for table in read_yaml(shipped("properties") / "paper" / "tables.yaml").values():
-        for dataset, methods in table["datasets"].items():
-            *baselines, own = [values for name, values in methods.items() if name not in ("improvement", "ST2SI_ILP")]
-            for place, metric in enumerate(table["metrics"]):
-                expected = 100 * (own[place] / max(values[place] for values in baselines) - 1)
-                if abs(expected - methods["improvement"][place]) > 0.06:
-                    wrong.append((dataset, metric))
-    assert wrong == [("Clothing", "hit@5"), ("ml-1m", "hit@5"), ("ml-1m", "hit@10"), ("ml-1m", "ndcg@5")]
-
-
-def test_data_sets_that_no_paper_has():
-    assert printed_in_papers(["ml-100k"]) == {}
-    assert set(printed_in_papers(["Clothing", "Pet", "ml-100k"])) == {"Clothing", "Pet"}
-    named = {path.stem for path in shipped("dataset_configs").glob("*.yaml")}
-    for table in read_yaml(shipped("properties") / "paper" / "tables.yaml").values():
-        assert set(table["datasets"]) <= named
 
 
 # -- LaTeX -------------------------------------------------------------------------------------------------------------
