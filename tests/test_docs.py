@@ -28,7 +28,7 @@ from recbole_llm.config import config, registry
 from recbole_llm.errors import RecBoleLLMError
 from recbole_llm.hyper_search.command import _OPTIONS as TUNE_OPTIONS
 from recbole_llm.hyper_search.space import default_file
-from recbole_llm.paper_rows import list_rows, row_settings
+from recbole_llm.config.paper import list_rows, row_settings
 from recbole_llm.prepare.command import _Parser, add_arguments
 from recbole_llm.prepare.spec import load_spec
 from recbole_llm.quick_start import run as quick_start

@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    from recbole_llm.paper_rows import list_rows, row_settings
+    from recbole_llm.config.paper import list_rows, row_settings
 
     papers, argv = _taken(argv, "--paper")
     if papers and papers[-1].partition(":")[0] == "list":
