@@ -31,6 +31,7 @@ from recbole_llm.comparison.compare import Options, compare, parse_options
 from recbole_llm.comparison.finished import find_runs
 from recbole_llm.comparison.tables import markdown_parts
 from recbole_llm.errors import DataError, RecBoleLLMError, SettingError
+from recbole_llm.runs.archive import split_path
 
 ROOT = Path(__file__).resolve().parents[1]
 _COMPARE, _FILE = "    recbole-llm compare --runs=", "    table: "
@@ -107,7 +108,7 @@ def _table(line: str) -> tuple[list[str], list[str]]:
 
 def _there(options: Options) -> tuple[Options | None, list[str]]:
     """Return the options without what has no run yet, None if nothing is left; and sentences on it."""
-    patterns = [pattern for pattern in options.runs if glob.glob(_path(pattern))]  # noqa: PTH207
+    patterns = [pattern for pattern in options.runs if glob.glob(_file(pattern))]  # noqa: PTH207
     missing = [f"no run is at {_path(pattern)}" for pattern in options.runs if pattern not in patterns]
     known = {label for label, _ in find_runs(patterns)}
     models = [name for name in options.models if name in known]
@@ -122,6 +123,12 @@ def _there(options: Options) -> tuple[Options | None, list[str]]:
 def _path(pattern: str) -> str:
     label, separator, path = pattern.partition(":")
     return path if separator and "/" not in label else pattern
+
+
+def _file(pattern: str) -> str:
+    """Return the file or folder, or the pattern of them, in which the runs are looked for."""
+    archive, _ = split_path(_path(pattern)) or (_path(pattern), "")
+    return archive
 
 
 def table_of_file(path: Path, columns: str | None = None, only: str | None = None) -> list[str]:

@@ -10,7 +10,7 @@ ONE_SEED = {"seeds": 1}
 WHOLE_DATA = {"data_path": "nothing-cut"}  # RecBole's own ml-100k
 
 # In README.md, tests/test_results.py makes the tables under commands that begin so.
-KEPT = "recbole-llm compare --runs='results/runs/"
+KEPT = "recbole-llm compare --runs=results/runs/"
 
 RUN: dict[str, dict[str, object]] = {
     # README.md, index.md and first_run.md
@@ -43,9 +43,9 @@ RUN: dict[str, dict[str, object]] = {
     "--seeds=3": ONE_SEED,
     "recbole-llm compare --models=SASRec,ST2SI,ST2SI-LoRA --dataset=ml-100k --model_settings=models.yaml "
     "--show=ndcg@10,mrr": {},
-    "recbole-llm compare --runs='results/runs/ml-100k/*/*' --format=latex": WHOLE_DATA,
-    "recbole-llm compare --runs='results/runs/ml-100k/*/*' --models=SASRec-default,Pop --show=ndcg@10,interval.ndcg@10,"
-    "valid.ndcg@10,epochs,best_epoch,seconds.fit,seeds --significance=false": {},
+    "recbole-llm compare --runs=results/runs/ml-100k.parquet --format=latex": WHOLE_DATA,
+    "recbole-llm compare --runs=results/runs/ml-100k.parquet --models=SASRec-default,Pop --show=ndcg@10,"
+    "interval.ndcg@10,valid.ndcg@10,epochs,best_epoch,seconds.fit,seeds --significance=false": {},
     "recbole-llm plot --kind=bars --comparison=comparisons/<name>/comparison.json": {},
     "recbole-llm plot --kind=groups --comparison=comparisons/<name>/comparison.json --metric=ndcg@10": {},
     "recbole-llm plot --kind=curves --runs=saved/<run> --out=plots": {},
@@ -68,7 +68,7 @@ RUN: dict[str, dict[str, object]] = {
         **ONE_SEED,
     },
     "recbole-llm compare --runs='saved/*-Scientific-*' --papers": {},
-    "recbole-llm compare --runs='results/runs/ml-100k/*/*'": WHOLE_DATA,
+    "recbole-llm compare --runs=results/runs/ml-100k.parquet": WHOLE_DATA,
     "recbole-llm run --config_files=saved/<run>/config.yaml": {},
     # idle_adapter.md
     "recbole-llm run --model=IDLEAdapter --dataset=ml-100k": IDLE,

@@ -8,8 +8,8 @@ from small_data import TITLES, small_settings, write_dataset
 
 from recbole_llm.config import config as config_module
 from recbole_llm.config.config import Config
-from recbole_llm.model.sequential_recommender.idleadapter.settings import IDLEAdapterSettings
 from recbole_llm.config.paper import list_rows, printed_row, printed_values, read_table, row_settings
+from recbole_llm.model.sequential_recommender.idleadapter.settings import IDLEAdapterSettings
 from recbole_llm.prepare.spec import load_spec
 from recbole_llm.quick_start.run import run
 from recbole_llm.runs.ranks import read_ranks

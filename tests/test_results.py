@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -9,14 +11,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from kept_runs import ARCHIVES, all_kept, kept_result
 
 from recbole_llm.cli.main import main
-from recbole_llm.runs.folder import RESULT
-from recbole_llm.runs.ranks import read_ranks
+from recbole_llm.comparison.file import read_comparison
+from recbole_llm.comparison.finished import read_result
+from recbole_llm.plots.command import draw
+from recbole_llm.plots.records import from_comparison
+from recbole_llm.plots.style import svg_text
+from recbole_llm.runs.archive import find_archived, split_path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-RUNS = sorted(path.parent for path in RESULTS.rglob(RESULT))
+RUNS = all_kept()
 COMPARISONS = sorted(RESULTS.glob("comparison-*"))
 PAGES = [ROOT / "README.md", *sorted(RESULTS.glob("*.md"))]
 # Tables of words, which nothing computes: the models at the head of the README.
@@ -61,22 +68,20 @@ def test_pages_name_only_what_is_there(page):
     words = page.read_text().replace("(", " ").replace(")", " ").replace("`", " ").split()
     named = [word.rstrip(".,;:") for word in words if word.startswith(("results/", "properties/", "plots/"))]
     for name in named:
-        assert "<" in name or (ROOT / name).exists() or (page.parent / name).exists(), name
+        there = (ROOT / name).exists() or (page.parent / name).exists()
+        # of a run in an archive too
+        assert "<" in name or there or (split_path(name) and find_archived(str(ROOT / name))), name
 
 
 # -- the tool ----------------------------------------------------------------------------------------------------------
 
-COMMAND = "    recbole-llm compare --runs='results/runs/{}/*/*' --models={} --show={} --significance=false"
+COMMAND = "    recbole-llm compare --runs=results/runs/{}.parquet --models={} --show={} --significance=false"
 
 
 def page_of(folder, *lines):
     page = folder / "page.md"
     page.write_text("\n".join(["Before.", "", *lines, "", "After.", ""]))
     return page
-
-
-def kept(dataset, label):
-    return json.loads((RESULTS / "runs" / dataset / label / "seed-2020" / RESULT).read_text())
 
 
 def test_a_table_is_put_under_its_command_and_then_stays(tool, tmp_path, capsys):
@@ -86,7 +91,7 @@ def test_a_table_is_put_under_its_command_and_then_stays(tool, tmp_path, capsys)
     assert f"{page}:3: the table differs" in capsys.readouterr().out
     assert "|" not in page.read_text()
     assert tool.main([str(page)]) == 0
-    results = [kept("ml-100k", label) for label in ("SASRec-default", "GRU4Rec-default")]
+    results = [kept_result("ml-100k", label) for label in ("SASRec-default", "GRU4Rec-default")]
     rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
     assert rows[0] == "| Model | MRR | Valid NDCG@10 | Best epoch | Fit, s | Seeds |"
     for row, result, style in zip(rows[2:], results, ("**{}**", "<u>{}</u>"), strict=True):
@@ -120,7 +125,7 @@ def test_labels_without_a_run_are_left_out_and_told(tool, tmp_path, capsys):
     ]
     told = capsys.readouterr().err
     assert f"{page}:3: no run of NCF" in told
-    assert "no run is at results/runs/none/*/*" in told
+    assert "no run is at results/runs/none.parquet" in told
 
 
 def test_lines_of_json_are_a_table(tool, tmp_path):
@@ -173,35 +178,57 @@ def test_comparisons_are_made_from_kept_runs(made):
     pd.testing.assert_frame_equal(again, kept, check_exact=False, rtol=1e-9)
 
 
-@pytest.mark.parametrize("folder", COMPARISONS, ids=lambda folder: folder.name)
-def test_report_and_pictures_are_of_this_comparison(folder):
-    comparison = json.loads((folder / "comparison.json").read_text())
-    page = (folder / "report.html").read_text()
+def test_cells_of_comparisons_are_those_of_kept_runs(made):
+    kept, again = (json.loads((folder / "comparison.json").read_text()) for folder in made)
+    for one, other in zip(kept["cells"], again["cells"], strict=True):
+        run = Path(os.path.normpath(made[0] / one.pop("run")))
+        assert run == Path(os.path.normpath(made[1] / other.pop("run")))
+        result = read_result(run)
+        assert one.pop("settings").items() <= result["settings"].items()
+        for name in ("settings", "command"):  # the defaults that they leave out are known where the data are
+            other.pop(name)
+        one.pop("command")
+        assert one == other
+        assert all(result[name] == one[name] for name in ("history", "valid", "test", "seconds", "commit"))
+    assert kept["summary"] == again["summary"] and kept["counts"] == again["counts"]
+    kept, again = (pd.DataFrame(comparison["significance"]) for comparison in (kept, again))
+    pd.testing.assert_frame_equal(again, kept, check_exact=False, rtol=1e-6)  # of a p-value, where a statistic has 1e-9
+
+
+def test_report_and_pictures_are_made_from_kept_comparisons(made, tmp_path):
+    kept = made[0] / "comparison.json"
+    assert main(["report", f"--comparison={kept}", f"--out={tmp_path / 'report.html'}"]) == 0
+    page = (tmp_path / "report.html").read_text()
+    comparison = json.loads(kept.read_text())
     for cell in comparison["cells"]:
         assert f"{cell['test']['ndcg@10']:.4f}" in page and cell["label"] in page
-        assert (folder / cell["run"] / RESULT).exists()
-    assert {path.stem for path in (folder / "plots").glob("*.png")} == {"bars", "curves", "groups", "trade_off"}
+    assert {group["by"] for group in comparison["groups"]} == {"popularity", "history_length", "text_length"}
+    results = from_comparison(read_comparison(kept))
+    for kind in ("bars", "curves", "groups", "trade_off"):
+        picture = re.sub(r"<[^>]*>|\s", "", svg_text(draw(results, kind)[kind], kind))  # long names take several lines
+        assert not [label for label in comparison["models"] if label not in picture], kind
 
 
 # -- the runs ----------------------------------------------------------------------------------------------------------
 
 
 def test_kept_runs_lie_where_their_results_say():
-    assert len(RUNS) > 20
-    for folder in RUNS:
-        result = json.loads((folder / RESULT).read_text())
-        dataset, label, seed = folder.relative_to(RESULTS / "runs").parts
-        assert (dataset, seed) == (result["dataset"], f"seed-{result['seed']}")
-        assert label.startswith(result["model"])
-        assert (folder / "ranks-test.tsv.gz").exists() == (dataset != "ml-1m")
+    assert len(RUNS) >= 269
+    assert sorted(path.name for path in (RESULTS / "runs").iterdir()) == [archive.name for archive in ARCHIVES]
+    for run in RUNS:
+        result = run.result
+        assert (run.archive.stem, run.seed) == (result["dataset"], result["seed"])
+        assert run.label.startswith(result["model"])
+        assert (run.ranks() is not None) == (run.archive.stem != "ml-1m")
 
 
-@pytest.mark.parametrize("folder", [folder for folder in RUNS if (folder / "ranks-test.tsv.gz").exists()], ids=str)
-def test_kept_metrics_are_those_of_the_kept_ranks(folder):
-    result = json.loads((folder / RESULT).read_text())
+@pytest.mark.parametrize("run", [run for run in RUNS if run.archive.stem != "ml-1m"], ids=lambda run: str(run.path))
+def test_kept_metrics_are_those_of_the_kept_ranks(run):
+    result = run.result
     if result["model"] == "Pop":
         return  # ties: RecBole breaks them arbitrarily, ranks count them against the target
-    ranks = read_ranks(folder / "ranks-test.tsv.gz")["rank"].to_numpy()
+    ranks = run.ranks()["rank"].to_numpy()
+    assert len(ranks) == result["counts"]["test"]
     assert result["test"]["mrr"] == pytest.approx(np.mean(1 / ranks), abs=6e-5)
     gains = np.where(ranks <= 10, 1 / np.log2(ranks + 1.0), 0)
     assert result["test"]["ndcg@10"] == pytest.approx(gains.mean(), abs=6e-5)

@@ -16,8 +16,8 @@ from recbole_llm.comparison.protocol import is_general
 from recbole_llm.comparison.significance import bootstrap_means, compare_pairs, percentiles
 from recbole_llm.comparison.user_values import has_user_values, mean_over_seeds, ranked_together, user_values
 from recbole_llm.config import registry
-from recbole_llm.errors import RecBoleLLMError, SettingError, nearest
 from recbole_llm.config.paper import printed_values
+from recbole_llm.errors import RecBoleLLMError, SettingError, nearest
 
 _PACKAGES = ("recbole", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "pandas", "scikit-learn")
 _ROUNDING = 5e-4  # several times that of RecBole's four decimals

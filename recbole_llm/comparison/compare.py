@@ -23,6 +23,7 @@ from recbole_llm.comparison.tables import ROWS, csv_table, latex_table, markdown
 from recbole_llm.config import registry
 from recbole_llm.config.config import Config, has_setting, parse_command_line, parse_value
 from recbole_llm.errors import SettingError, nearest, require_one_of
+from recbole_llm.runs.archive import archived_run, split_path
 from recbole_llm.runs.folder import plain
 from recbole_llm.runs.ranks import read_ranks
 from recbole_llm.utils.files import read_yaml, write_json, write_text
@@ -260,8 +261,12 @@ def _require_one_protocol(cells: list[Cell], before: bool) -> None:
 
 
 def _ranks(cell: Cell) -> Any:
-    path = None if cell.run is None else cell.run / "ranks-test.tsv.gz"
-    return read_ranks(path) if path is not None and path.exists() else None
+    if cell.run is None:
+        return None
+    if split_path(cell.run):
+        return archived_run(cell.run).ranks("test")
+    path = cell.run / "ranks-test.tsv.gz"
+    return read_ranks(path) if path.exists() else None
 
 
 def _entry(cell: Cell, folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from recbole_llm.config import renamed
 from recbole_llm.config.config import Config, has_folder
 from recbole_llm.errors import CheckpointError, RecBoleLLMError, SettingError, nearest
 from recbole_llm.runs import folder as run_folder
+from recbole_llm.runs.archive import archived_run, find_archived, split_path
 
 _MAPPINGS = ("settings", "counts", "test", "valid")
 _COUNTS = ("users", "items", "valid", "test")
@@ -26,14 +27,17 @@ _OF_SEED = re.compile(r"seed-\d+")
 
 
 def read_result(run: Path) -> dict[str, Any]:
-    """Return what the `result.json` of the finished run in folder `run` holds, its settings under today's names.
+    """Return what the `result.json` of a finished run holds.
+
+    Args:
+        run: its folder, or its path in an archive (`runs.archive`).
 
     Raises:
         CheckpointError: if the run is not finished, or the file is broken.
     """
     path = run / run_folder.RESULT
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = archived_run(run).result if split_path(run) else json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{run} is not a finished run: it has no {run_folder.RESULT}") from None
     except ValueError as error:
@@ -64,16 +68,20 @@ def find_runs(patterns: Sequence[str]) -> list[tuple[str | None, Path]]:
     """Return (label or None, folder) of each run that is named.
 
     Args:
-        patterns: folders, or patterns such as ``saved/*``, each of which may begin with ``label:``. Folders without a
-            result that a pattern meets are passed over. A run in a folder ``<label>/seed-<number>`` has that label.
+        patterns: folders, archives (`runs.archive`), runs in archives, or patterns such as ``saved/*``, each of which
+            may begin with ``label:``. Folders without a result that a pattern meets are passed over. A run in a folder
+            ``<label>/seed-<number>`` has that label, as has every run of an archive.
 
     Raises:
         CheckpointError: if a folder that is named is no finished run, or a pattern meets none.
+        DataError: if an archive cannot be read.
     """
     found: dict[Path, str | None] = {}
     for pattern in patterns:
         label, path = _label(pattern)
-        if not glob.has_magic(path):
+        if split_path(path):
+            folders = find_archived(path)
+        elif not glob.has_magic(path):
             folders = [Path(path).parent if Path(path).name == run_folder.RESULT else Path(path)]
             read_result(folders[0])
         else:

@@ -11,6 +11,7 @@ from typing import Any
 from recbole_llm.config import renamed
 from recbole_llm.errors import DataError, SettingError, nearest
 from recbole_llm.runs import folder as run_folder
+from recbole_llm.runs.archive import archived_run, find_archived, split_path
 
 _MAPPINGS = ("test", "valid", "seconds", "parameters", "settings")
 
@@ -114,14 +115,19 @@ def read_runs(runs: str) -> Results:
     """Read finished runs.
 
     Args:
-        runs: folders or their `result.json`, separated by commas or spaces; ``*`` stands for any name.
+        runs: folders or their `result.json`, archives or runs in them (`runs.archive`), separated by commas or spaces;
+            ``*`` stands for any name.
 
     Raises:
         SettingError: if nothing is named.
+        CheckpointError: if an archive, or a run in it, is missing.
         DataError: if a run is missing, unfinished or broken.
     """
     files: dict[Path, None] = {}
     for name in runs.replace(",", " ").split():
+        if split_path(name):
+            files.update(dict.fromkeys(run / run_folder.RESULT for run in find_archived(name)))
+            continue
         found = [Path(p) for p in sorted(glob.glob(name))] if glob.has_magic(name) else [Path(name)]  # noqa: PTH207
         finished = [
             path
@@ -137,7 +143,11 @@ def read_runs(runs: str) -> Results:
         files.update(dict.fromkeys(finished))
     if not files:
         raise SettingError("no run is named: --runs=saved/<run>,saved/<run>")
-    return from_results([(str(path.parent), read_json(path, "result of a run")) for path in files])
+    return from_results([(str(path.parent), _result(path)) for path in files])
+
+
+def _result(path: Path) -> dict[str, Any]:
+    return archived_run(path.parent).result if split_path(path) else read_json(path, "result of a run")
 
 
 def from_results(results: Sequence[tuple[str, dict[str, Any]]]) -> Results:

@@ -3,11 +3,11 @@
 import csv
 import json
 import shlex
-from pathlib import Path
 
 import forked_compare
 import pytest
 from atomic_files import write_atomic_files
+from kept_runs import ML_100K
 from small_data import write_dataset
 
 from recbole_llm.cli.main import main
@@ -17,9 +17,7 @@ from recbole_llm.comparison.compare import Options, compare, parse_options
 from recbole_llm.config.config import has_setting, parse_value
 from recbole_llm.errors import SettingError
 
-ROOT = Path(__file__).parents[2]
-KEPT = ROOT / "results" / "runs" / "ml-100k"
-POP, SASREC = KEPT / "Pop" / "seed-2020", KEPT / "SASRec-default" / "seed-2020"
+POP, SASREC = ML_100K / "Pop" / "seed-2020", ML_100K / "SASRec-default" / "seed-2020"
 MODELS = ["Pop", "BPR", "GRU4Rec", "SASRec", "ST2SI"]
 
 

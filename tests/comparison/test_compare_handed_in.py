@@ -1,27 +1,27 @@
 """Comparisons of runs that are handed in: labels, tables and intervals, and which runs may stand side by side."""
 
 import json
-import shutil
+import os
 from pathlib import Path
 
 import pytest
 from atomic_files import quick_settings, write_atomic_files
+from kept_runs import KEPT_RUNS, ML_100K, kept_result, unpack
 
 from recbole_llm.cli.main import main
 from recbole_llm.comparison import cells as compare_cells
 from recbole_llm.comparison.compare import Options, compare
 from recbole_llm.errors import CheckpointError, SettingError
 from recbole_llm.quick_start.run import run
+from recbole_llm.runs.archive import archived_run, read_archive
 
-ROOT = Path(__file__).parents[2]
-KEPT = ROOT / "results" / "runs" / "ml-100k"
-POP, SASREC = KEPT / "Pop" / "seed-2020", KEPT / "SASRec-default" / "seed-2020"
+POP, SASREC = ML_100K / "Pop" / "seed-2020", ML_100K / "SASRec-default" / "seed-2020"
 
 
 def test_kept_runs_give_their_table_and_start_nothing(workdir, monkeypatch, capsys):
     monkeypatch.setattr(compare_cells, "start_run", lambda *_: pytest.fail("a run was started"))
     names = ["Pop", "SASRec", "ST2SI-ILP-8-items", "ST2SI-ILP-50-items"]
-    runs = [f"--runs=SASRec:{SASREC},{KEPT}/*/*", f"--models={','.join(names)}"]
+    runs = [f"--runs=SASRec:{SASREC},{ML_100K}", f"--models={','.join(names)}"]
     assert main(["compare", *runs, "--out=here", "--show=ndcg@10,mrr"]) == 0
     printed = capsys.readouterr().out
     comparison = json.loads((workdir / "here" / "comparison.json").read_text())
@@ -37,13 +37,14 @@ def test_kept_runs_give_their_table_and_start_nothing(workdir, monkeypatch, caps
     assert groups[3]["metrics"]["mrr"]["mean"] < groups[0]["metrics"]["mrr"]["mean"]
     assert any("Pop on ml-100k gives many items the same score" in note for note in comparison["notes"])
     cell = comparison["cells"][-1]
-    assert (workdir / "here" / cell["run"] / "result.json").samefile(KEPT / names[-1] / "seed-2020" / "result.json")
+    kept = archived_run(os.path.normpath(workdir / "here" / cell["run"]))
+    assert kept.path == ML_100K / names[-1] / "seed-2020" and kept.result["test"] == cell["test"]
     assert "--backbone=smollm2-135m" in cell["command"] and "--mask_history" not in cell["command"]
 
 
 def test_a_pattern_names_runs_after_what_tells_them_apart(workdir):
-    for folder in KEPT.iterdir():
-        (workdir / folder.name).symlink_to(folder / "seed-2020")
+    for kept in read_archive(ML_100K):
+        unpack(kept.path, workdir / kept.label)
     comparison = compare(Options(runs=[str(workdir / "*")], out="here", show=["mrr"]))
     assert comparison["models"] == [
         "BERT4Rec", "GRU4Rec", "Pop", "SASRec", "ST2SI (MAX_ITEM_LIST_LENGTH=50)",
@@ -68,9 +69,9 @@ def test_runs_in_folders_of_seeds_are_named_after_the_folder_above(workdir, monk
     monkeypatch.setattr(compare_cells, "start_run", lambda *_: pytest.fail("a run was started"))
     seeds_of(workdir / "runs" / "SASRec-mine", weights=weights)
     arguments = ["--show=epochs,mrr,valid.ndcg@10,seeds", "--significance=false", "--out=here"]
-    runs = f"--runs=runs/*/*,{KEPT}/*/*"
+    runs = f"--runs=runs/*/*,{ML_100K}"
     assert main(["compare", runs, "--models=SASRec-mine,GRU4Rec-default", *arguments]) == 0
-    own = json.loads((KEPT / "GRU4Rec-default" / "seed-2020" / "result.json").read_text())
+    own = kept_result("ml-100k", "GRU4Rec-default")
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert rows[0] == "| Model | Epochs | MRR | Valid NDCG@10 | Seeds |"
     assert rows[2] == "| SASRec-mine | 20 | **0.0700 ± 0.0100** | 0.1100 ± 0.0200 | 3 |"
@@ -91,12 +92,12 @@ def test_runs_of_one_label_must_have_one_setting(workdir):
 
 def test_rows_must_be_of_runs_that_are_there(workdir):
     with pytest.raises(SettingError, match=r"models=SASRec is none of the runs.*did you mean 'SASRec-default'"):
-        compare(Options(runs=[f"{KEPT}/*/*"], models="Pop,SASRec", out="here"))
+        compare(Options(runs=[f"{ML_100K}"], models="Pop,SASRec", out="here"))
     assert not (workdir / "here").exists()
 
 
 def test_intervals_of_a_table_are_those_of_the_whole_comparison(workdir, capsys):
-    options = {"runs": [f"{KEPT}/*/*"], "models": "SASRec-default,GRU4Rec-default"}
+    options = {"runs": [f"{ML_100K}"], "models": "SASRec-default,GRU4Rec-default"}
     whole = compare(Options(**options, out="whole", show="mrr,ndcg@10"))
     alone = compare(Options(**options, out="alone", show="mrr,interval.ndcg@10", significance=False))
     assert alone["intervals"] == [entry for entry in whole["intervals"] if entry["metric"] == "ndcg@10"]
@@ -108,7 +109,7 @@ def test_intervals_of_a_table_are_those_of_the_whole_comparison(workdir, capsys)
 @pytest.mark.parametrize(("given", "shown"), [({}, []), ({"ours": "SASRec-default"}, ["SASRec-default"])])
 def test_without_significance_improvements_are_those_that_are_asked_for(workdir, given, shown):
     labels = "SASRec-default,ST2SI-ILP-8-items"
-    comparison = compare(Options(runs=[f"{KEPT}/*/*"], models=labels, out="here", significance=False, **given))
+    comparison = compare(Options(runs=[f"{ML_100K}"], models=labels, out="here", significance=False, **given))
     improved = {entry["label"] for entry in comparison["summary"] if entry["improvement"] is not None}
     assert sorted(improved) == comparison["ours"] == shown
     assert "p < 0.01" not in (workdir / "here" / "comparison.md").read_text()
@@ -116,8 +117,8 @@ def test_without_significance_improvements_are_those_that_are_asked_for(workdir,
 
 def test_nothing_is_fetched_to_compare_runs(workdir, monkeypatch):
     monkeypatch.setattr("recbole_llm.prepare.ensure", lambda *_: pytest.fail("a data set was made"))
-    runs = ROOT / "results" / "runs" / "Scientific"
-    comparison = compare(Options(runs=[f"{runs}/*/*"], models="SASRec,ST2SI-ILP", out="here", show="mrr"))
+    runs = KEPT_RUNS / "Scientific.parquet"
+    comparison = compare(Options(runs=[str(runs)], models="SASRec,ST2SI-ILP", out="here", show="mrr"))
     assert comparison["notes"] == ["Scientific: metrics by group are left out: its data are not in dataset/"]
     assert not (workdir / "dataset").exists()
 
@@ -144,8 +145,7 @@ def test_runs_fill_their_cells_of_a_plan(workdir, monkeypatch):
 
 def altered(tmp_path, name, **settings):
     """A copy of the kept run of SASRec with other settings."""
-    folder = tmp_path / name
-    shutil.copytree(SASREC, folder)
+    folder = unpack(SASREC, tmp_path / name)
     result = json.loads((folder / "result.json").read_text())
     counts = settings.pop("counts", {})
     result["settings"] |= settings
@@ -218,7 +218,7 @@ def test_runs_that_are_none(workdir):
         ({"test": {"mrr": "high"}}, "mrr is 'high', not a number"),
         ({"test": {}}, "has no test metrics"),
     ):
-        result = json.loads((SASREC / "result.json").read_text()) | changed
+        result = archived_run(SASREC).result | changed
         (workdir / "saved" / "half" / "result.json").write_text(json.dumps(result))
         with pytest.raises(CheckpointError, match=message):
             compare(Options(runs="saved/half"))

@@ -3,11 +3,11 @@
 import itertools
 import math
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from kept_runs import ML_100K
 from recbole.evaluator.metrics import MAP, MRR, NDCG, Hit, Precision, Recall
 from scipy import stats
 
@@ -29,16 +29,14 @@ from recbole_llm.comparison.user_values import (
 )
 from recbole_llm.compat.repairs import alias_numpy_names
 from recbole_llm.errors import DataError
-from recbole_llm.runs.ranks import read_ranks
+from recbole_llm.runs.archive import archived_run
 
-ROOT = Path(__file__).parents[2]
-RUNS = ROOT / "results" / "runs" / "ml-100k"
 KEPT = ["Pop", "GRU4Rec-default", "SASRec-default", "BERT4Rec-default", "ST2SI-ILP-50-items"]
 METRICS = {"hit": Hit, "mrr": MRR, "ndcg": NDCG, "recall": Recall, "precision": Precision, "map": MAP}
 
 
 def kept_values(metric):
-    tables = [user_values(read_ranks(RUNS / n / "seed-2020/ranks-test.tsv.gz"), [metric], False) for n in KEPT]
+    tables = [user_values(archived_run(ML_100K / n / "seed-2020").ranks(), [metric], False) for n in KEPT]
     return np.stack([table[metric].to_numpy() for table in tables], axis=1)
 
 
@@ -69,12 +67,10 @@ def test_lists_have_recboles_own_values(name, cut, most):
 
 def test_values_of_users_average_to_the_stored_metrics():
     """The means are RecBole's own numbers of the kept runs, up to their rounding."""
-    import json
-
     for name in KEPT[1:]:  # Pop's scores tie, where RecBole's order is arbitrary
-        folder = RUNS / name / "seed-2020"
-        stored = json.loads((folder / "result.json").read_text())["test"]
-        table = user_values(read_ranks(folder / "ranks-test.tsv.gz"), list(stored), together=False)
+        run = archived_run(ML_100K / name / "seed-2020")
+        stored = run.result["test"]
+        table = user_values(run.ranks(), list(stored), together=False)
         for metric, value in stored.items():
             assert table[metric].mean() == pytest.approx(value, abs=6e-5), (name, metric)
 

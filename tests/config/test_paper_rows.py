@@ -2,12 +2,12 @@
 
 import pytest
 
-from recbole_llm.config import paper as paper_rows
 from recbole_llm.cli import main as cli
 from recbole_llm.config import config as config_module
+from recbole_llm.config import paper as paper_rows
 from recbole_llm.config.config import Config
-from recbole_llm.errors import DataError, SettingError
 from recbole_llm.config.paper import list_rows, printed_row, printed_values, row_settings
+from recbole_llm.errors import DataError, SettingError
 from recbole_llm.quick_start import run as quick_start
 
 

@@ -4,15 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+from kept_runs import KEPT_RUNS
 from small_data import write_dataset
 
 from recbole_llm.config import renamed
 from recbole_llm.config.config import Config
+from recbole_llm.runs.archive import read_archive
 from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.paths import shipped
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS = ROOT / "results" / "runs"
 RECOMMENDED = shipped("properties") / "recommended"
 TUNED = {
     (path.stem, model): settings
@@ -63,7 +64,8 @@ OUT_OF_TIME = {("ml-1m", "BERT4Rec")}
 
 
 def kept_results(label):
-    return [json.loads(file.read_text()) for file in sorted((RUNS / label).glob("*/result.json"))]
+    dataset, _, label = label.partition("/")
+    return [run.result for run in read_archive(KEPT_RUNS / f"{dataset}.parquet") if run.label == label]
 
 
 def kept_settings(label):

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 from comparison_data import comparison, result
+from kept_runs import ML_100K
 
 from recbole_llm.cli.main import main
-
-KEPT = Path(__file__).parents[2] / "results" / "runs" / "ml-100k"
 
 
 @pytest.fixture
@@ -67,6 +66,8 @@ def test_runs_are_drawn_against_a_setting_by_size_and_by_pretraining(folder, cap
         (["--kind=bars", "--runs=", "--metric=mrr"], "no run is named"),
         (["--kind=bars", "--runs=nothing/*"], "nothing/* names no finished run"),
         (["--kind=bars", "--runs=nothing"], "nothing names no finished run"),
+        (["--kind=bars", "--runs=nothing.parquet"], "no archive of runs is at nothing.parquet"),
+        (["--kind=bars", f"--runs={ML_100K}/Popp"], "no finished run is at"),
         (["--kind=bars", "--comparison=none.json"], "the comparison none.json does not exist"),
         (["--kind=bars", "--comparison=cut.json"], "cut.json is not a readable comparison"),
         (["--kind=bars", "--comparison=list.json"], "list.json is not a comparison: it holds a list"),
@@ -78,7 +79,7 @@ def test_runs_are_drawn_against_a_setting_by_size_and_by_pretraining(folder, cap
         (["--kind=sensitivity", "--setting=epochs", "--comparison=comparison.json"], "epochs has no two values"),
         (["--kind=backbones", "--comparison=comparison.json"], "no two runs on one data set have language models"),
         (["--kind=pretraining", "--comparison=comparison.json"], "differ in pretrain_datasets"),
-        (["--kind=groups", f"--runs={KEPT}/*/*"], "there are no groups of targets with ndcg@10"),
+        (["--kind=groups", f"--runs={ML_100K}"], "there are no groups of targets with ndcg@10"),
         (["--kind=bars", "--rnus=x"], "plot has no setting 'rnus'; did you mean 'runs'?"),
         (["--kind=bars", "--kind=bars"], "--kind is given twice"),
         (["bars"], "'bars' is not understood"),

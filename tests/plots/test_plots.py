@@ -3,12 +3,12 @@
 import itertools
 import json
 import statistics
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 from comparison_data import DATASETS, LABELS, comparison, result
+from kept_runs import KEPT_RUNS, ML_100K, kept_result
 from matplotlib.colors import to_hex
 
 from recbole_llm.errors import SettingError
@@ -21,8 +21,6 @@ from recbole_llm.plots.records import from_comparison, from_results, read_runs
 from recbole_llm.plots.sensitivity import sensitivity
 from recbole_llm.plots.style import PALETTE, looks
 from recbole_llm.plots.trade_off import trade_off
-
-KEPT = Path(__file__).parents[2] / "results" / "runs" / "ml-100k"
 
 
 def lines(ax):
@@ -53,11 +51,11 @@ def segments(ax):
 
 
 def test_curves_are_the_histories_of_the_kept_runs():
-    results = read_runs(f"{KEPT}/*/*")
+    results = read_runs(str(ML_100K))
     figure = curves(results, "ndcg@10")
     left, right = figure.axes
     for name in ("BERT4Rec", "GRU4Rec", "SASRec"):
-        stored = json.loads((KEPT / f"{name}-default" / "seed-2020" / "result.json").read_text())
+        stored = kept_result("ml-100k", f"{name}-default")
         epochs = [entry["epoch"] for entry in stored["history"]]
         assert lines(left)[name] == (epochs, [entry["valid"]["ndcg@10"] for entry in stored["history"]])
         assert lines(right)[name] == (epochs, [entry["train_loss"] for entry in stored["history"]])
@@ -72,7 +70,7 @@ def test_curves_are_the_histories_of_the_kept_runs():
 
 
 def test_runs_of_one_model_are_told_apart_by_the_setting_that_differs():
-    labels = read_runs(f"{KEPT}/ST2SI-ILP-8-items/* {KEPT}/ST2SI-ILP-50-items/seed-2020/result.json").labels
+    labels = read_runs(f"{ML_100K}/ST2SI-ILP-8-items/* {ML_100K}/ST2SI-ILP-50-items/seed-2020/result.json").labels
     assert labels == [f"ST2SI, smollm2-135m, ilp, MAX_ITEM_LIST_LENGTH={number}" for number in (8, 50)]
 
 
@@ -253,7 +251,7 @@ def test_trade_off_is_training_seconds_against_quality():
 
 @pytest.mark.parametrize("kept", ["comparison-scientific", "comparison-games"])
 def test_no_names_of_a_trade_off_of_many_models_touch(kept):
-    results = from_comparison(json.loads((KEPT.parents[1] / kept / "comparison.json").read_text()))
+    results = from_comparison(json.loads((KEPT_RUNS.parent / kept / "comparison.json").read_text()))
     figure = trade_off(results, "ndcg@10")
     figure.canvas.draw()
     (ax,) = figure.axes

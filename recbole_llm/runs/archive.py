@@ -1,0 +1,271 @@
+"""Archives: the results and ranks of many finished runs in one Parquet file, as `results/runs/` keeps them.
+
+An archive stands for a folder with the run folders ``<label>/seed-<number>``, and a run in it has a path as if it were
+one: ``Scientific.parquet/SASRec/seed-2020``. The file has one row per run, with these columns:
+
+* ``label``, ``seed``, and ``result``: the JSON text of `result.json`;
+* ``test_targets``: the number of the row (from 0) that holds the users and items of this run's test targets, since most
+  runs on a dataset have the same; null for a run without ranks;
+* ``test_users``, ``test_items``: these users and items, in the rows that ``test_targets`` names, null in all others;
+* ``test_ranks_0`` to ``test_ranks_3``: the bytes of each target's rank, the lowest first. Apart, they compress to three
+  quarters of what whole numbers do: the higher bytes repeat, the lowest hardly does.
+
+Columns that begin with ``valid`` hold the same of the validation targets.
+"""
+
+import fnmatch
+import functools
+import glob
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+
+from recbole_llm.errors import CheckpointError, DataError
+from recbole_llm.runs.folder import RESULT
+from recbole_llm.runs.ranks import read_ranks
+from recbole_llm.utils.files import read_json, replacing
+
+SUFFIX = ".parquet"
+SPLITS = ("test", "valid")
+_RANK = np.dtype("<u4")
+_LEVEL = 19  # of zstd; an archive is written once and read often
+_CACHED_READS = 8
+
+
+@dataclass(frozen=True)
+class ArchivedRun:
+    """One run of an archive.
+
+    Attributes:
+        label: names the run's settings.
+        seed: of the run.
+        archive: the file that holds it.
+        text: what its `result.json` holds, as JSON.
+    """
+
+    label: str
+    seed: int
+    archive: Path
+    text: str = field(repr=False)
+
+    @property
+    def path(self) -> Path:
+        """The run's path in the archive."""
+        return self.archive / _name(self.label, self.seed)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What its `result.json` holds."""
+        return json.loads(self.text)
+
+    def ranks(self, split: str = "test") -> pd.DataFrame | None:
+        """Return what `read_ranks` gives for the run's ``ranks-<split>.tsv.gz``, None if it had no such file.
+
+        Args:
+            split: ``test`` or ``valid``.
+
+        Raises:
+            DataError: if the archive's ranks cannot be read.
+        """
+        frame = _read(self.archive, ("label", "seed", *_rank_names(split)), _version(self.archive))
+        row = frame.select("label", "seed").rows().index((self.label, self.seed))
+        targets = frame[f"{split}_targets"][row]
+        if targets is None:
+            return None
+        users, items = (frame[f"{split}_{name}"][targets].to_list() for name in ("users", "items"))
+        planes = [np.frombuffer(frame[name][row], np.uint8) for name in _plane_names(split)]
+        values = np.stack(planes, axis=1).view(_RANK)[:, 0].astype(np.int64)
+        return pd.DataFrame({"user": pd.Series(users, dtype=str), "item": pd.Series(items, dtype=str), "rank": values})
+
+
+def read_archive(path: str | Path) -> list[ArchivedRun]:
+    """Return the runs of an archive, in the order of their paths.
+
+    Raises:
+        DataError: if the file is missing or is no archive.
+    """
+    path = Path(path)
+    frame = _read(path, tuple(_schema()), _version(path))
+    return [ArchivedRun(label, seed, path, text) for label, seed, text in frame.rows()]
+
+
+def write_archive(runs: Iterable[Path | ArchivedRun], path: str | Path) -> None:
+    """Write runs into one archive; the same runs give the same archive, in whatever order they come.
+
+    Args:
+        runs: folders of finished runs, each ``<label>/seed-<number>``, and runs of other archives.
+        path: ending in ``.parquet``; what it held is replaced.
+
+    Raises:
+        DataError: if a folder has another name or an unreadable file, or two runs have one label and seed.
+        StorageError: if the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise DataError(f"the archive {path} must have a name that ends in {SUFFIX}")
+    rows: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        row = _row_of_archived(run) if isinstance(run, ArchivedRun) else _row_of_folder(run)
+        name = _name(row["label"], row["seed"])
+        if rows.setdefault(name, row) is not row:
+            raise DataError(f"two of the runs for {path} are called {name}: leave one of them out")
+    ordered = [rows[name] for name in sorted(rows)]
+    frame = pl.DataFrame({name: [row[name] for row in ordered] for name in ("label", "seed", "result")}, _schema())
+    columns = [
+        pl.Series(name, values, dtype=dtype, strict=True)
+        for split in SPLITS
+        for name, dtype, values in _rank_columns(split, [row[split] for row in ordered])
+    ]
+    with replacing(path) as temporary:
+        frame.with_columns(columns).write_parquet(
+            temporary, compression="zstd", compression_level=_LEVEL, statistics=False
+        )
+
+
+def _name(label: str, seed: int) -> str:
+    return f"{label}/seed-{seed}"
+
+
+def _schema() -> dict[str, Any]:
+    return {"label": pl.String, "seed": pl.Int64, "result": pl.String}
+
+
+def _row_of_archived(run: ArchivedRun) -> dict[str, Any]:
+    return {"label": run.label, "seed": run.seed, "result": run.text, **{split: run.ranks(split) for split in SPLITS}}
+
+
+def _row_of_folder(folder: Path) -> dict[str, Any]:
+    folder = folder.absolute()
+    result = read_json(folder / RESULT)
+    seed = result.get("seed") if isinstance(result, dict) else None
+    if not isinstance(seed, int) or folder.name != f"seed-{seed}":
+        raise DataError(f"{folder} must be a run's folder with the name seed-<number>, where its seed is {seed}")
+    text = json.dumps(result, ensure_ascii=False, separators=(",", ":"))
+    files = {split: folder / f"ranks-{split}.tsv.gz" for split in SPLITS}
+    ranks = {split: read_ranks(file) if file.exists() else None for split, file in files.items()}
+    return {"label": folder.parent.name, "seed": seed, "result": text, **ranks}
+
+
+def _rank_columns(split: str, frames: list[pd.DataFrame | None]) -> Iterator[tuple[str, Any, list[Any]]]:
+    """Yield name, type and values (one per run) of the columns with the ranks of a split."""
+    targets: list[int | None] = []
+    kept: list[tuple[int, pd.DataFrame]] = []
+    for number, frame in enumerate(frames):
+        same = None if frame is None else _same_targets(frame, kept)
+        if frame is not None and same is None:
+            kept.append((number, frame))
+            same = number
+        targets.append(same)
+    yield f"{split}_targets", pl.Int64, targets
+    own = dict(kept)
+    for name in ("user", "item"):
+        values = [own[number][name].tolist() if number in own else None for number in range(len(frames))]
+        yield f"{split}_{name}s", pl.List(pl.String), values
+    planes = [None if frame is None else _bytes_of(frame["rank"].to_numpy()) for frame in frames]
+    for place, name in enumerate(_plane_names(split)):
+        yield name, pl.Binary, [None if own is None else own[:, place].tobytes() for own in planes]
+
+
+def _same_targets(frame: pd.DataFrame, kept: list[tuple[int, pd.DataFrame]]) -> int | None:
+    names = ["user", "item"]
+    return next((number for number, other in kept if other[names].equals(frame[names])), None)
+
+
+def _bytes_of(ranks: np.ndarray) -> np.ndarray:
+    """Return the bytes of each rank, uint8 [targets, 4], the lowest first."""
+    if len(ranks) and not 0 < ranks.min() <= ranks.max() <= np.iinfo(_RANK).max:
+        raise DataError(f"ranks must lie between 1 and {np.iinfo(_RANK).max}, but are {ranks.min()} to {ranks.max()}")
+    return ranks.astype(_RANK).view(np.uint8).reshape(-1, _RANK.itemsize)
+
+
+def _plane_names(split: str) -> list[str]:
+    return [f"{split}_ranks_{place}" for place in range(_RANK.itemsize)]
+
+
+def _rank_names(split: str) -> list[str]:
+    return [f"{split}_targets", f"{split}_users", f"{split}_items", *_plane_names(split)]
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Return what tells a file from the one that it was when it was read last."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise DataError(f"the archive {path} cannot be read: {error.strerror}") from None
+    return state.st_mtime_ns, state.st_size
+
+
+@functools.lru_cache(_CACHED_READS)
+def _read(path: Path, names: tuple[str, ...], version: tuple[int, int]) -> pl.DataFrame:
+    """Return columns of an archive; `version` makes a file that has changed another one to the cache."""
+    try:
+        return pl.read_parquet(path, columns=list(names), glob=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{path} is not an archive of runs: {str(error).splitlines()[0]}") from None
+
+
+# -- paths of runs in archives -----------------------------------------------------------------------------------------
+
+
+def split_path(path: str | Path) -> tuple[str, str] | None:
+    """Return the archive in a path or pattern, and what follows it; None if no part of it is an archive's name.
+
+    ``a/X.parquet/SASRec/*`` gives ``a/X.parquet`` and ``SASRec/*``.
+    """
+    parts = Path(path).parts
+    place = next((place for place, part in enumerate(parts) if part.endswith(SUFFIX)), None)
+    if place is None:
+        return None
+    inside = [part for part in parts[place + 1 :] if part != RESULT]
+    return str(Path(*parts[: place + 1])), "/".join(inside)
+
+
+def find_archived(pattern: str) -> list[Path]:
+    """Return the paths of runs in archives, those of one archive in their order.
+
+    Args:
+        pattern: an archive, which stands for all of its runs, or a run in one; ``*`` stands for any name in both.
+
+    Raises:
+        CheckpointError: if there is no such archive, or no such run in it.
+        DataError: if a file is no archive.
+    """
+    archive, inside = split_path(pattern) or (pattern, "")
+    files = sorted(glob.glob(archive)) if glob.has_magic(archive) else [archive]  # noqa: PTH207 (may be absolute)
+    if not any(Path(file).is_file() for file in files):
+        raise CheckpointError(f"no archive of runs is at {archive}")
+    found = [run.path for file in files for run in read_archive(file) if _matches(run, inside)]
+    if not found:
+        raise CheckpointError(f"no finished run is at {pattern}")
+    return found
+
+
+def _matches(run: ArchivedRun, inside: str) -> bool:
+    """Whether label and folder of a run match the parts of a pattern; parts that are not given match all."""
+    parts = inside.split("/") if inside else []
+    names = (run.label, f"seed-{run.seed}")
+    given = zip(names, parts, strict=False)
+    return len(parts) <= len(names) and all(name == part or fnmatch.fnmatchcase(name, part) for name, part in given)
+
+
+def archived_run(path: str | Path) -> ArchivedRun:
+    """Return the run with this path in an archive.
+
+    Raises:
+        CheckpointError: if the archive has no such run.
+        DataError: if the file is missing or is no archive.
+    """
+    archive, inside = split_path(path) or (str(path), "")
+    for run in read_archive(archive):
+        if _name(run.label, run.seed) == inside:
+            return run
+    raise CheckpointError(f"the archive {archive} has no run {inside}")
