@@ -3,7 +3,7 @@
 import numpy as np
 from small_data import TITLES
 
-from recbole_llm.config import registry
+from recbole_llm.trainer.choose import trainer_class
 
 SIZE = 8  # of a user vector
 # Byte-level BPE would make one token of a bracket and the comma after it; prompts are laid together from pieces.
@@ -16,7 +16,7 @@ ID_SETTINGS = {
 
 
 def trainer_of(parts, prepared=True):
-    trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
+    trainer = trainer_class(parts.config)(parts.config, parts.model)
     if prepared:
         trainer.precompute()
     return trainer

@@ -16,7 +16,8 @@ from recbole.data.utils import get_dataloader
 from recbole.sampler import KGSampler
 from recbole.utils import ModelType
 
-from recbole_llm.config import attributes, registry
+from recbole_llm.config import attributes
+from recbole_llm.data import choose
 from recbole_llm.data.dataset import with_protocol
 from recbole_llm.data.device_table import give_tables, loader_class
 from recbole_llm.errors import DataError, SettingError
@@ -45,7 +46,7 @@ def create_dataset(config: Any, dataset_class: type | None = None) -> Any:
             raise SettingError(f"{name} is not supported: RecBole stores it as a pickle, which is not safe to load")
     _check_side_files(config)
     attributes.check_file(config)
-    dataset_class = with_protocol(dataset_class or registry.dataset_class(config))
+    dataset_class = with_protocol(dataset_class or choose.dataset_class(config))
     try:
         with warnings.catch_warnings():
             # `recbole/data/dataset/dataset.py:648` fills chained columns in place: right on pandas 2, with a page of
@@ -63,7 +64,7 @@ def _check_side_files(config: Any) -> None:
     RecBole has a TypeError for it (`recbole/data/dataset/kg_dataset.py:249`).
     """
     suffixes = list(config["additional_feat_suffix"] or ())
-    if issubclass(registry.dataset_class(config), KnowledgeBasedDataset):
+    if issubclass(choose.dataset_class(config), KnowledgeBasedDataset):
         suffixes = ["kg", "link", *suffixes]
     for suffix in suffixes:
         path = Path(config["data_path"]) / f"{config['dataset']}.{suffix}"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from recbole.utils import init_logger, init_seed
 
-from recbole_llm.config import registry
 from recbole_llm.config.config import Config, parse_command_line
 from recbole_llm.data.build import create_dataset, data_preparation
 from recbole_llm.errors import DataError, SettingError
@@ -21,6 +20,7 @@ from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.ranks import write_ranks
 from recbole_llm.stages import pretraining
+from recbole_llm.trainer.choose import trainer_class
 from recbole_llm.trainer.run_folder_trainer import best_epoch
 from recbole_llm.utils.files import read_yaml, write_json
 
@@ -205,7 +205,7 @@ def _parts_and_trainer(config: Config, folder: Path, test: bool = True) -> tuple
     run_folder.write_settings(folder, config.merged)  # the model may have added to them
     if hasattr(parts.model, "before_training") and not (folder / checkpoint.RESUME).exists():
         parts.model.before_training(parts.dataset)
-    return parts, registry.trainer_class(config)(config, parts.model)
+    return parts, trainer_class(config)(config, parts.model)
 
 
 def _precompute_and_resume(trainer: Any, config: Config, folder: Path, *evaluated: Any) -> None:

@@ -101,9 +101,9 @@ def _shape(config: Any) -> dict[str, Any]:
 
 
 def _pretrain(config: Any, folder: Path) -> None:
-    from recbole_llm.config import registry
     from recbole_llm.config.config import Config
     from recbole_llm.quick_start import run as quick_start
+    from recbole_llm.trainer.choose import trainer_class
 
     # The weights are stored once, at the end: weights that are there are those of a finished pre-training.
     first = Config(
@@ -112,7 +112,7 @@ def _pretrain(config: Any, folder: Path) -> None:
     first["run_folder"] = str(folder)
     init_seed(first["seed"], first["reproducibility"])
     parts = quick_start.build(first, test=config["reads_test"] is not False)
-    trainer = registry.trainer_class(first)(first, parts.model)
+    trainer = trainer_class(first)(first, parts.model)
     trainer.fit(parts.train, show_progress=first["show_progress"])
 
 

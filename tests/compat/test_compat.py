@@ -20,6 +20,7 @@ from recbole_llm.config.config import Config
 from recbole_llm.errors import CheckpointError, DataError, SettingError
 from recbole_llm.quick_start.run import Parts, build, load, run
 from recbole_llm.runs import checkpoint
+from recbole_llm.trainer.choose import trainer_class
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +243,7 @@ def test_the_best_epoch_is_reloaded_not_the_last(data, workdir):
             break
     assert result["best_epoch"] < 4
     parts = load(result["path"])
-    trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
+    trainer = trainer_class(parts.config)(parts.config, parts.model)
     assert trainer.evaluate(parts.test, load_best_model=False) == result["test"]
     assert trainer.evaluate(parts.valid, load_best_model=False) == result["history"][result["best_epoch"]]["valid"]
 
@@ -251,7 +252,7 @@ def test_the_best_epoch_is_reloaded_not_the_last(data, workdir):
 def test_other_parameters_survive_the_round_trip(model, data, workdir):
     parts = built(data, model, epochs=1)
     parts.config["run_folder"] = str(workdir)
-    registry.trainer_class(parts.config)(parts.config, parts.model).fit(parts.train, parts.valid)
+    trainer_class(parts.config)(parts.config, parts.model).fit(parts.train, parts.valid)
     checkpoint.save_weights(workdir / "weights", checkpoint.snapshot(parts.model), parts.config["description"])
     others = parts.model.other_parameter()
     assert any(value is not None for value in others.values())

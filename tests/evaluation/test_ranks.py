@@ -9,10 +9,10 @@ from recbole.data.interaction import Interaction
 from recbole.evaluator import Evaluator
 from small_data import HISTORIES, build_parts, write_dataset
 
-from recbole_llm.config import registry
 from recbole_llm.errors import DataError, TrainingError
 from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank, target_ranks
 from recbole_llm.runs.ranks import read_ranks, write_ranks
+from recbole_llm.trainer.choose import trainer_class
 
 TOPK = [1, 3, 5]
 
@@ -99,7 +99,7 @@ def test_mrr_where_users_have_several_targets_is_recboles_with_a_long_cut(workdi
     if model == "Pop":
         parts.model.item_cnt = torch.arange(parts.dataset.item_num)[:, None]  # no ties
         parts.model.max_cnt = parts.model.item_cnt.max()
-    trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
+    trainer = trainer_class(parts.config)(parts.config, parts.model)
     trainer.eval_collector.data_collect(parts.train)
     result = trainer.evaluate(parts.test, load_best_model=False)
     users, _, ranks = trainer.eval_collector.collected()
@@ -110,7 +110,7 @@ def test_mrr_where_users_have_several_targets_is_recboles_with_a_long_cut(workdi
 
 def test_trainer_adds_mrr_over_the_whole_ranking_and_forgets_the_last_evaluation(parts):
     parts.config["run_folder"] = parts.config["data_path"]
-    trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
+    trainer = trainer_class(parts.config)(parts.config, parts.model)
     trainer.eval_collector.data_collect(parts.train)
     parts.model.item_cnt = torch.arange(parts.dataset.item_num)[:, None]  # popularity = the item's id
     parts.model.max_cnt = parts.model.item_cnt.max()

@@ -18,6 +18,7 @@ from recbole_llm.config.config import Config
 from recbole_llm.errors import SettingError
 from recbole_llm.quick_start.run import build, load, run
 from recbole_llm.stages import s3rec
+from recbole_llm.trainer.choose import trainer_class
 from recbole_llm.utils.files import read_yaml
 
 QUICK = {"pretrain_epochs": 2, "hidden_size": 16, "inner_size": 16, "n_layers": 1}
@@ -99,7 +100,7 @@ def test_finished_run_is_loaded_without_its_pretraining(data, workdir):
     for folder in Path("saved").glob("pretrain-*"):
         shutil.rmtree(folder)
     parts = load(result["path"])
-    trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
+    trainer = trainer_class(parts.config)(parts.config, parts.model)
     assert trainer.evaluate(parts.test, load_best_model=False) == result["test"]
 
 

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file
 from small_data import build_parts
 
-from recbole_llm.config import registry
 from recbole_llm.errors import CheckpointError, SettingError
 from recbole_llm.runs import checkpoint
+from recbole_llm.trainer.choose import trainer_class
 from recbole_llm.trainer.weight_average import WeightAverage
 
 RUN = {
@@ -29,7 +29,7 @@ def trainer_of(small, tiny):
         if folder is not None:
             folder.mkdir()
             parts.config["run_folder"] = str(folder)
-        trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
+        trainer = trainer_class(parts.config)(parts.config, parts.model)
         trainer.precompute(parts.valid, parts.test)
         return parts, trainer
 
