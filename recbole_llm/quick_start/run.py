@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from recbole.utils import init_logger, init_seed
 
+from recbole_llm.config import renamed
 from recbole_llm.config.config import Config, parse_command_line
 from recbole_llm.data.build import create_dataset, data_preparation
 from recbole_llm.errors import DataError, SettingError
@@ -104,7 +105,7 @@ def run(
     started = time.monotonic()
     if resume is not None:
         kept, stored = run_folder.open_unfinished(resume)
-        settings = {**stored, **(settings or {})}
+        settings = {**renamed.loadable(stored, kept, training=True), **(settings or {})}
     config = Config(model, dataset, config_files, settings, command_line)
     if resume is None:
         kept = run_folder.create(Path(config["checkpoint_dir"]), config.merged, folder)
@@ -203,8 +204,6 @@ def _begin(config: Config, folder: Path) -> None:
 def _parts_and_trainer(config: Config, folder: Path, test: bool = True) -> tuple[Parts, Any]:
     parts = build(config, test)
     run_folder.write_settings(folder, config.merged)  # the model may have added to them
-    if hasattr(parts.model, "before_training") and not (folder / checkpoint.RESUME).exists():
-        parts.model.before_training(parts.dataset)
     return parts, trainer_class(config)(config, parts.model)
 
 
@@ -346,7 +345,8 @@ def load(run: str | Path, settings: dict[str, Any] | None = None, test: bool = T
         CheckpointError: if the run is broken, or its weights belong to another catalogue.
     """
     folder, stored = run_folder.open_existing(run)
-    config = Config(config_dict={**stored, **(settings or {})})
+    own = renamed.loadable(stored, folder, training=False)
+    config = Config(config_dict={**own, **(settings or {})})
     config["run_folder"] = str(folder)
     init_seed(config["seed"], config["reproducibility"])
     parts = build(config, test)

@@ -156,9 +156,13 @@ def load_weights(path: Path, model: Any, description: dict[str, str]) -> None:
 def load_state(path: Path, model: Any, state: dict[str, Tensor]) -> None:
     """Put `state` into `model`; weights that a checkpoint of this model never holds (a frozen backbone) are left.
 
+    `renamed_weights` of the model, if it has such, says what weights of older versions are called now.
+
     Raises:
         CheckpointError: if names or shapes differ.
     """
+    new_names = getattr(model, "renamed_weights", {})
+    state = {new_names.get(name, name): weights for name, weights in state.items()}
     expected = stored_state(model)
     wrong = sorted(set(expected) ^ set(state)) or sorted(n for n in state if state[n].shape != expected[n].shape)
     if wrong:

@@ -40,10 +40,10 @@ from recbole_llm.utils.files import storage_errors, write_text
 from recbole_llm.utils.hashing import content_hash
 
 # Settings of a run that are its pre-training's too: those that change the result (beside backbone), and those that do
-# not. All others (learning rates, tuning, train_window, label_smoothing, ilp_dropout, weight_average, epochs, seed,
+# not. All others (learning rates, tuning, train_window, head_dropout, weight_average, epochs, seed,
 # evaluation) are the target's alone.
 _SHAPING = (
-    *("weights", "precision", "backbone_dropout", "query_token", "multi_query", "alignment", "alignment_instruction"),
+    *("weights", "precision", "query_token", "multi_query", "alignment", "alignment_instruction"),
     *("max_attribute_tokens", "MAX_ITEM_LIST_LENGTH", "max_sequence_tokens", "weight_decay", "warmup_steps"),
     *("lr_scheduler", "clip_grad_norm", "train_batch_size"),
 )
@@ -209,7 +209,8 @@ def _shape(config: Any, settings: PretrainSettings, sources: list[Config]) -> di
             **own,
             "backbone": str(config["backbone"]),
             "backbone_weights": fingerprint(resolve(str(config["backbone"])).folder),
-            "settings": {key: config[key] for key in _SHAPING},
+            # version 0.1.0 had the last of them, too: a pre-training of that version is found again
+            "settings": {**{key: config[key] for key in _SHAPING}, "backbone_dropout": None},
             "data": data,
         }
     )

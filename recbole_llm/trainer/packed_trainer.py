@@ -33,8 +33,7 @@ class PackedTrainer(Trainer):
 
     The gradient of a step is that of the mean cross-entropy over all queries of its `train_batch_size` samples, however
     many passes it takes: the budget changes memory and speed, not the result. The exception is what IDLE-Adapter's
-    discrepancy takes from the prompts of one pass: its rows with ``mmd_rows: batch``, and the median distance with
-    ``mmd_rho: median``.
+    discrepancy takes from the prompts of one pass: its rows with ``mmd_rows: batch``, and the median distance.
     """
 
     def __init__(self, config: Any, model: Any) -> None:

@@ -141,12 +141,12 @@ def check_id_weight(value: Any) -> float | None:
     return float(value)
 
 
-def most_items(config: Any, setting: str) -> int:
-    """Return how many items of a history the language model reads at most: `setting`, or `MAX_ITEM_LIST_LENGTH`.
+def max_items(config: Any) -> int:
+    """Return how many items of a history the language model reads at most: `max_items`, or `MAX_ITEM_LIST_LENGTH`.
 
     The id model reads `MAX_ITEM_LIST_LENGTH` in any case. Raises SettingError for what is no whole number from 1.
     """
-    name = "MAX_ITEM_LIST_LENGTH" if config[setting] is None else setting
+    name = "MAX_ITEM_LIST_LENGTH" if config["max_items"] is None else "max_items"
     require_whole(name, config[name])
     return config[name]
 

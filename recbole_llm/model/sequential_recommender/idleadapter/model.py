@@ -4,13 +4,13 @@ The user vector of a trained, frozen id model (eq. 2) is projected, layer by lay
 that stand before a hard prompt in every layer of a frozen language model (eq. 8 to 11). The pooled last state is mapped
 to item ids by a linear head (eq. 14). Cross-entropy (eq. 13) is trained together with the discrepancy between the
 virtual tokens and the language model's own states (eq. 12, 15); adapter and head are all that is trained (eq. 16).
-With ``backbone_tuning: lora`` or ``full`` the language model is trained, too, and with `id_weight` the id model's own
+With ``tuning: lora`` or ``full`` the language model is trained, too, and with `id_weight` the id model's own
 scores are mixed in when items are ranked; neither is in the paper.
 """
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -59,9 +59,9 @@ class IDLEAdapter(SequentialRecommender):
     Attributes:
         inputs: prompts of histories, and the prefixes to train on.
         id_model: the frozen id model.
-        backbone: the language model, frozen unless `backbone_tuning` says otherwise.
+        backbone: the language model, frozen unless `tuning` says otherwise.
         adapter: from user vectors to virtual tokens.
-        head: W_y of eq. 14.
+        projection: W_y of eq. 14.
         id_scores: the id model's scores that are mixed in, None with ``id_weight: 0``.
 
     Raises:
@@ -75,6 +75,7 @@ class IDLEAdapter(SequentialRecommender):
     input_type = InputType.POINTWISE
     dataset_class = HistoryDataset
     trainer_class = AdapterTrainer
+    renamed_weights: ClassVar[dict[str, str]] = {"head.weight": "projection.weight"}  # in runs of version 0.1.0
 
     def __init__(self, config: Any, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
@@ -98,8 +99,8 @@ class IDLEAdapter(SequentialRecommender):
             size, self.width, self.layers, settings.virtual_tokens, settings.layerwise, settings.refinement
         )
         self.id_scores = None if settings.id_weight == 0 else IdScores(config, self.id_model)
-        self.head = ItemLinearProjection(loaded.width, self.n_items)
-        truncated_normal_(self.head.weight)
+        self.projection = ItemLinearProjection(loaded.width, self.n_items)
+        truncated_normal_(self.projection.weight)
 
     @staticmethod
     def before_build(config: Any, dataset: Any) -> None:
@@ -119,7 +120,7 @@ class IDLEAdapter(SequentialRecommender):
         settings = self.settings
         texts = dataset.item_texts_by_id(settings.template.fields, _names_columns(dataset.config))
         limits = PromptLimits(
-            settings.max_prompt_items, settings.max_prompt_tokens, settings.max_attribute_tokens, loaded.max_positions
+            settings.max_items, settings.max_prompt_tokens, settings.max_attribute_tokens, loaded.max_positions
         )
         prompts = Prompts(settings.template, texts, loaded.tokenizer, limits, self.virtual)
         if not (texts.iloc[1:, 0] != "").any():
@@ -130,7 +131,7 @@ class IDLEAdapter(SequentialRecommender):
             absolute=_looks_up_positions(loaded.model),
             first_position=first_position(loaded.model),
         )
-        return AdapterInputs(dataset, prompts, style, settings.prefixes_per_user)
+        return AdapterInputs(dataset, prompts, style)
 
     def train(self, mode: bool = True) -> "IDLEAdapter":
         """Set training mode; both pretrained models stay in eval mode, without dropout."""
@@ -183,7 +184,7 @@ class IDLEAdapter(SequentialRecommender):
         tokens = self.virtual_tokens(self.inputs.vectors.index_select(0, rows))
         assert prompts.packed.labels is not None
         states = F.dropout(self.pooled_states(prompts, tokens), self.settings.head_dropout, self.training)
-        loss = self.head.loss(states, prompts.packed.labels, self.precision)
+        loss = self.projection.loss(states, prompts.packed.labels, self.precision)
         if self.settings.mmd_weight:
             if batch.plain is not None:
                 language = self.language_states(batch.plain.to(self.device))
@@ -207,14 +208,13 @@ class IDLEAdapter(SequentialRecommender):
         theirs = language.transpose(0, 1)
         if self.settings.mmd_rows == "layers":
             mine, theirs = mine.transpose(0, 1), language
-        rho = median_rho(mine, theirs) if self.settings.mmd_rho is None else self.settings.mmd_rho
-        discrepancy = gaussian_mmd(mine, theirs, rho)
+        discrepancy = gaussian_mmd(mine, theirs, median_rho(mine, theirs))
         return discrepancy.sum() if self.settings.mmd_rows == "layers" else discrepancy.mean() * tokens.shape[1]
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Return the mean cross-entropy of a RecBole batch of prefix rows. `AdapterTrainer` trains on `inputs`."""
         labels = interaction[self.POS_ITEM_ID].to(self.device)
-        return self.head.loss(self._states(interaction), labels, self.precision) / len(labels)
+        return self.projection.loss(self._states(interaction), labels, self.precision) / len(labels)
 
     def _states(self, interaction: Interaction) -> Tensor:
         """Return the pooled states [batch, width] of histories, in passes within `eval_batch_tokens`."""
@@ -233,15 +233,15 @@ class IDLEAdapter(SequentialRecommender):
             items = interaction[self.ITEM_ID].to(self.device)
             return self.full_sort_predict(interaction).gather(1, items[:, None])[:, 0]
         states = self._states(interaction)
-        return (states * self.head.weight[interaction[self.ITEM_ID].to(self.device)]).sum(dim=1)
+        return (states * self.projection.weight[interaction[self.ITEM_ID].to(self.device)]).sum(dim=1)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return the scores of all items (eq. 14 before the softmax): [batch, items], -inf for the padding id."""
         if self.id_scores is None:
-            return self.head(self._states(interaction))
+            return self.projection(self._states(interaction))
         states = self.id_scores.remembered_states(interaction)
         states = self._states(interaction) if states is None else states
-        return self.id_scores.mix(self.head(states), interaction)
+        return self.id_scores.mix(self.projection(states), interaction)
 
     def before_validation(self, valid_data: Any) -> None:
         """Choose the weight of the id model's scores, if ``id_weight: ~`` asks for it. See `PackedTrainer`.
@@ -251,13 +251,13 @@ class IDLEAdapter(SequentialRecommender):
         """
         if self.id_scores is not None:
             self.eval()
-            self.id_scores.choose_weight_for(self._states, self.head, valid_data)
+            self.id_scores.choose_weight_for(self._states, self.projection, valid_data)
 
     # -- what a run keeps --------------------------------------------------------------------------------------------
 
     def training_samples(self, rng: np.random.Generator) -> Any:
         """Return the prefixes of one epoch. See `PackedTrainer`."""
-        return self.inputs.training_prefixes(rng)
+        return self.inputs.training_prefixes()
 
     def prepared_step(self, samples: Any) -> tuple[int, list[AdapterBatch]]:
         """Return how many prefixes a step has, and its passes. See `PackedTrainer`."""
@@ -285,7 +285,7 @@ class IDLEAdapter(SequentialRecommender):
         """Return AdamW's groups with their rates."""
         groups: list[dict[str, Any]] = [
             {"params": list(self.adapter.parameters()), "lr": self.settings.learning_rate},
-            {"params": list(self.head.parameters()), "lr": self.settings.head_learning_rate},
+            {"params": list(self.projection.parameters()), "lr": self.settings.head_learning_rate},
         ]
         tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         return [*groups, {"params": tuned, "lr": self.settings.backbone_learning_rate}] if tuned else groups

@@ -39,7 +39,7 @@ class AdapterTrainer(PackedTrainer):
 
     def _language_states(self, show_progress: bool) -> None:
         model, inputs = self.model, self.model.inputs
-        if not model.settings.mmd_weight or inputs.prefixes_per_user is not None:
+        if not model.settings.mmd_weight:
             return
         device, width = torch.device(self.device), model.layers * model.width
         size = len(inputs.ends) * width * model.precision.itemsize
