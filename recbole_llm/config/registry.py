@@ -10,9 +10,11 @@ import recbole.model as recbole_models
 from recbole.utils import get_model as recbole_model
 
 from recbole_llm.compat import repairs as compat
+from recbole_llm.config.declared import reads_text
 from recbole_llm.errors import SettingError, nearest
-from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.paths import shipped
+
+__all__ = ["known_models", "model_class", "reads_text"]
 
 _OUR_MODELS = "recbole_llm.model.sequential_recommender"
 
@@ -47,9 +49,3 @@ def model_class(model: str | type) -> type:
             return compat.repair(recbole_model(model))
     except ModuleNotFoundError as error:
         raise compat.missing_package(model, str(error.name)) from error
-
-
-def reads_text(model: str) -> bool:
-    """Tell whether a model of this package reads item text with a language model: its settings then have `backbone`."""
-    path = shipped("properties") / "model" / f"{model}.yaml"
-    return path.is_file() and "backbone" in read_yaml(path)

@@ -31,6 +31,7 @@ from recbole_llm.backbone.pretrained import RECORD, read_record, release_device_
 from recbole_llm.backbone.resolve import resolve
 from recbole_llm.config.config import Config
 from recbole_llm.data.build import create_dataset, data_preparation
+from recbole_llm.data.folder import ensure_files
 from recbole_llm.data.sources import Source, item_keys, read_source, refuse_shared_items, write_union
 from recbole_llm.errors import SettingError, require_whole
 from recbole_llm.runs import checkpoint
@@ -197,7 +198,7 @@ def _shape(config: Any, settings: PretrainSettings, sources: list[Config]) -> di
     read = (*dataset_arguments, "item_text_fields", "items_without_text", "encoding")
     data = {}
     for source in sources:
-        files = [Path(source["data_path"]) / f"{source['dataset']}.{suffix}" for suffix in ("inter", "item")]
+        files = [ensure_files(source) / f"{source['dataset']}.{suffix}" for suffix in ("inter", "item")]
         data[source["dataset"]] = {
             "files": {file.name: content_hash(file) for file in files if file.is_file()},
             "settings": {key: source[key] for key in read},
