@@ -138,7 +138,7 @@ class Text(Kind):
     @property
     def words(self) -> str:  # type: ignore[override]
         """Such as "text that is not empty"."""
-        return self.what if self.empty else f"{self.what} that is not empty"
+        return self.what if self.empty or self.what != "text" else "text that is not empty"
 
     def accepts(self, value: Any) -> bool:
         """Tell whether `value` is such a text."""
@@ -269,11 +269,12 @@ class Items(Kind):
 
     @property
     def words(self) -> str:  # type: ignore[override]
-        """Such as "a list in which each is a whole number from 1"."""
-        alone = f"{self.kind.words}, or " if self.single else ""
+        """Such as "a whole number from 1, or a list of such"."""
         filled = " that is not empty" if self.least else ""
         example = f", such as {self.example}" if self.example else ""
-        return f"{alone}a list{filled} in which each is {self.kind.words}{example}"
+        if self.single:
+            return f"{self.kind.words}, or a list of such{filled}{example}"
+        return f"a list{filled} in which each is {self.kind.words}{example}"
 
     def accepts(self, value: Any) -> bool:
         """Tell whether `value` is such a list."""

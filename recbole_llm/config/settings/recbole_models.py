@@ -22,6 +22,7 @@ from recbole_llm.config.kinds import (
     RATE,
     SIZE,
     Choice,
+    Either,
     Flag,
     Items,
     Kind,
@@ -110,6 +111,11 @@ _STAGES = (
 )
 # What a pre-training of S3Rec does not read, or what changes nothing of its weights.
 _NO_PRETRAINING = ("save_step", "loss_type", *_STAGES)
+
+
+def common() -> list[tuple[str, Kind, str]]:
+    """Return the names that several models have, each with what it must be and what it is."""
+    return [(name, kinds[0] if len(kinds) == 1 else Either(*kinds), words) for name, (kinds, words) in _COMMON.items()]
 
 
 @functools.cache

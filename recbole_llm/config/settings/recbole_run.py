@@ -72,7 +72,7 @@ _METRICS = (
 )
 METRICS = Items(Choice(*_METRICS, any_case=True), least=1, single=True)
 TOPK = Items(SIZE, least=1, single=True)
-VALID_METRIC = Text("the name of a metric, such as NDCG@10,")
+VALID_METRIC = Text("the name of a metric, such as NDCG@10")
 
 
 def _of(role: Role, *entries: tuple) -> tuple[Setting, ...]:
