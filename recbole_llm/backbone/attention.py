@@ -28,23 +28,19 @@ def use_packed_attention(model: nn.Module) -> None:
     model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
 
 
-def packed_hidden_states(
-    model: nn.Module, batch: PackedBatch, embeddings: Tensor | None = None, **keywords: Any
-) -> Tensor:
+def packed_hidden_states(model: nn.Module, batch: PackedBatch, **keywords: Any) -> Tensor:
     """Return the last-layer hidden states [tokens, width] of a packed batch.
 
     Args:
         model: a transformers base model that went through `use_packed_attention`.
         batch: the tokens.
-        embeddings: [tokens, embedding width], what the model reads instead of its own embeddings of `token_ids`.
         keywords: handed to the layers.
     """
-    read = {"input_ids": batch.token_ids[None]} if embeddings is None else {"inputs_embeds": embeddings[None]}
     # A mask of four dimensions is taken for finished. Without one, Llama types look for packed sequences in the
     # positions, and wait for the device to do so.
     finished = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=batch.token_ids.device)
     output = model(
-        **read,
+        input_ids=batch.token_ids[None],
         position_ids=batch.positions[None],
         attention_mask=finished,
         use_cache=False,

@@ -10,7 +10,7 @@ from torch import nn
 from recbole_llm.backbone.loading import Backbone
 from recbole_llm.errors import SettingError, require_one_of, require_rate, require_whole
 
-TUNING = ("full", "lora", "ilp")
+TUNING = ("full", "lora", "frozen")
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,11 @@ class TuningSettings:
     """The settings of a backbone's training.
 
     Attributes:
-        tuning: full, lora (low-rank adapters, the rest frozen) or ilp (all frozen).
+        tuning: full, lora (low-rank adapters, the rest frozen) or frozen.
         lora_rank: rank of the adapters.
         lora_alpha: their scale is alpha / rank.
         lora_dropout: dropout before an adapter.
         lora_targets: names of the linear layers that get one; ``all-linear`` for all of them.
-        backbone_dropout: replaces every dropout rate of the backbone; None keeps its own.
         weights: fp32, or bf16 (half the memory; the optimiser keeps float32 masters of what is trained).
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         compile: compile each layer with torch.compile.
@@ -37,7 +36,6 @@ class TuningSettings:
     lora_alpha: float
     lora_dropout: float
     lora_targets: str | list[str]
-    backbone_dropout: float | None
     weights: str
     gradient_checkpointing: bool
     compile: bool
@@ -48,21 +46,18 @@ class TuningSettings:
         require_whole("lora_rank", self.lora_rank)
         if isinstance(self.lora_alpha, bool) or not (isinstance(self.lora_alpha, int | float) and self.lora_alpha > 0):
             raise SettingError(f"lora_alpha={self.lora_alpha} must be a number above 0")
-        for name in ("lora_dropout", "backbone_dropout"):
-            value = getattr(self, name)
-            if value is not None:
-                require_rate(name, value)
+        require_rate("lora_dropout", self.lora_dropout)
 
     @classmethod
     def from_config(cls, config: Any) -> "TuningSettings":
-        """Read the settings of a run."""
+        """Read the settings of a run; ``ilp``, ST2SI's word for tuning the projection alone, means frozen."""
+        require_one_of("tuning", config["tuning"], (*TUNING, "ilp"))
         return cls(
-            tuning=config["tuning"],
+            tuning="frozen" if config["tuning"] == "ilp" else config["tuning"],
             lora_rank=config["lora_rank"],
             lora_alpha=config["lora_alpha"],
             lora_dropout=config["lora_dropout"],
             lora_targets=config["lora_targets"],
-            backbone_dropout=config["backbone_dropout"],
             weights=config["weights"],
             gradient_checkpointing=config["gradient_checkpointing"],
             compile=config["compile"],
@@ -70,7 +65,7 @@ class TuningSettings:
 
     def load_dtype(self, precision: torch.dtype) -> torch.dtype:
         """Return the type that the weights are loaded in: frozen ones in that of the arithmetic."""
-        if self.weights == "bf16" or self.tuning == "ilp":
+        if self.weights == "bf16" or self.tuning == "frozen":
             return precision
         return torch.float32
 
@@ -82,28 +77,17 @@ def prepare_for_tuning(backbone: Backbone, settings: TuningSettings) -> None:
         SettingError: if `lora_targets` names no layer of the backbone.
     """
     model = backbone.model
-    if settings.backbone_dropout is not None:
-        _set_dropout(model, settings.backbone_dropout)
     if settings.tuning == "lora":
         _add_adapters(backbone, settings)
-    elif settings.tuning == "ilp":
+    elif settings.tuning == "frozen":
         model.requires_grad_(False)
-    if settings.gradient_checkpointing and settings.tuning != "ilp":
+    if settings.gradient_checkpointing and settings.tuning != "frozen":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # With all of the first layer's inputs frozen nothing would be computed again, nor differentiated.
         model.enable_input_require_grads()
     if settings.compile:
         for layer in backbone.layers:
             layer.compile(dynamic=True)
-
-
-def _set_dropout(model: nn.Module, rate: float) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = rate
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, rate)
 
 
 def _add_adapters(backbone: Backbone, settings: TuningSettings) -> None:

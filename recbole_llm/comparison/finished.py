@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.comparison.cells import Cell
+from recbole_llm.config import renamed
 from recbole_llm.config.config import Config, has_folder
 from recbole_llm.errors import CheckpointError, RecBoleLLMError, SettingError, nearest
 from recbole_llm.runs import folder as run_folder
@@ -20,12 +21,12 @@ RESULT_FIELDS = (
     *("parameters", "peak_memory_bytes", "peak_gpu_memory_bytes", "device", "counts", "settings", "commit"),
 )
 # Folders of weights that a run started from, which have another name for every seed.
-_WEIGHTS = frozenset({"pretrained_backbone", "id_model_path", "initial_projection"})
+_WEIGHTS = frozenset({"pretrained_backbone", "id_model_path"})
 _OF_SEED = re.compile(r"seed-\d+")
 
 
 def read_result(run: Path) -> dict[str, Any]:
-    """Return what the `result.json` of the finished run in folder `run` holds.
+    """Return what the `result.json` of the finished run in folder `run` holds, its settings under today's names.
 
     Raises:
         CheckpointError: if the run is not finished, or the file is broken.
@@ -42,7 +43,7 @@ def read_result(run: Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path} is not the result of a run: it lacks '{missing[0]}'")
     _check_types(result, path)
-    return result
+    return {**result, "settings": renamed.translate(result["settings"])}
 
 
 def _check_types(result: dict[str, Any], path: Path) -> None:

@@ -25,7 +25,6 @@ import torch
 from recbole_llm.config import attributes
 from recbole_llm.errors import CheckpointError, DataError, SettingError
 from recbole_llm.runs import checkpoint
-from recbole_llm.stages import s3rec
 
 _ALIASES = {
     "bool": np.bool_,
@@ -128,8 +127,6 @@ def _repair_once(model_class: type) -> type:
         module.torch = _Overlay(torch, load=_read_run)
     if name == "RaCT":
         model_class.logger = property(lambda self: _JoiningLogger(logging.getLogger()), _ignore)  # type: ignore[attr-defined]
-    if name == "S3Rec":
-        s3rec.repair(model_class)
     if name == "KSR":
         model_class.__init__ = _single_precision(model_class.__init__)  # type: ignore[misc]
     model_class.__init__ = _checked(model_class.__init__)  # type: ignore[misc]

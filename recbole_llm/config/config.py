@@ -23,7 +23,7 @@ from recbole.utils.argument_list import (
 )
 
 from recbole_llm.compat.repairs import alias_numpy_names
-from recbole_llm.config import attributes, registry
+from recbole_llm.config import attributes, registry, renamed
 from recbole_llm.errors import SettingError, nearest, require_flag, require_one_of, require_whole
 from recbole_llm.evaluation import candidates
 from recbole_llm.trainer.weight_average import check_decay
@@ -130,7 +130,7 @@ class Config(RecBoleConfig):
         for name, least in _WHOLE_NUMBERS.items():
             if self[name] is not None:
                 require_whole(name, self[name], least)
-        for name in ("learning_rate", "ilp_learning_rate", "backbone_learning_rate"):
+        for name in ("learning_rate", "backbone_learning_rate"):
             rate = self[name]
             if rate is not None and not (isinstance(rate, (int, float)) and rate >= 0):
                 raise SettingError(f"{name}={rate} must be a number from 0")
@@ -210,7 +210,8 @@ class Config(RecBoleConfig):
         everywhere = own | _names_of_all_models()
         if self.model not in registry.known_models():
             return  # somebody's own model class: only it knows its settings
-        for name in self.external_config_dict:
+        for name, value in self.external_config_dict.items():
+            renamed.refuse(name, value)
             if name not in everywhere:
                 close = nearest(name, own) or nearest(name, everywhere)
                 raise SettingError(f"there is no setting '{name}'{close}")

@@ -5,6 +5,7 @@ Data, trainers, inference and quick_start call these hooks. RecBole's own models
 that reads text inherits `recbole_llm.model.text_recommender.TextRecommender`, which has more).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ class ModelHooks:
         trains_on_rows: whether its training samples are RecBole's rows, of which `train_share` can take a part.
         stages: what must be made before the model is built: declarations of `recbole_llm.model.needs`, in the order in
             which they are made. What each yields is an argument of the constructor.
+        renamed_weights: what weights in checkpoints of older versions are called now.
         reads_text_only: whether an item that was never trained on is as good as any other in a history.
         histories_on_host: whether the model looks up histories on the CPU, so that its rows need not be moved to its
             device before `full_sort_predict` and `predict`.
@@ -29,6 +31,7 @@ class ModelHooks:
     trainer_class: ClassVar[type | None] = None
     trains_on_rows: ClassVar[bool] = True
     stages: ClassVar[tuple[Any, ...]] = ()
+    renamed_weights: ClassVar[Mapping[str, str]] = {}
     reads_text_only: bool = False
     histories_on_host: bool = False
 

@@ -17,6 +17,7 @@ from recbole.sampler import KGSampler
 from recbole.utils import ModelType
 
 from recbole_llm.config import attributes
+from recbole_llm.config.hooks import hooks_of_class
 from recbole_llm.data import choose
 from recbole_llm.data.dataset import with_protocol
 from recbole_llm.data.device_table import give_tables, loader_class
@@ -81,14 +82,16 @@ def _share(config: Any, part: Any) -> Any:
     share = config["train_share"]
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise SettingError(f"train_share={share} must be a number above 0 and up to 1")
-    if not getattr(config.model_class, "trains_on_rows", True):
+    if not hooks_of_class(config.model_class).trains_on_rows:
         raise SettingError(f"{config['model']} trains on whole histories: train_share is for models of rows")
     size = max(round(share * len(part)), 1)
     rows = np.random.default_rng(config["seed"]).permutation(len(part))[:size]
     return part.copy(part.inter_feat[np.sort(rows)])
 
 
-def data_preparation(config: Any, dataset: Any, test: bool = True) -> tuple[Any, Any, Any]:
+def data_preparation(
+    config: Any, dataset: Any, test: bool = True, parts: list[Any] | None = None
+) -> tuple[Any, Any, Any]:
     """Split `dataset` by `eval_args` and return RecBole's training, validation and test loaders.
 
     With `device_table`, those of a sequential model take their rows from tables on the device, see `device_table`.
@@ -97,8 +100,9 @@ def data_preparation(config: Any, dataset: Any, test: bool = True) -> tuple[Any,
         config: the settings.
         dataset: all interactions.
         test: False leaves the test part alone: nothing reads it, it may be missing, and its loader is None.
+        parts: what `dataset.build` gave, where that was asked for already.
     """
-    built = dataset.build()
+    built = dataset.build() if parts is None else parts
     if not test:
         # RecBole's samplers want three parts; an empty one stands for the third.
         built = [*built[:2], built[1].copy(built[1].inter_feat[:0])]

@@ -202,13 +202,6 @@ class HistoryDataset(SequentialDataset):
         rows.update(Interaction(lists))
         return rows
 
-    def owners(self) -> np.ndarray:
-        """Return the user of every item of `history_items`, int64 [interactions]; 0 where no row is that user's."""
-        starts = self.history_start.numpy()
-        owners = np.zeros(len(starts), dtype=np.int64)
-        owners[starts[self.inter_feat[HISTORY_END].numpy()]] = self.inter_feat[self.uid_field].numpy()
-        return owners[starts]
-
     def items_of_histories(self) -> np.ndarray:
         """Return the ids of the items that stand in some row's history, int64, sorted."""
         ends = self.inter_feat[HISTORY_END].numpy()

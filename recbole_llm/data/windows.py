@@ -105,10 +105,6 @@ def full_windows(histories: Histories, last_target: np.ndarray) -> Windows:
         first, end = first[more], start[more]
         start = histories.window_starts(first, end)
         parts.append(Windows(start, end))
-    return _joined(parts)
-
-
-def _joined(parts: list[Windows]) -> Windows:
     return Windows(np.concatenate([p.starts for p in parts]), np.concatenate([p.ends for p in parts]))
 
 
@@ -128,8 +124,3 @@ def random_windows(histories: Histories, last_target: np.ndarray, rng: np.random
     start = rng.integers(first, last_target)
     target = rng.integers(start + 1, last_target + 1)
     return Windows(histories.window_starts(start, target), target)
-
-
-def mixed_windows(histories: Histories, last_target: np.ndarray, rng: np.random.Generator) -> Windows:
-    """Return the windows of `full_windows`, then one of `random_windows` a user."""
-    return _joined([full_windows(histories, last_target), random_windows(histories, last_target, rng)])

@@ -38,8 +38,6 @@ class PackedBatch:
         bounds: the sequences.
         query_index: int64 [queries], the row index of every query token whose hidden state is read.
         labels: int64 [queries], the item id to predict at each query, or None where there is none.
-        state_places: int64 [states], the row index of every query token to which an id model's state is added, or None.
-        state_rows: int64 [states], which state that is, or None.
     """
 
     token_ids: Tensor
@@ -47,8 +45,6 @@ class PackedBatch:
     bounds: SequenceBounds
     query_index: Tensor
     labels: Tensor | None = None
-    state_places: Tensor | None = None
-    state_rows: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """Return the batch on `device`, without waiting for the copies of pinned memory."""
@@ -64,7 +60,7 @@ class PackedBatch:
             move(self.positions),
             replace(self.bounds, offsets=move(self.bounds.offsets)),
             move(self.query_index),
-            *(None if part is None else move(part) for part in (self.labels, self.state_places, self.state_rows)),
+            None if self.labels is None else move(self.labels),
         )
 
 

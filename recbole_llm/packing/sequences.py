@@ -19,15 +19,12 @@ class Sequences:
         counts: int64 [sequences], rows of each sequence, at least 1.
         read: bool [all rows], whether the query token that ends the row is read.
         labels: int64 [all rows], the item to predict there (0 where it is not read).
-        states: int64 [all rows], which of an id model's states is added to the query token that ends the row, -1 for
-            none; None if there is no such model.
     """
 
     rows: np.ndarray
     counts: np.ndarray
     read: np.ndarray
     labels: np.ndarray
-    states: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -41,8 +38,7 @@ class Sequences:
         """Return the sequences at `indices`, in that order."""
         counts = self.counts[indices]
         picked = ranges(self.begins[indices], counts)
-        states = None if self.states is None else self.states[picked]
-        return Sequences(self.rows[picked], counts, self.read[picked], self.labels[picked], states)
+        return Sequences(self.rows[picked], counts, self.read[picked], self.labels[picked])
 
     def tokens(self, table: RaggedTable) -> np.ndarray:
         """Return the number of tokens of each sequence: int64 [sequences]."""
@@ -54,14 +50,12 @@ class Sequences:
 
 
 def concatenate(parts: list[Sequences]) -> Sequences:
-    """Lay lists of sequences end to end; all of them have states, or none."""
-    states = [part.states for part in parts if part.states is not None]
+    """Lay lists of sequences end to end."""
     return Sequences(
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.counts for part in parts]),
         np.concatenate([part.read for part in parts]),
         np.concatenate([part.labels for part in parts]),
-        np.concatenate(states) if states else None,
     )
 
 
@@ -73,19 +67,12 @@ def pack(sequences: Sequences, table: RaggedTable, causal: bool = True) -> Packe
     token_ids, row_tokens = table.gather(sequences.rows)
     row_ends = np.cumsum(row_tokens)
     lengths = np.add.reduceat(row_tokens, sequences.begins)
-    state_places = state_rows = None
-    if sequences.states is not None:
-        added = sequences.states >= 0
-        state_places = torch.from_numpy(row_ends[added] - 1)
-        state_rows = torch.from_numpy(sequences.states[added])
     return PackedBatch(
         token_ids=torch.from_numpy(token_ids),
         positions=torch.from_numpy(ranges(np.zeros_like(lengths), lengths)),
         bounds=sequence_bounds(lengths, causal),
         query_index=torch.from_numpy(row_ends[sequences.read] - 1),
         labels=torch.from_numpy(sequences.labels[sequences.read]),
-        state_places=state_places,
-        state_rows=state_rows,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.config import renamed
 from recbole_llm.errors import DataError, SettingError, nearest
 from recbole_llm.runs import folder as run_folder
 
@@ -196,7 +197,8 @@ def _record(result: dict[str, Any], label: str, source: str) -> Record:
             backbone=result["backbone"], tuning=result["tuning"], seed=result["seed"], device=result["device"],
             valid=result["valid"] or {}, test=result["test"] or {}, seconds=result["seconds"],
             parameters=result["parameters"], history=result["history"],
-            best_epoch=result["best_epoch"], settings=result["settings"], source=source,
+            best_epoch=result["best_epoch"],
+            settings=renamed.translate(result["settings"] or {}, result["model"]), source=source,
         )  # fmt: skip
     except KeyError as error:
         raise DataError(f"the result of {source} lacks {error}: run it again") from None

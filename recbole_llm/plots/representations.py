@@ -155,7 +155,7 @@ def distances(found: Representations, model: Any) -> dict[str, Any]:
     layers = []
     for number, (language, adapted) in enumerate(zip(found.language, found.adapted, strict=True), start=1):
         mine, theirs = adapted[None], language[None]
-        rho = float(median_rho(mine, theirs)) if model.settings.mmd_rho is None else float(model.settings.mmd_rho)
+        rho = float(median_rho(mine, theirs))
         coordinates = found.at(number)
         layers.append(
             {

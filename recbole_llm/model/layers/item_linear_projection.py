@@ -29,13 +29,8 @@ class ItemLinearProjection(nn.Module):
         logits = F.linear(states.to(self.weight.dtype), self.weight)
         return logits.index_fill(-1, torch.zeros(1, dtype=torch.long, device=logits.device), float("-inf"))
 
-    def loss(
-        self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32, smoothing: float = 0.0
-    ) -> Tensor:
+    def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the sum over queries of -log p(label), float32.
-
-        With smoothing e it is the cross-entropy against (1 - e) onehot(label) + e / n, where n counts the items without
-        the padding id.
 
         The logits are made, used and dropped in pieces, so a large catalogue never needs [queries, items] at once.
 
@@ -43,23 +38,19 @@ class ItemLinearProjection(nn.Module):
             states: [queries, width].
             labels: int64 [queries], item ids from 1; a query with label 0 is left out.
             dtype: of the matrix products; the softmax is float32 in any case.
-            smoothing: e, the share of the target that all items have in equal parts.
         """
-        return _LinearCrossEntropy.apply(states, self.weight, labels, dtype, smoothing)
+        return _LinearCrossEntropy.apply(states, self.weight, labels, dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of cross-entropies of ``states @ weight.T`` without column 0.
 
     The gradients are computed in the forward pass, piece by piece, while the logits are there: with p = softmax(z),
-    d loss / d z = p - onehot(label), so d loss / d h = (p - onehot) W and d loss / d W = (p - onehot)^T h. With label
-    smoothing, the smoothed target stands in the place of onehot(label).
+    d loss / d z = p - onehot(label), so d loss / d h = (p - onehot) W and d loss / d W = (p - onehot)^T h.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, smoothing: float
-    ) -> Tensor:
+    def forward(ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
         low_states, low_weight = states.to(dtype), weight.to(dtype)
         piece = max(_LOGITS_BYTES // (4 * len(weight)), 1)
         state_gradient = torch.empty_like(low_states) if ctx.needs_input_grad[0] else None
@@ -73,16 +64,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             normaliser = logits.logsumexp(dim=1, keepdim=True)
             unlabelled = target == 0
             expected = logits.gather(1, target)
-            if smoothing:
-                expected = (1 - smoothing) * expected + smoothing * logits[:, 1:].mean(dim=1, keepdim=True)
             loss += (normaliser - expected).masked_fill(unlabelled, 0).sum()
             if not any(ctx.needs_input_grad):
                 continue
             # In place: this is the largest tensor there is.
             difference = logits.sub_(normaliser).exp_()
-            difference.scatter_add_(1, target, torch.full_like(target, smoothing - 1, dtype=difference.dtype))
-            if smoothing:
-                difference[:, 1:] -= smoothing / (len(weight) - 1)
+            difference.scatter_add_(1, target, torch.full_like(target, -1, dtype=difference.dtype))
             low_difference = difference.masked_fill_(unlabelled, 0).to(dtype)
             if state_gradient is not None:
                 state_gradient[rows] = low_difference @ low_weight
@@ -94,10 +81,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         state_gradient, weight_gradient = ctx.saved_tensors
         if state_gradient is not None:
             state_gradient = state_gradient.to(ctx.state_dtype) * output_gradient.to(ctx.state_dtype)
         if weight_gradient is not None:
             weight_gradient = weight_gradient * output_gradient
-        return state_gradient, weight_gradient, None, None, None
+        return state_gradient, weight_gradient, None, None

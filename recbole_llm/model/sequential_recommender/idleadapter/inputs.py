@@ -59,7 +59,6 @@ class AdapterInputs:
         dataset: the training part.
         prompts: how a history is written.
         style: how the backbone wants it.
-        prefixes_per_user: how many prefixes of a user an epoch has; None for all.
 
     Attributes:
         vectors: the user vectors of all rows of the training part [rows, interests, d], once `AdapterTrainer` has
@@ -69,30 +68,19 @@ class AdapterInputs:
 
     vectors: Tensor
 
-    def __init__(
-        self, dataset: HistoryDataset, prompts: Prompts, style: PromptStyle, prefixes_per_user: int | None
-    ) -> None:
+    def __init__(self, dataset: HistoryDataset, prompts: Prompts, style: PromptStyle) -> None:
         self.dataset = dataset
         self.prompts = prompts
         self.style = style
-        self.prefixes_per_user = prefixes_per_user
         self.items = dataset.history_items.numpy()
         self.offsets = prompts.token_offsets(self.items)
         self.ends = dataset.inter_feat[HISTORY_END].numpy()
         self.lengths = dataset.inter_feat[dataset.item_list_length_field].numpy()
-        self.users = dataset.inter_feat[dataset.uid_field].numpy()
         self.language_states: FeatureStore | None = None
 
-    def training_prefixes(self, rng: np.random.Generator) -> Prefixes:
-        """Return the rows of one epoch: all, or `prefixes_per_user` of each user, drawn without repetition."""
-        rows = np.arange(len(self.ends))
-        if self.prefixes_per_user is None:
-            return Prefixes(rows)
-        drawn = np.lexsort((rng.random(len(rows)), self.users))
-        users = self.users[drawn]
-        begins = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
-        place = rows - np.repeat(begins, np.diff(np.append(begins, len(users))))
-        return Prefixes(np.sort(drawn[place < self.prefixes_per_user]))
+    def training_prefixes(self) -> Prefixes:
+        """Return the rows of one epoch: all of the training part (eq. 13)."""
+        return Prefixes(np.arange(len(self.ends)))
 
     def batches(self, samples: Prefixes, budget: int, plain: bool) -> list[AdapterBatch]:
         """Return passes of at most `budget` tokens each; `plain`: also without placeholders."""

@@ -4,19 +4,17 @@ The user vector of a trained, frozen id model (eq. 2) is projected, layer by lay
 that stand before a hard prompt in every layer of a frozen language model (eq. 8 to 11). The pooled last state is mapped
 to item ids by a linear head (eq. 14). Cross-entropy (eq. 13) is trained together with the discrepancy between the
 virtual tokens and the language model's own states (eq. 12, 15); adapter and head are all that is trained (eq. 16).
-With ``backbone_tuning: lora`` or ``full`` the language model is trained, too, and with `id_weight` the id model's own
+With ``tuning: lora`` or ``full`` the language model is trained, too, and with `id_weight` the id model's own
 scores are mixed in when items are ranked; neither is in the paper.
 """
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,31 +35,35 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.prompt_batches import PackedPrompts, PromptStyle
 from recbole_llm.data.prompts import PromptLimits, Prompts
 from recbole_llm.errors import DataError
+from recbole_llm.model.id_model.frozen import FrozenIdModel
+from recbole_llm.model.id_model.histories import resized_histories
 from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items
 from recbole_llm.model.id_model.user_vector import check_finite, require_user_vector, user_vector_shape, user_vectors
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.layers.mmd import gaussian_mmd, median_rho
 from recbole_llm.model.layers.virtual_token_adapter import VirtualTokenAdapter, truncated_normal_
+from recbole_llm.model.needs import IdModel
 from recbole_llm.model.sequential_recommender.idleadapter.inputs import AdapterBatch, AdapterInputs
 from recbole_llm.model.sequential_recommender.idleadapter.settings import IDLEAdapterSettings
 from recbole_llm.model.sequential_recommender.idleadapter.trainer import AdapterTrainer
+from recbole_llm.model.text_recommender import TextRecommender
 from recbole_llm.runs.checkpoint import trained_state
-from recbole_llm.stages import id_model
 
 
-class IDLEAdapter(SequentialRecommender):
+class IDLEAdapter(TextRecommender):
     """IDLE-Adapter as a RecBole sequential model.
 
     Args:
         config: the settings of the run.
         dataset: the training part of a `HistoryDataset`.
+        id_model: whose user vectors are read.
 
     Attributes:
         inputs: prompts of histories, and the prefixes to train on.
         id_model: the frozen id model.
-        backbone: the language model, frozen unless `backbone_tuning` says otherwise.
+        backbone: the language model, frozen unless `tuning` says otherwise.
         adapter: from user vectors to virtual tokens.
-        head: W_y of eq. 14.
+        projection: W_y of eq. 14.
         id_scores: the id model's scores that are mixed in, None with ``id_weight: 0``.
 
     Raises:
@@ -72,16 +74,17 @@ class IDLEAdapter(SequentialRecommender):
         TrainingError: if the id model's vectors are not numbers.
     """
 
-    input_type = InputType.POINTWISE
     dataset_class = HistoryDataset
     trainer_class = AdapterTrainer
+    stages = (IdModel(),)
+    renamed_weights: ClassVar[dict[str, str]] = {"head.weight": "projection.weight"}  # in runs of version 0.1.0
 
-    def __init__(self, config: Any, dataset: HistoryDataset) -> None:
+    def __init__(self, config: Any, dataset: HistoryDataset, id_model: FrozenIdModel) -> None:
         super().__init__(config, dataset)
         self.settings = settings = IDLEAdapterSettings.from_config(config)
         self.precision = resolve_precision(config["precision"], torch.device(self.device))
-        self.id_folder = id_model.find_or_train(config)
-        self.id_model = id_model.load_id_model(self.id_folder, config, dataset)
+        self.id_run = id_model
+        self.id_model = id_model.module
         interests, size = user_vector_shape(self.id_model)
         loaded = load_backbone(settings.backbone, dtype=self.precision)
         self.backbone = loaded.model
@@ -98,13 +101,12 @@ class IDLEAdapter(SequentialRecommender):
             size, self.width, self.layers, settings.virtual_tokens, settings.layerwise, settings.refinement
         )
         self.id_scores = None if settings.id_weight == 0 else IdScores(config, self.id_model)
-        self.head = ItemLinearProjection(loaded.width, self.n_items)
-        truncated_normal_(self.head.weight)
+        self.projection = ItemLinearProjection(loaded.width, self.n_items)
+        truncated_normal_(self.projection.weight)
 
-    @staticmethod
-    def before_build(config: Any, dataset: Any) -> None:
-        """Train the id model, if it is not there, before the model is built."""
-        # What is wrong with the settings is said before minutes of training.
+    @classmethod
+    def check_before_stages(cls, config: Any, dataset: Any) -> None:
+        """Refuse what an ID model would be trained in vain for."""
         settings = IDLEAdapterSettings.from_config(config)
         resolve(settings.backbone)
         dataset.item_texts(settings.template.fields, _names_columns(config))
@@ -113,13 +115,12 @@ class IDLEAdapter(SequentialRecommender):
             require_user_vector(wanted)
             if settings.id_weight != 0:
                 require_scores_of_all_items(wanted)
-        id_model.find_or_train(config)
 
     def _inputs(self, dataset: HistoryDataset, loaded: Backbone) -> AdapterInputs:
         settings = self.settings
         texts = dataset.item_texts_by_id(settings.template.fields, _names_columns(dataset.config))
         limits = PromptLimits(
-            settings.max_prompt_items, settings.max_prompt_tokens, settings.max_attribute_tokens, loaded.max_positions
+            settings.max_items, settings.max_prompt_tokens, settings.max_attribute_tokens, loaded.max_positions
         )
         prompts = Prompts(settings.template, texts, loaded.tokenizer, limits, self.virtual)
         if not (texts.iloc[1:, 0] != "").any():
@@ -130,7 +131,7 @@ class IDLEAdapter(SequentialRecommender):
             absolute=_looks_up_positions(loaded.model),
             first_position=first_position(loaded.model),
         )
-        return AdapterInputs(dataset, prompts, style, settings.prefixes_per_user)
+        return AdapterInputs(dataset, prompts, style)
 
     def train(self, mode: bool = True) -> "IDLEAdapter":
         """Set training mode; both pretrained models stay in eval mode, without dropout."""
@@ -152,7 +153,7 @@ class IDLEAdapter(SequentialRecommender):
         rows = interaction.to(self.device)
         width = int(self.id_model.max_seq_length)  # type: ignore[arg-type]
         if width != rows[self.ITEM_SEQ].shape[1]:
-            rows.update(id_model.resized_histories(rows, self.ITEM_SEQ, self.ITEM_SEQ_LEN, width))
+            rows.update(resized_histories(rows, self.ITEM_SEQ, self.ITEM_SEQ_LEN, width))
         vectors = user_vectors(self.id_model, rows).float()
         check_finite(vectors, self.id_model)
         return vectors
@@ -183,7 +184,7 @@ class IDLEAdapter(SequentialRecommender):
         tokens = self.virtual_tokens(self.inputs.vectors.index_select(0, rows))
         assert prompts.packed.labels is not None
         states = F.dropout(self.pooled_states(prompts, tokens), self.settings.head_dropout, self.training)
-        loss = self.head.loss(states, prompts.packed.labels, self.precision)
+        loss = self.projection.loss(states, prompts.packed.labels, self.precision)
         if self.settings.mmd_weight:
             if batch.plain is not None:
                 language = self.language_states(batch.plain.to(self.device))
@@ -207,14 +208,13 @@ class IDLEAdapter(SequentialRecommender):
         theirs = language.transpose(0, 1)
         if self.settings.mmd_rows == "layers":
             mine, theirs = mine.transpose(0, 1), language
-        rho = median_rho(mine, theirs) if self.settings.mmd_rho is None else self.settings.mmd_rho
-        discrepancy = gaussian_mmd(mine, theirs, rho)
+        discrepancy = gaussian_mmd(mine, theirs, median_rho(mine, theirs))
         return discrepancy.sum() if self.settings.mmd_rows == "layers" else discrepancy.mean() * tokens.shape[1]
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Return the mean cross-entropy of a RecBole batch of prefix rows. `AdapterTrainer` trains on `inputs`."""
         labels = interaction[self.POS_ITEM_ID].to(self.device)
-        return self.head.loss(self._states(interaction), labels, self.precision) / len(labels)
+        return self.projection.loss(self._states(interaction), labels, self.precision) / len(labels)
 
     def _states(self, interaction: Interaction) -> Tensor:
         """Return the pooled states [batch, width] of histories, in passes within `eval_batch_tokens`."""
@@ -233,15 +233,15 @@ class IDLEAdapter(SequentialRecommender):
             items = interaction[self.ITEM_ID].to(self.device)
             return self.full_sort_predict(interaction).gather(1, items[:, None])[:, 0]
         states = self._states(interaction)
-        return (states * self.head.weight[interaction[self.ITEM_ID].to(self.device)]).sum(dim=1)
+        return (states * self.projection.weight[interaction[self.ITEM_ID].to(self.device)]).sum(dim=1)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return the scores of all items (eq. 14 before the softmax): [batch, items], -inf for the padding id."""
         if self.id_scores is None:
-            return self.head(self._states(interaction))
+            return self.projection(self._states(interaction))
         states = self.id_scores.remembered_states(interaction)
         states = self._states(interaction) if states is None else states
-        return self.id_scores.mix(self.head(states), interaction)
+        return self.id_scores.mix(self.projection(states), interaction)
 
     def before_validation(self, valid_data: Any) -> None:
         """Choose the weight of the id model's scores, if ``id_weight: ~`` asks for it. See `PackedTrainer`.
@@ -251,13 +251,13 @@ class IDLEAdapter(SequentialRecommender):
         """
         if self.id_scores is not None:
             self.eval()
-            self.id_scores.choose_weight_for(self._states, self.head, valid_data)
+            self.id_scores.choose_weight_for(self._states, self.projection, valid_data)
 
     # -- what a run keeps --------------------------------------------------------------------------------------------
 
     def training_samples(self, rng: np.random.Generator) -> Any:
         """Return the prefixes of one epoch. See `PackedTrainer`."""
-        return self.inputs.training_prefixes(rng)
+        return self.inputs.training_prefixes()
 
     def prepared_step(self, samples: Any) -> tuple[int, list[AdapterBatch]]:
         """Return how many prefixes a step has, and its passes. See `PackedTrainer`."""
@@ -274,18 +274,18 @@ class IDLEAdapter(SequentialRecommender):
         own: dict[str, Any] = {"model": type(self.id_model).__name__}
         if self.id_scores is not None:
             own["weight"] = round(float(self.id_scores.weight), 4)
-        own["test"] = id_model.test_metrics(self.id_folder)
+        own["test"] = self.id_run.test_metrics()
         return {"id_model": own, "prompt": self.inputs.prompt_counts()}
 
     def save_extras(self, folder: Path, dataset: Any) -> None:
         """Write what a finished run holds beside its weights: the id model."""
-        id_model.keep_copy(self.id_folder, folder)
+        self.id_run.copy_into(folder)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups with their rates."""
         groups: list[dict[str, Any]] = [
             {"params": list(self.adapter.parameters()), "lr": self.settings.learning_rate},
-            {"params": list(self.head.parameters()), "lr": self.settings.head_learning_rate},
+            {"params": list(self.projection.parameters()), "lr": self.settings.head_learning_rate},
         ]
         tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         return [*groups, {"params": tuned, "lr": self.settings.backbone_learning_rate}] if tuned else groups

@@ -6,9 +6,7 @@ from typing import Any
 from recbole_llm.backbone.tuning import TuningSettings
 from recbole_llm.data.prompts import PromptTemplate
 from recbole_llm.errors import SettingError, require_flag, require_one_of, require_rate, require_whole
-from recbole_llm.model.id_model.scores import check_id_weight, most_items
-
-BACKBONE_TUNING = ("frozen", "lora", "full")
+from recbole_llm.model.id_model.scores import check_id_weight, max_items
 
 
 @dataclass(frozen=True)
@@ -23,12 +21,10 @@ class IDLEAdapterSettings:
         refinement: whether there are prefixes and a gate.
         mmd_weight: lambda of eq. 15.
         mmd_rows: layers or batch: what the rows of eq. 12 are.
-        mmd_rho: rho of the kernel; None for the median of the squared distances.
         template: the hard prompt.
-        max_prompt_items: the most items of a history in the prompt; the id model has its own `MAX_ITEM_LIST_LENGTH`.
+        max_items: the most items of a history in the prompt; the id model has its own `MAX_ITEM_LIST_LENGTH`.
         max_prompt_tokens: the most tokens of a prompt.
         max_attribute_tokens: the most tokens of an item's text.
-        prefixes_per_user: how many prefixes of a user an epoch has; None for all.
         train_batch_tokens: the most tokens of a packed pass with gradients.
         eval_batch_tokens: the most tokens of a packed pass without.
         learning_rate: of the adapter, and of all else whose own rate is not given.
@@ -49,12 +45,10 @@ class IDLEAdapterSettings:
     refinement: bool
     mmd_weight: float
     mmd_rows: str
-    mmd_rho: float | None
     template: PromptTemplate
-    max_prompt_items: int
+    max_items: int
     max_prompt_tokens: int
     max_attribute_tokens: int
-    prefixes_per_user: int | None
     train_batch_tokens: int
     eval_batch_tokens: int
     learning_rate: float
@@ -73,8 +67,6 @@ class IDLEAdapterSettings:
             ("eval_batch_tokens", "eval_batch_tokens"),
         ):
             require_whole(shown, getattr(self, name))
-        if self.prefixes_per_user is not None:
-            require_whole("prefixes_per_user", self.prefixes_per_user)
         for name in ("compile", "layerwise", "refinement"):
             require_flag(name, getattr(self, name))
         if not isinstance(self.mmd_weight, int | float) or self.mmd_weight < 0:
@@ -97,12 +89,10 @@ class IDLEAdapterSettings:
             refinement=config["refinement"],
             mmd_weight=config["mmd_weight"],
             mmd_rows=config["mmd_rows"],
-            mmd_rho=_rho(config["mmd_rho"]),
             template=PromptTemplate(str(config["prompt"]), str(item), str(config["prompt_noun"])),
-            max_prompt_items=most_items(config, "max_prompt_items"),
+            max_items=max_items(config),
             max_prompt_tokens=config["max_prompt_tokens"],
             max_attribute_tokens=config["max_attribute_tokens"],
-            prefixes_per_user=config["prefixes_per_user"],
             train_batch_tokens=config["train_batch_tokens"],
             eval_batch_tokens=config["eval_batch_tokens"],
             learning_rate=config["learning_rate"],
@@ -116,23 +106,13 @@ class IDLEAdapterSettings:
 
 def _tuning(config: Any) -> TuningSettings:
     """Return how the backbone is trained; it has no dropout in any case, and is kept in the arithmetic's type."""
-    require_one_of("backbone_tuning", config["backbone_tuning"], BACKBONE_TUNING)
     return TuningSettings(
-        tuning="ilp" if config["backbone_tuning"] == "frozen" else config["backbone_tuning"],
+        tuning=config["tuning"],
         lora_rank=config["lora_rank"],
         lora_alpha=config["lora_alpha"],
         lora_dropout=0.0,
         lora_targets=config["lora_targets"],
-        backbone_dropout=None,
         weights="bf16",
         gradient_checkpointing=False,
         compile=False,
     )
-
-
-def _rho(value: Any) -> float | None:
-    if value == "median":
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-        raise SettingError(f"mmd_rho={value} must be a number above 0, or median")
-    return float(value)

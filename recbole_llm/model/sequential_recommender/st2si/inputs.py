@@ -8,7 +8,6 @@ from recbole_llm.data.windows import (
     WindowLimits,
     Windows,
     full_windows,
-    mixed_windows,
     random_windows,
     recent_windows,
 )
@@ -26,8 +25,6 @@ class CatalogueInputs:
         instruction: token ids of the alignment instruction.
         limits: the most that a window holds.
         multi_query: whether a query follows every item, or the last one alone.
-        with_states: whether sequences say which state of an id model belongs to each query: of a training window the
-            index of the item in `histories`, of a given history that among the items of all given histories.
 
     Attributes:
         items: number of item ids, the padding id included.
@@ -42,7 +39,6 @@ class CatalogueInputs:
         instruction: list[int],
         limits: WindowLimits,
         multi_query: bool,
-        with_states: bool = False,
     ) -> None:
         self.items = len(text)
         self.text = text
@@ -50,7 +46,6 @@ class CatalogueInputs:
         self.instruction = instruction
         self.limits = limits
         self.multi_query = multi_query
-        self.with_states = with_states
         self.table = text.with_row_ends(query).with_row(instruction)
         self._item_tokens = self.table.lengths[: self.items]
         if not multi_query:
@@ -64,8 +59,7 @@ class CatalogueInputs:
         items = np.flatnonzero(self.table.lengths[: self.items] > 1)
         rows = np.stack([np.full_like(items, self.items), items], axis=1).ravel()
         read = np.tile([False, True], len(items))
-        states = np.full_like(rows, -1) if self.with_states else None
-        return Sequences(rows, np.full(len(items), 2), read, np.where(read, rows, 0), states)
+        return Sequences(rows, np.full(len(items), 2), read, np.where(read, rows, 0))
 
     def prefix_sequences(self, histories: np.ndarray, lengths: np.ndarray) -> Sequences:
         """Return the windows of given histories, read at their last query.
@@ -88,18 +82,12 @@ class CatalogueInputs:
         kept = inside & (after <= self._window_limits.tokens) & (columns >= lengths[:, None] - self.limits.items)
         counts = kept.sum(axis=1)
         read = _last_of_each(counts)
-        states = self._states((np.cumsum(inside) - 1).reshape(inside.shape)[kept], counts)
-        return Sequences(self._rows(histories[kept], counts), counts, read, np.zeros(len(read), dtype=np.int64), states)
+        return Sequences(self._rows(histories[kept], counts), counts, read, np.zeros(len(read), dtype=np.int64))
 
     def _rows(self, items: np.ndarray, counts: np.ndarray) -> np.ndarray:
         if self.multi_query:
             return items
         return np.where(_last_of_each(counts), items, items + self.items + 1)
-
-    def _states(self, positions: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
-        if not self.with_states:
-            return None
-        return positions if self.multi_query else np.where(_last_of_each(counts), positions, -1)
 
 
 class ST2SIInputs(CatalogueInputs):
@@ -111,10 +99,9 @@ class ST2SIInputs(CatalogueInputs):
         query: see there.
         instruction: see there.
         limits: see there.
-        train_window: random, full, recent or mixed.
+        train_window: random, full or recent.
         multi_query: see there.
         alignment: whether `training_sequences` holds alignment inputs.
-        with_states: see `CatalogueInputs`.
 
     Attributes:
         histories: all users' items, from which windows are cut.
@@ -131,9 +118,8 @@ class ST2SIInputs(CatalogueInputs):
         train_window: str,
         multi_query: bool,
         alignment: bool,
-        with_states: bool = False,
     ) -> None:
-        super().__init__(text, query, instruction, limits, multi_query, with_states)
+        super().__init__(text, query, instruction, limits, multi_query)
         self.train_window = train_window
         self.alignment = alignment
         flat, user_start = dataset.history_items.numpy(), dataset.history_start.numpy()
@@ -147,9 +133,8 @@ class ST2SIInputs(CatalogueInputs):
 
     def training_windows(self, rng: np.random.Generator) -> Windows:
         """Return the windows of one epoch, as `train_window` says."""
-        if self.train_window in ("random", "mixed"):
-            drawn = random_windows if self.train_window == "random" else mixed_windows
-            return drawn(self.histories, self.last_targets, rng)
+        if self.train_window == "random":
+            return random_windows(self.histories, self.last_targets, rng)
         windows = full_windows if self.train_window == "full" else recent_windows
         return windows(self.histories, self.last_targets)
 
@@ -166,7 +151,7 @@ class ST2SIInputs(CatalogueInputs):
         if not self.multi_query:
             read &= _last_of_each(counts)
         labels = np.where(read, np.append(items, 0)[positions + 1], 0)
-        return Sequences(self._rows(items[positions], counts), counts, read, labels, self._states(positions, counts))
+        return Sequences(self._rows(items[positions], counts), counts, read, labels)
 
 
 def _last_of_each(counts: np.ndarray) -> np.ndarray:

@@ -4,8 +4,7 @@ A decoder language model reads the texts of a user's items with a query token af
 turns the hidden state at every query into a distribution over item ids (eq. 4, 5). Alignment inputs, an instruction
 and one item's text, are mapped to the item's own id by the same projection (eq. 6), and both are trained together by
 cross-entropy (eq. 7). With ``tuning: ilp`` the language model is frozen and the projection alone is trained (3.4.2).
-With ``id_model`` a trained id model's scores are mixed in when items are ranked, with ``id_states`` the decoder reads
-its user states; neither is in the paper.
+With ``id_model`` a trained id model's scores are mixed in when items are ranked, which is not in the paper.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,14 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
+from recbole.utils import init_seed
 from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.feature_cache import CachedQueries, FeatureStore, QueryStateCache, shared_passes
-from recbole_llm.backbone.fingerprint import weights_fingerprint
 from recbole_llm.backbone.loading import Backbone, load_backbone
 from recbole_llm.backbone.precision import resolve_precision
 from recbole_llm.backbone.preset import BackbonePreset
@@ -35,28 +32,30 @@ from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
 from recbole_llm.data.item_text import tokenize_items
 from recbole_llm.data.windows import WindowLimits
 from recbole_llm.errors import BackboneError, DataError, SettingError
+from recbole_llm.model.id_model.frozen import FrozenIdModel
 from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items
-from recbole_llm.model.id_model.user_vector import require_user_vector
-from recbole_llm.model.id_states import IdStates
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.model.needs import IdModel, PretrainedBackbone
 from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
-from recbole_llm.model.sequential_recommender.st2si.scenario import copy_projection, load_scenario, save_scenario
+from recbole_llm.model.sequential_recommender.st2si.scenario import save_scenario
 from recbole_llm.model.sequential_recommender.st2si.settings import ST2SISettings
+from recbole_llm.model.sequential_recommender.st2si.single_history import SingleHistory
+from recbole_llm.model.text_recommender import TextRecommender
 from recbole_llm.packing.batch import PackedBatch
 from recbole_llm.packing.ragged import RaggedTable
 from recbole_llm.packing.sequences import Sequences, concatenate, pack, within_budget
 from recbole_llm.runs.checkpoint import trained_state
-from recbole_llm.stages import id_model
-from recbole_llm.stages.pretraining import use_pretrained
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 
 
-class ST2SI(SequentialRecommender):
+class ST2SI(TextRecommender):
     """ST2SI as a RecBole sequential model.
 
     Args:
         config: the settings of the run.
         dataset: the training part of a `HistoryDataset`.
+        backbone: a preset, a folder or a hub id; None for that of the settings.
+        id_model: whose scores are mixed in; None for none.
 
     Attributes:
         inputs: the token sequences of users and alignment inputs.
@@ -65,9 +64,6 @@ class ST2SI(SequentialRecommender):
         projection: the item linear projection.
         state_cache: the stored hidden states of a frozen backbone, once `fill_state_cache` was called.
         id_scores: the id model whose scores are mixed in, None without one.
-        untuned: the fingerprint of the backbone before its tuning, "" where no projection is taken over.
-        id_states: what adds the id model's user states to the query tokens, None unless the settings ask for it.
-        reads_text_only: whether an item that was never trained on is as good as any other in a history.
 
     Raises:
         BackboneError: if the backbone cannot be had, or is an encoder: its queries would see later items.
@@ -75,14 +71,21 @@ class ST2SI(SequentialRecommender):
         DataError: if no item has a text, or a text field is missing.
     """
 
-    input_type = InputType.POINTWISE
     dataset_class = HistoryDataset
     trainer_class = PackedTrainer
     trains_on_rows = False  # but on windows of whole histories
+    stages = (PretrainedBackbone(), IdModel(required=False))
+    histories_on_host = True  # where item texts are looked up
 
-    def __init__(self, config: Any, dataset: HistoryDataset) -> None:
+    def __init__(
+        self,
+        config: Any,
+        dataset: HistoryDataset,
+        backbone: str | None = None,
+        id_model: FrozenIdModel | None = None,
+    ) -> None:
         super().__init__(config, dataset)
-        self.settings = ST2SISettings.from_config(config)
+        self.settings = ST2SISettings.from_config(config, backbone)
         self.precision = resolve_precision(config["precision"], torch.device(self.device))
         loaded = load_backbone(self.settings.backbone, dtype=self.settings.tuning.load_dtype(self.precision))
         self._check_backbone(loaded)
@@ -90,38 +93,24 @@ class ST2SI(SequentialRecommender):
         self.tokenizer = loaded.tokenizer
         self.inputs = self._inputs(dataset, loaded)
         use_packed_attention(self.backbone)
-        self.untuned = weights_fingerprint(self.backbone) if self.settings.initial_projection else ""
         prepare_for_tuning(loaded, self.settings.tuning)
         self.projection = ItemLinearProjection(loaded.width, self.n_items)
-        self.state_cache: QueryStateCache | None = None
+        self.id_run = id_model
         self.id_scores: IdScores | None = None
-        if self.settings.id_model:
-            self.id_folder = id_model.find_or_train(config)
-            self.id_scores = IdScores(config, id_model.load_id_model(self.id_folder, config, dataset))
-        self.id_states: IdStates | None = None
-        if self.id_scores is not None and self.settings.id_states:
-            width = self.backbone.get_input_embeddings().weight.shape[1]
-            self.id_states = IdStates(self.id_scores.model, width, self.inputs, dataset.owners())
+        if id_model is not None:
+            self.id_scores = IdScores(config, id_model.module)
+            # Training draws the seed's first numbers, however many an ID model of this kind drew before.
+            init_seed(config["seed"], config["reproducibility"])
         self.reads_text_only = self.id_scores is None
 
-    @staticmethod
-    def before_build(config: Any, dataset: Any) -> None:
-        """Pre-train, if the settings say so, and train the id model, if there is one, before the model is built."""
-        use_pretrained(config, dataset)
+    @classmethod
+    def check_before_stages(cls, config: Any, dataset: Any) -> None:
+        """Refuse what a pre-training or an ID model would be made in vain for."""
         settings = ST2SISettings.from_config(config)
         if settings.id_model:
-            # What is wrong with the settings is said before minutes of training.
             _require_decoder(settings.backbone, resolve(settings.backbone).preset)
             if not config["id_model_path"]:
                 require_scores_of_all_items(registry.model_class(config["id_model"]))
-                if settings.id_states:
-                    require_user_vector(registry.model_class(config["id_model"]))
-            id_model.find_or_train(config)
-
-    def before_training(self, dataset: HistoryDataset) -> None:
-        """Start from the projection of `initial_projection`, if the settings name one; `dataset` is the whole one."""
-        if self.settings.initial_projection:
-            copy_projection(self, load_scenario(self.settings.initial_projection), dataset, self.untuned)
 
     def _check_backbone(self, loaded: Backbone) -> None:
         _require_decoder(self.settings.backbone, loaded.preset)
@@ -153,7 +142,7 @@ class ST2SI(SequentialRecommender):
             )
         # The query token is looked up last: a token added to the tokenizer must not change how texts are cut.
         query = query_token_id(loaded.tokenizer, loaded.model, settings.query_token)
-        limits = WindowLimits(settings.max_window_items, settings.max_sequence_tokens)
+        limits = WindowLimits(settings.max_items, settings.max_sequence_tokens)
         return ST2SIInputs(
             dataset,
             text,
@@ -163,7 +152,6 @@ class ST2SI(SequentialRecommender):
             settings.train_window,
             settings.multi_query,
             settings.alignment,
-            settings.id_states,
         )
 
     def train(self, mode: bool = True) -> "ST2SI":
@@ -175,36 +163,28 @@ class ST2SI(SequentialRecommender):
 
     # -- computation -----------------------------------------------------------------------------------------------
 
-    def query_states(self, batch: PackedBatch, vectors: Tensor | None = None) -> Tensor:
-        """Return the last-layer hidden states h_q [queries, width] (eq. 4).
-
-        Args:
-            batch: the tokens, and where the queries are.
-            vectors: the id model's states that `batch` names, [states, size]; None: those of the training histories.
-        """
+    def query_states(self, batch: PackedBatch) -> Tensor:
+        """Return the last-layer hidden states h_q [queries, width] (eq. 4)."""
         batch = batch.to(self.device)
         # float32 weights are multiplied in the run's precision; others already have it.
         autocast = self.precision == torch.bfloat16 and self.settings.tuning.load_dtype(self.precision) == torch.float32
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=autocast):
-            embeddings = None
-            if self.id_states is not None:
-                embeddings = self.id_states(self.backbone.get_input_embeddings()(batch.token_ids), batch, vectors)
-            hidden = packed_hidden_states(self.backbone, batch, embeddings)
+            hidden = packed_hidden_states(self.backbone, batch)
         return hidden.index_select(0, batch.query_index)
 
-    def pass_loss_sum(self, part: PackedBatch | CachedQueries, vectors: Tensor | None = None) -> Tensor:
+    def pass_loss_sum(self, part: PackedBatch | CachedQueries) -> Tensor:
         """Return the sum of -log p over all queries of one pass (eq. 7), or of queries whose states are stored.
 
-        `ilp_dropout` and `label_smoothing` take part in it. For `vectors` see `query_states`.
+        `head_dropout` takes part in it.
         """
         assert part.labels is not None
         if isinstance(part, CachedQueries):
             assert self.state_cache is not None
             states, labels = self.state_cache.store.take(part.rows), part.labels
         else:
-            states, labels = self.query_states(part, vectors), part.labels.to(self.device, non_blocking=True)
-        states = F.dropout(states, self.settings.ilp_dropout, self.training)
-        return self.projection.loss(states, labels, self.precision, self.settings.label_smoothing)
+            states, labels = self.query_states(part), part.labels.to(self.device, non_blocking=True)
+        states = F.dropout(states, self.settings.head_dropout, self.training)
+        return self.projection.loss(states, labels, self.precision)
 
     def training_samples(self, rng: np.random.Generator) -> Sequences:
         """Return the samples of one epoch. See `PackedTrainer`."""
@@ -215,9 +195,9 @@ class ST2SI(SequentialRecommender):
         parts = self.passes(samples, self.settings.train_batch_tokens)
         return int(samples.read.sum()), [pack(part, self.inputs.table) for part in parts]
 
-    def loss_sum(self, sequences: Sequences, vectors: Tensor | None = None) -> Tensor:
+    def loss_sum(self, sequences: Sequences) -> Tensor:
         """Return the sum of -log p over all queries of `sequences`, in one packed pass."""
-        return self.pass_loss_sum(pack(sequences, self.inputs.table), vectors)
+        return self.pass_loss_sum(pack(sequences, self.inputs.table))
 
     def passes(self, sequences: Sequences, budget: int) -> list[Sequences]:
         """Split `sequences` into passes of at most `budget` tokens."""
@@ -225,10 +205,10 @@ class ST2SI(SequentialRecommender):
         return [sequences.select(group) for group in groups]
 
     @torch.no_grad()
-    def states_of(self, sequences: Sequences, vectors: Tensor | None = None) -> Tensor:
+    def states_of(self, sequences: Sequences) -> Tensor:
         """Return the states of all queries of `sequences` [queries, width], in passes within `eval_batch_tokens`."""
         passes = self.passes(sequences, self.settings.eval_batch_tokens)
-        return torch.cat([self.query_states(pack(part, self.inputs.table), vectors) for part in passes])
+        return torch.cat([self.query_states(pack(part, self.inputs.table)) for part in passes])
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Return the mean cross-entropy of a RecBole batch of prefix rows (one query each, at the end).
@@ -238,19 +218,16 @@ class ST2SI(SequentialRecommender):
         sequences = self._prefixes(interaction)
         labels = np.zeros_like(sequences.rows)
         labels[sequences.read] = interaction[self.POS_ITEM_ID].cpu().numpy()
-        return self.loss_sum(replace(sequences, labels=labels), self._vectors(interaction, sequences)) / len(sequences)
+        return self.loss_sum(replace(sequences, labels=labels)) / len(sequences)
 
     def _prefixes(self, interaction: Interaction) -> Sequences:
         histories = interaction[self.ITEM_SEQ].cpu().numpy()
         return self.inputs.prefix_sequences(histories, interaction[self.ITEM_SEQ_LEN].cpu().numpy())
 
-    def _vectors(self, interaction: Interaction, sequences: Sequences) -> Tensor | None:
-        return None if self.id_states is None else self.id_states.vectors_of(interaction, sequences)
-
     def _last_states(self, interaction: Interaction) -> Tensor:
         sequences = self._prefixes(interaction)
         if self.state_cache is None:
-            return self.states_of(sequences, self._vectors(interaction, sequences)).float()
+            return self.states_of(sequences).float()
         return self.state_cache.lookup(sequences, self.states_of).float()
 
     def predict(self, interaction: Interaction) -> Tensor:
@@ -297,11 +274,11 @@ class ST2SI(SequentialRecommender):
         results: dict[str, Any] = {"ilp_accuracy": accuracy}
         if self.settings.pretraining:
             results["pretraining"] = self.settings.pretraining
-        if self.id_scores is not None:
+        if self.id_scores is not None and self.id_run is not None:
             results["id_model"] = {
                 "model": type(self.id_scores.model).__name__,
                 "weight": round(float(self.id_scores.weight), 4),
-                "test": id_model.test_metrics(self.id_folder),
+                "test": self.id_run.test_metrics(),
             }
         return results
 
@@ -315,7 +292,18 @@ class ST2SI(SequentialRecommender):
         for passed in self.passes(aligned, self.settings.eval_batch_tokens):
             yield passed.labels[passed.read], self.states_of(passed)
 
+    def single_sequence(self) -> SingleHistory | None:
+        """Return what ranks for one history by a CUDA graph; None on the CPU and with an ID model."""
+        if torch.device(self.device).type != "cuda" or self.id_scores is not None:
+            return None
+        return SingleHistory(self)
+
     # -- a frozen backbone's states, computed once -------------------------------------------------------------------
+
+    @property
+    def states_never_change(self) -> bool:
+        """Whether each training sample has the same hidden states in every epoch."""
+        return self.settings.states_never_change
 
     def fill_state_cache(self, evaluated: list[HistoryDataset], folder: Path, progress: Callable[..., Any]) -> None:
         """Compute every hidden state that training and the `evaluated` parts read, once.
@@ -374,18 +362,16 @@ class ST2SI(SequentialRecommender):
 
         The id model, if there is one; otherwise, with a frozen backbone, `scenario.safetensors`.
         """
-        if self.id_scores is not None:
-            id_model.keep_copy(self.id_folder, folder)
+        if self.id_run is not None:
+            self.id_run.copy_into(folder)
         elif self.settings.frozen:
             save_scenario(self, dataset, folder / "scenario.safetensors")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return AdamW's groups with their rates: the projections', and the backbone's if any of it is tuned."""
-        heads = [self.projection, *([] if self.id_states is None else [self.id_states])]
-        own = [parameter for head in heads for parameter in head.parameters()]
-        groups = [{"params": own, "lr": self.settings.ilp_learning_rate}]
+        """Return AdamW's groups: the projection, and what is tuned of the backbone if anything is."""
         tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
-        return [*groups, {"params": tuned, "lr": self.settings.learning_rate}] if tuned else groups
+        groups = [list(self.projection.parameters()), tuned]
+        return [{"params": group, "lr": self.settings.learning_rate} for group in groups if group]
 
 
 def _require_decoder(backbone: str, preset: BackbonePreset) -> None:

@@ -195,7 +195,7 @@ def swap(model: Any, scenario: Scenario, dataset: Any = None) -> None:
         CheckpointError: if the scenario belongs to another backbone, or to another catalogue than `dataset`. The model
             is then as it was.
     """
-    _require_fitting(model, scenario, dataset, weights_fingerprint(model.backbone))
+    _require_fitting(model, scenario, dataset)
     width = model.projection.weight.shape[1]
     old = model.projection.weight
     with torch.device("meta"):  # random weights would be drawn for nothing
@@ -208,30 +208,8 @@ def swap(model: Any, scenario: Scenario, dataset: Any = None) -> None:
     model.state_cache = None
 
 
-def copy_projection(model: Any, scenario: Scenario, dataset: Any, untuned: str) -> None:
-    """Give a model the projection of a scenario to start from, in place; it may read other texts or windows.
-
-    Args:
-        model: an `ST2SI` before its training, whatever of its backbone will be tuned.
-        scenario: of the same catalogue, and of the same backbone.
-        dataset: the data set that the model was built on.
-        untuned: the fingerprint of the model's backbone, before adapters were put into it.
-
-    Raises:
-        CheckpointError: if the scenario belongs to another backbone, query token or catalogue. The model is then as it
-            was.
-    """
-    _require_fitting(model, scenario, dataset, untuned)
-    if scenario.query_token != model.settings.query_token:
-        raise CheckpointError(
-            f"the projection of {scenario.dataset} reads the states of the query token '{scenario.query_token}', but "
-            f"query_token={model.settings.query_token}: give both the same"
-        )
-    with torch.no_grad():
-        model.projection.weight.copy_(scenario.weight)
-
-
-def _require_fitting(model: Any, scenario: Scenario, dataset: Any, own: str) -> None:
+def _require_fitting(model: Any, scenario: Scenario, dataset: Any) -> None:
+    own = weights_fingerprint(model.backbone)
     if scenario.fingerprint != own:
         raise CheckpointError(
             f"the scenario of {scenario.dataset} belongs to the backbone {scenario.backbone} with query token "

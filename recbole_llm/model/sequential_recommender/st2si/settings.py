@@ -5,14 +5,13 @@ from typing import Any
 
 from recbole_llm.backbone.pretrained import read_record
 from recbole_llm.backbone.tuning import TUNING, TuningSettings
-from recbole_llm.errors import SettingError, require_flag, require_one_of, require_rate, require_whole
-from recbole_llm.model.id_model.scores import check_id_weight, most_items
+from recbole_llm.errors import SettingError, require_one_of, require_rate, require_whole
+from recbole_llm.model.id_model.scores import check_id_weight, max_items
 
 # Appendix A.3 of the paper; LoRA is not in the paper, its rate is ours.
-_LEARNING_RATES = {"full": 5e-5, "lora": 3e-4, "ilp": 3e-4}
-_AFTER_PRETRAINING = {**_LEARNING_RATES, "ilp": 1e-4}
-_WINDOWS = ("random", "full", "recent", "mixed")
-_DRAWN_WINDOWS = ("random", "mixed")  # others are the same in every epoch
+_LEARNING_RATES = {"full": 5e-5, "lora": 3e-4, "frozen": 3e-4}
+_AFTER_PRETRAINING = {**_LEARNING_RATES, "frozen": 1e-4}
+_WINDOWS = ("random", "full", "recent")
 
 
 @dataclass(frozen=True)
@@ -25,22 +24,18 @@ class ST2SISettings:
         tuning: how the backbone is trained.
         item_text_fields: columns of the `.item` file.
         max_attribute_tokens: the most tokens of one field.
-        max_window_items: the most items of a window; an id model whose scores are mixed in has `MAX_ITEM_LIST_LENGTH`.
+        max_items: the most items of a window; an id model whose scores are mixed in has `MAX_ITEM_LIST_LENGTH`.
         max_sequence_tokens: the most tokens of a window.
         query_token: the token after every item text.
         multi_query: whether a query follows every item (eq. 2), or the last one alone (Table 3, without multi-query).
-        train_window: random, full, recent or mixed.
+        train_window: random, full or recent.
         alignment: whether alignment inputs are trained too.
         alignment_instruction: the text before the item in an alignment input.
         train_batch_tokens: the most tokens of a packed pass with gradients.
         eval_batch_tokens: the most tokens of a packed pass without.
-        learning_rate: of the backbone, and of the projection unless `ilp_learning_rate` is given.
-        ilp_learning_rate: of the projection.
+        learning_rate: of the backbone and the projection.
         id_model: the model whose scores are mixed in, or the folder of its run; None without one.
-        id_states: whether its user states are added to the query tokens, too.
-        label_smoothing: the share of the target that all items have in equal parts.
-        ilp_dropout: of the hidden states before the projection.
-        initial_projection: the scenario file of a run with ILP tuning, whose projection training starts from, or None.
+        head_dropout: of the hidden states before the projection.
 
     Raises:
         SettingError: for a value that is not allowed.
@@ -51,7 +46,7 @@ class ST2SISettings:
     tuning: TuningSettings
     item_text_fields: list[str]
     max_attribute_tokens: int
-    max_window_items: int
+    max_items: int
     max_sequence_tokens: int
     query_token: str
     multi_query: bool
@@ -61,45 +56,43 @@ class ST2SISettings:
     train_batch_tokens: int
     eval_batch_tokens: int
     learning_rate: float
-    ilp_learning_rate: float
     id_model: str | None
-    id_states: bool
-    label_smoothing: float
-    ilp_dropout: float
-    initial_projection: str | None
+    head_dropout: float
 
     def __post_init__(self) -> None:
         require_one_of("train_window", self.train_window, _WINDOWS)
         whole = ("max_attribute_tokens", "max_sequence_tokens", "train_batch_tokens", "eval_batch_tokens")
         for name in whole:
             require_whole(name, getattr(self, name))
-        require_flag("id_states", self.id_states)
-        for name in ("label_smoothing", "ilp_dropout"):
-            require_rate(name, getattr(self, name))
+        require_rate("head_dropout", self.head_dropout)
         if not isinstance(self.item_text_fields, list) or not self.item_text_fields:
             raise SettingError("item_text_fields must be a list of columns of the .item file, such as ['title']")
         if not self.query_token:
             raise SettingError("query_token is empty: it must be one token, such as '.'")
 
     @classmethod
-    def from_config(cls, config: Any) -> "ST2SISettings":
-        """Read the settings of a run; what is not given follows from `tuning` and `multi_query`."""
+    def from_config(cls, config: Any, backbone: str | None = None) -> "ST2SISettings":
+        """Read the settings of a run; what is not given follows from `tuning` and `multi_query`.
+
+        Args:
+            config: the settings of the run.
+            backbone: takes the place of the setting, such as the folder that a pre-training gave.
+        """
         tuning = TuningSettings.from_config(config)
         check_id_weight(config["id_weight"])
         _check_id_settings(config)
         # Without multi-query a window has one query: only new windows in every epoch reach all positions.
-        drawn = tuning.tuning != "ilp" or not config["multi_query"]
-        backbone = str(config["pretrained_backbone"] or config["backbone"])
+        drawn = tuning.tuning != "frozen" or not config["multi_query"]
+        backbone = str(backbone or config["pretrained_backbone"] or config["backbone"])
         pretraining = read_record(backbone)
         rates = _LEARNING_RATES if pretraining is None else _AFTER_PRETRAINING
-        rate = config["learning_rate"] or rates[tuning.tuning]
         return cls(
             backbone=backbone,
             pretraining=pretraining,
             tuning=tuning,
             item_text_fields=config["item_text_fields"],
             max_attribute_tokens=config["max_attribute_tokens"],
-            max_window_items=most_items(config, "max_window_items"),
+            max_items=max_items(config),
             max_sequence_tokens=config["max_sequence_tokens"],
             query_token=str(config["query_token"]),
             multi_query=config["multi_query"],
@@ -108,19 +101,15 @@ class ST2SISettings:
             alignment_instruction=config["alignment_instruction"],
             train_batch_tokens=config["train_batch_tokens"],
             eval_batch_tokens=config["eval_batch_tokens"],
-            learning_rate=rate,
-            ilp_learning_rate=config["ilp_learning_rate"] or rate,
+            learning_rate=config["learning_rate"] or rates[tuning.tuning],
             id_model=config["id_model_path"] or config["id_model"] or None,
-            id_states=config["id_states"],
-            label_smoothing=config["label_smoothing"],
-            ilp_dropout=config["ilp_dropout"],
-            initial_projection=config["initial_projection"] or None,
+            head_dropout=config["head_dropout"],
         )
 
     @property
     def frozen(self) -> bool:
         """Whether the projection alone is trained."""
-        return self.tuning.tuning == "ilp"
+        return self.tuning.tuning == "frozen"
 
     @property
     def states_never_change(self) -> bool:
@@ -128,13 +117,12 @@ class ST2SISettings:
 
         Without multi-query the queries of one window need a pass each, so nothing would be shared.
         """
-        fixed = self.train_window not in _DRAWN_WINDOWS and not self.id_states
-        return self.frozen and fixed and self.multi_query
+        return self.frozen and self.train_window != "random" and self.multi_query
 
 
 def _check_id_settings(config: Any) -> None:
-    for name in ("id_weight", "id_model_settings", "id_states"):
-        if config[name] not in (None, {}, False) and not (config["id_model"] or config["id_model_path"]):
+    for name in ("id_weight", "id_model_settings"):
+        if config[name] not in (None, {}) and not (config["id_model"] or config["id_model_path"]):
             raise SettingError(f"{name}={config[name]} has no effect: no id_model is named, such as SASRec")
 
 
