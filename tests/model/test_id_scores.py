@@ -302,8 +302,8 @@ def test_histories_of_a_validation_are_read_once_and_never_from_before_more_trai
 
 
 def test_language_model_may_read_fewer_items_than_the_id_model(small, tiny):
-    """With `max_window_items: 1` another last but one item changes the id model's share of the scores alone."""
-    settings = settings_of(small, tiny, max_window_items=1)
+    """With `max_items: 1` another last but one item changes the id model's share of the scores alone."""
+    settings = settings_of(small, tiny, max_items=1)
     parts = build_parts(small, **{k: v for k, v in settings.items() if k not in ("data_path",)})
     model, (interaction, *_) = parts.model, next(iter(parts.test))
     row = int(interaction["item_length"].argmax())

@@ -30,7 +30,7 @@ def trained(workdir, tiny, graph, **settings):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.2, "weight_average": 0.9}])
+@pytest.mark.parametrize("settings", [{}, {"weight_average": 0.9}])
 def test_graph_trains_as_single_kernels_do(small, tiny, settings):
     graphed, single = (trained(small, tiny, graph, **settings) for graph in (True, False))
     np.testing.assert_allclose(graphed[0], single[0], rtol=1e-4)
@@ -44,5 +44,5 @@ def test_every_replay_draws_its_own_dropout(small, tiny):
     # With weights that stay where they are, an epoch's loss changes by what is drawn alone. (One step an epoch.)
     still = {"learning_rate": 1e-12, "train_batch_size": 100, "epochs": 8}
     assert np.ptp(trained(small, tiny, graph=True, **still)[0]) < 1e-4
-    dropped = trained(small, tiny, graph=True, ilp_dropout=0.5, **still)[0][4:]  # replayed from the fourth step on
+    dropped = trained(small, tiny, graph=True, head_dropout=0.5, **still)[0][4:]  # replayed from the fourth step on
     assert len({round(loss, 4) for loss in dropped}) == len(dropped)

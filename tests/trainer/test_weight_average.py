@@ -119,7 +119,7 @@ def test_training_goes_on_from_the_plain_weights_and_the_average_is_kept(trainer
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_resumed_training_has_the_weights_and_the_average_of_the_uninterrupted(trainer_of, tmp_path, kind):
-    settings = {"weight_average": 0.9, "ilp_dropout": 0.1, "label_smoothing": 0.1}
+    settings = {"weight_average": 0.9, "head_dropout": 0.1}
     parts, whole = trainer_of(kind, tmp_path / "whole", **settings)
     whole.fit(parts.train, parts.valid)
 
