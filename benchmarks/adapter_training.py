@@ -45,7 +45,7 @@ def measure(shape: str, prompts: int, steps: int, users: int, items: int, **sett
     rows = np.concatenate(chosen[_WARM_UP:])
     sequences = model.inputs._sequences(rows, virtual=False)
     total = int(sequences.tokens(model.inputs.prompts.table).sum())
-    flops = 4 * layer_parameters(model.backbone) * total + 6 * model.head.weight.numel() * len(rows)
+    flops = 4 * layer_parameters(model.backbone) * total + 6 * model.projection.weight.numel() * len(rows)
     return {
         "tokens_per_second": total / seconds, "tokens_per_step": total / steps,
         "prompts_per_second": len(rows) / seconds,

@@ -66,8 +66,6 @@ class Windows:
     @torch.no_grad()
     def states(self, rows: Any) -> Tensor:
         """Return the states at the last query of RecBole's rows: [rows, width]."""
-        if self.model.id_states is not None:  # which depend on more than the window
-            return self.model._last_states(rows)
         sequences = self.model._prefixes(rows)
         windows = np.split(sequences.rows, np.cumsum(sequences.counts)[:-1])
         keys = [window.tobytes() for window in windows]

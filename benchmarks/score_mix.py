@@ -28,6 +28,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from torch import Tensor
 
 from recbole_llm.comparison.groups import read_facts, target_groups
+from recbole_llm.config import renamed
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.evaluation.ranks import target_ranks
 from recbole_llm.quick_start.run import Parts
@@ -231,7 +232,7 @@ def main() -> None:
             "item": dataset.id2token(dataset.iid_field, targets["test"]),
         }
     ).astype(str)
-    settings = run_folder.open_existing(folders[0])[1]
+    settings = renamed.known(run_folder.open_existing(folders[0])[1])
     if arguments.data_path:
         settings["data_path"] = arguments.data_path
     shown_ranks = {scores: ranks["test"][point] for scores, point in shown.items() if "bound" not in scores}

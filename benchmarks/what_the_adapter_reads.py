@@ -38,7 +38,7 @@ def ranks(model: Any, dataset: Any, vectors: torch.Tensor, prompts: np.ndarray) 
             model.pooled_states(batch.to(model.device), tokens[:, torch.from_numpy(part).to(tokens.device)])
             for part, batch in model.inputs.prompts_of(histories, lengths, model.settings.eval_batch_tokens)
         ]
-        scores = model.head(torch.cat(states))
+        scores = model.projection(torch.cat(states))
         targets = own[model.POS_ITEM_ID].to(scores.device)
         found.append(target_ranks(scores, torch.arange(len(rows), device=scores.device), targets).cpu().numpy())
     return np.concatenate(found)

@@ -86,8 +86,6 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm run --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp --id_model=SASRec": {
         "id_model_settings": "{'epochs': 1}"
     },
-    "recbole-llm run --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=lora --id_model=SASRec "
-    "--id_states=True": {"id_model_settings": "{'epochs': 1}"},
     "recbole-llm run --config_files=properties/recommended/scientific-st2si-ilp.yaml": {
         "backbone": "TINY",
         "id_model_settings": "{'epochs': 1}",
@@ -104,8 +102,6 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm --model=ST2SI --dataset=Arts --tuning=ilp --backbone=saved/pretrain-Food-<hash>/backbone-epoch-10": {},
     "recbole-llm --model=ST2SI --dataset=Arts --tuning=ilp --pretrain_datasets=Food --pretrain_epochs=40 "
     "--pretrain_save_epochs=10": {"backbone": "TINY", "pretrain_epochs": 2, "pretrain_save_epochs": "1"},
-    "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=lora "
-    "--initial_projection=saved/<the first run>/scenario.safetensors": {},
 }
 
 READ = {

@@ -19,7 +19,6 @@ from recbole_llm.cli import main as cli
 from recbole_llm.config.config import Config
 from recbole_llm.quick_start.run import load, run
 from recbole_llm.runs.ranks import read_ranks
-from recbole_llm.trainer.choose import trainer_class
 
 ML_100K = Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
 
@@ -187,13 +186,13 @@ def write_chain(folder, users=60, length=7):
 
 
 @pytest.mark.parametrize(
-    ("tuning", "window", "epochs", "rates"),
-    [("full", "random", 25, (0.01, 0.02)), ("full", "full", 25, (0.01, 0.02)), ("lora", "full", 60, (0.01, 0.05))],
+    ("tuning", "window", "epochs", "rate"),
+    [("full", "random", 25, 0.01), ("full", "full", 25, 0.01), ("lora", "full", 60, 0.02)],
 )
-def test_planted_transitions_are_learned(workdir, tiny, tuning, window, epochs, rates):
+def test_planted_transitions_are_learned(workdir, tiny, tuning, window, epochs, rate):
     settings = small_settings(
         write_chain(workdir), backbone=str(tiny["llama"]), tuning=tuning, train_window=window, epochs=epochs,
-        learning_rate=rates[0], ilp_learning_rate=rates[1], warmup_steps=5, train_batch_size=16, stopping_step=99,
+        learning_rate=rate, warmup_steps=5, train_batch_size=16, stopping_step=99,
         lr_scheduler="constant",
     )  # fmt: skip
     result = run(settings=settings)
@@ -211,7 +210,7 @@ def test_loaded_run_scores_as_at_its_end(workdir, tiny):
     folder = Path(result["path"]).parent
     for given in (folder, folder / "result.json"):
         parts = load(given)
-        trainer = trainer_class(parts.config)(parts.config, parts.model)
+        trainer = parts.trainer()
         trainer.eval_collector.data_collect(parts.train)
         found = trainer.evaluate(parts.test, load_best_model=False)
         assert dict(found) == pytest.approx(result["test"], abs=1e-6)

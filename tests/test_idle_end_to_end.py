@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from recbole_llm.cli import main as cli
-from recbole_llm.inference.recommender import Recommender
+from recbole_llm.quick_start import run as quick_start
 from recbole_llm.runs.ranks import read_ranks
 
 ML_100K = f"{recbole.__path__[0]}/dataset_example/ml-100k"
@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
         "--model=IDLEAdapter", "--dataset=ml-100k", "--backbone=sbert-minilm", "--id_model=ComiRec",
         "--user_inter_num_interval=[4,24]", "--item_inter_num_interval=[4,inf)", "--MAX_ITEM_LIST_LENGTH=3",
         "--prompt=Recommend {noun}: {history}.", "--max_attribute_tokens=12", "--max_prompt_tokens=64",
-        "--prefixes_per_user=3", f"--epochs={EPOCHS}", "--train_batch_size=16", "--learning_rate=0.002",
+        f"--epochs={EPOCHS}", "--train_batch_size=16", "--learning_rate=0.002",
         "--mmd_weight=0.1", "--use_gpu=False", "--id_model_settings={'epochs': 5}", "--show_progress=False",
         "--state=WARNING", "--precision=fp32",
     ]  # fmt: skip
@@ -109,7 +109,7 @@ def test_id_model_is_recorded_and_kept(finished):
 def test_run_recommends_what_it_ranks(finished, monkeypatch):
     folder, _ = result_of(finished)
     monkeypatch.chdir(finished[0])
-    recommender = Recommender.from_run(folder, allow_untrained=True)
+    recommender = quick_start.recommender(folder, allow_untrained=True)
     dataset, model = recommender.dataset, recommender.model
     rows = dataset[np.arange(3)]
     lengths = rows["item_length"].tolist()

@@ -17,10 +17,9 @@ MODELS = {
     "ilp": ["--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01"],
     "full": ["--model=ST2SI", "--tuning=full", "--learning_rate=0.001"],  # OPT: dropout 0.1; random windows
     "lora": ["--model=ST2SI", "--tuning=lora", "--learning_rate=0.003", "--lora_dropout=0.2"],
-    # 24 + 24 windows and 12 alignment inputs: 12 steps an epoch
     "regularised": [
-        "--model=ST2SI", "--tuning=full", "--learning_rate=0.001", "--train_window=mixed", "--label_smoothing=0.1",
-        "--ilp_dropout=0.2", "--weight_average=0.9",
+        "--model=ST2SI", "--tuning=full", "--learning_rate=0.001", "--head_dropout=0.2",
+        "--weight_average=0.9",
     ],
     "SASRec": ["--model=SASRec", "--n_layers=1", "--hidden_size=16", "--inner_size=16"],
     "ComiRec": ["--model=ComiRec", "--extraction=DR", "--num_interests=2", "--embedding_size=8"],
@@ -88,7 +87,7 @@ def uninterrupted(workspace, tiny):
     return get
 
 
-# Steps of an epoch: 8 for ST2SI (12 with mixed windows), and 12 to 22 for the others, which have a row an interaction.
+# Steps of an epoch: 8 for ST2SI, and 12 to 22 for the others, which have a row an interaction.
 KILLS = [
     ("ilp", "step", 20), ("ilp", "state", 2), ("ilp", "weights", 1),
     ("full", "step", 21), ("full", "weights", 2), ("full", "between", 2),

@@ -14,7 +14,6 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole_llm.config import registry
 from recbole_llm.errors import SettingError
 from recbole_llm.quick_start.run import load, run
-from recbole_llm.trainer.choose import trainer_class
 
 # Settings that a model needs on a small data set, or with which it is quick.
 SPECIAL = {
@@ -71,7 +70,7 @@ def check(name: str, data: Path) -> None:
     if name in DRAWS_ITS_SCORES:
         return
     parts = load(result["path"])  # a new model with the stored weights ...
-    trainer = trainer_class(parts.config)(parts.config, parts.model)
+    trainer = parts.trainer()
     assert trainer.evaluate(parts.test, load_best_model=False) == result["test"]  # ... ranks as the best one did
 
 

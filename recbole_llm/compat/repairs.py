@@ -26,7 +26,6 @@ from recbole_llm.compat import attribute_columns, numpy_names
 from recbole_llm.compat.overlay import Overlay as _Overlay
 from recbole_llm.errors import CheckpointError, DataError, SettingError
 from recbole_llm.runs import checkpoint
-from recbole_llm.stages import s3rec
 
 # Models that build their graph with a method which scipy no longer has, see `_DokMatrix`.
 _ADJACENCY_MODELS = ("GCMC", "LightGCN", "NCL", "NGCF", "SpectralCF", "KGIN", "MCCLK")
@@ -109,8 +108,6 @@ def _repair_once(model_class: type) -> type:
         module.torch = _Overlay(torch, load=_read_run)
     if name == "RaCT":
         model_class.logger = property(lambda self: _JoiningLogger(logging.getLogger()), _ignore)  # type: ignore[attr-defined]
-    if name == "S3Rec":
-        s3rec.repair(model_class)
     if name == "KSR":
         model_class.__init__ = _single_precision(model_class.__init__)  # type: ignore[misc]
     model_class.__init__ = _checked(model_class.__init__)  # type: ignore[misc]

@@ -6,6 +6,7 @@ from typing import Any
 from recbole.utils import ModelType
 
 from recbole_llm.config import declared, renamed
+from recbole_llm.config.hooks import hooks_of_class
 from recbole_llm.config.registry import known_models
 from recbole_llm.errors import SettingError, nearest
 
@@ -81,7 +82,7 @@ def check_together(config: Any) -> None:
     _check_valid_metric(config)
     _check_loss_type(config)
     _check_candidates(config)
-    if config["train_share"] is not None and not getattr(config.model_class, "trains_on_rows", True):
+    if config["train_share"] is not None and not hooks_of_class(config.model_class).trains_on_rows:
         raise SettingError(f"{config['model']} trains on whole histories: train_share is for models of rows")
 
 

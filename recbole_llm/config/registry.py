@@ -25,7 +25,7 @@ def known_models() -> tuple[str, ...]:
     ours = [path.stem for path in sorted((shipped("properties") / "model").glob("*.yaml")) if _is_ours(path.stem)]
     folder = Path(inspect.getfile(recbole_models)).parents[1] / "properties" / "model"
     # Random has no settings, and so no file among them.
-    return (*ours, *sorted({"Random", *(path.stem for path in folder.glob("*.yaml"))}))
+    return (*ours, *sorted({"Random", *(path.stem for path in folder.glob("*.yaml"))} - set(ours)))
 
 
 def _is_ours(name: str) -> bool:

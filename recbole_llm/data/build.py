@@ -83,7 +83,9 @@ def _share(config: Any, part: Any) -> Any:
     return part.copy(part.inter_feat[np.sort(rows)])
 
 
-def data_preparation(config: Any, dataset: Any, test: bool = True) -> tuple[Any, Any, Any]:
+def data_preparation(
+    config: Any, dataset: Any, test: bool = True, parts: list[Any] | None = None
+) -> tuple[Any, Any, Any]:
     """Split `dataset` by `eval_args` and return RecBole's training, validation and test loaders.
 
     With `device_table`, those of a sequential model take their rows from tables on the device, see `device_table`.
@@ -92,8 +94,9 @@ def data_preparation(config: Any, dataset: Any, test: bool = True) -> tuple[Any,
         config: the settings.
         dataset: all interactions.
         test: False leaves the test part alone: nothing reads it, it may be missing, and its loader is None.
+        parts: what `dataset.build` gave, where that was asked for already.
     """
-    built = dataset.build()
+    built = dataset.build() if parts is None else parts
     if not test:
         # RecBole's samplers want three parts; an empty one stands for the third.
         built = [*built[:2], built[1].copy(built[1].inter_feat[:0])]

@@ -6,6 +6,7 @@ import recbole.data.dataset as recbole_datasets
 from recbole.utils import ModelType
 
 from recbole_llm.config import registry
+from recbole_llm.config.hooks import hooks_of_class
 from recbole_llm.data.dataset import PrefixDataset
 
 _DATASETS = {
@@ -23,7 +24,7 @@ def dataset_class(config: Any) -> type:
     Where RecBole would take its `SequentialDataset` and `device_table` is on, it is `PrefixDataset`, whose batches are
     the same.
     """
-    own = getattr(config.model_class, "dataset_class", None)
+    own = hooks_of_class(config.model_class).dataset_class
     if own is not None:
         return own
     name = config["model"] + "Dataset"

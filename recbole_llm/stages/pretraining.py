@@ -11,17 +11,13 @@ where it was interrupted, and its ``backbone-epoch-<n>/`` are ordinary backbones
 """
 
 import dataclasses
-import hashlib
-import json
 import logging
-import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from filelock import FileLock
 from recbole.utils import init_seed
 from recbole.utils.argument_list import dataset_arguments
 
@@ -34,10 +30,13 @@ from recbole_llm.data.build import create_dataset, data_preparation
 from recbole_llm.data.folder import ensure_files
 from recbole_llm.data.sources import Source, item_keys, read_source, refuse_shared_items, write_union
 from recbole_llm.errors import SettingError, require_whole
+from recbole_llm.model.needs import PretrainedBackbone
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
+from recbole_llm.runs.context import RunContext
 from recbole_llm.stages.pretraining_trainer import PretrainingTrainer, epoch_folder
-from recbole_llm.utils.files import storage_errors, write_text
+from recbole_llm.stages.runner import Runner
+from recbole_llm.stages.store import find_or_make, write_shape
 from recbole_llm.utils.hashing import content_hash
 
 # Settings of a run that are its pre-training's too: those that change the result (beside backbone), and those that do
@@ -119,25 +118,33 @@ def names_of(value: Any) -> list[str]:
     return [name for name in (str(name).strip() for name in names) if name]
 
 
-def use_pretrained(config: Any, dataset: Any) -> None:
-    """Pre-train if the settings of a run ask for it, and refuse a target that has items of a source.
+def fulfil(
+    need: PretrainedBackbone, config: Any, dataset: Any, context: RunContext, runner: Runner
+) -> tuple[str, dict[str, Any]]:
+    """Return the backbone of a run, pre-trained if its settings ask for it, and the settings that the run stores.
 
-    Sets `pretrained_backbone`. A backbone that was pre-trained here and is given by its folder is checked as well.
+    A target that has items of a source is refused, also for a backbone that was pre-trained here and is given by its
+    folder.
 
     Args:
+        need: the model's declaration.
         config: the settings of the run.
-        dataset: its data set, the target.
+        dataset: its dataset.
+        context: of the run.
+        runner: of other runs; a pre-training is none.
 
     Raises:
         SettingError: for a value that is not allowed.
         DataError: if a source cannot be read, or shares items with the target.
+        StorageError: if the folder cannot be written.
     """
-    if config["pretrain_datasets"] and not config["pretrained_backbone"]:
-        folder = pretrain(config, dataset)
-        config["pretrained_backbone"] = config.merged["pretrained_backbone"] = str(folder)
-    backbone = str(config["pretrained_backbone"] or config["backbone"])
+    chosen = config["pretrained_backbone"]
+    if config["pretrain_datasets"] and not chosen:
+        chosen = pretrain(config, dataset)
+    backbone = str(chosen or config["backbone"])
     if read_record(backbone) is not None:
         refuse_shared_items(dataset, source_items(backbone))
+    return backbone, {"pretrained_backbone": backbone} if chosen else {}
 
 
 def pretrain(config: Any, target: Any = None) -> Path:
@@ -159,25 +166,22 @@ def pretrain(config: Any, target: Any = None) -> Path:
     if target is not None and target.dataset_name in settings.datasets:
         raise SettingError(f"pretrain_datasets names the target {target.dataset_name} itself: pre-train on others")
     sources = [_source_config(config, name) for name in settings.datasets]
-    shape = _shape(config, settings, sources)
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:10]
+    shaped_by = shape(config, settings, sources)
     name = f"pretrain-{'+'.join(settings.datasets)[:80]}"
-    folder = Path(config["checkpoint_dir"]) / f"{name}-{digest}"
-    wanted = [epoch_folder(folder, epoch) for epoch in settings.save_epochs]
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire()
-    with lock:
-        if all((path / RECORD).is_file() for path in wanted):
-            logging.getLogger().info("The pre-trained backbone %s is there already", wanted[-1])
-        else:
-            for left_over in folder.glob("data-*"):  # of a process that was killed
-                shutil.rmtree(left_over, ignore_errors=True)
-            write_text(folder / "settings.yaml", yaml.safe_dump(shape, allow_unicode=True))
-            _train(config, settings, [read_source(source) for source in sources], target, folder, name)
-            release_device_memory()
-    return wanted[-1]
+
+    def is_made(folder: Path) -> bool:
+        return all((epoch_folder(folder, epoch) / RECORD).is_file() for epoch in settings.save_epochs)
+
+    def make(folder: Path) -> None:
+        write_shape(folder, shaped_by)
+        _train(config, settings, [read_source(source) for source in sources], target, folder, name)
+        release_device_memory()
+
+    def leftovers(folder: Path) -> Iterable[Path]:
+        return folder.glob("data-*")  # the epochs that are there are other runs' backbones
+
+    folder = find_or_make(Path(config["checkpoint_dir"]), name, shaped_by, is_made, make, leftovers)
+    return epoch_folder(folder, settings.save_epochs[-1])
 
 
 def _source_config(config: Any, name: str) -> Config:
@@ -193,7 +197,7 @@ def _source_config(config: Any, name: str) -> Config:
     return Config(config.model_class, name, config_dict=given)
 
 
-def _shape(config: Any, settings: PretrainSettings, sources: list[Config]) -> dict[str, Any]:
+def shape(config: Any, settings: PretrainSettings, sources: list[Config]) -> dict[str, Any]:
     """Return all that the weights of the pre-training depend on, as plain values."""
     read = (*dataset_arguments, "item_text_fields", "items_without_text", "encoding")
     data = {}
@@ -226,14 +230,13 @@ def _train(
     with tempfile.TemporaryDirectory(dir=folder, prefix="data-") as data:
         fields = write_union(sources, Path(data), name)
         union = _union_config(config, settings, Path(data), name, fields)
-        union["run_folder"] = str(folder)
         init_seed(settings.seed, union["reproducibility"])
         dataset = create_dataset(union)
         logging.getLogger().info(dataset)
         train, _, _ = data_preparation(union, dataset)
-        union["description"] = checkpoint.describe(union, dataset)
+        context = RunContext(folder, description=checkpoint.describe(union, dataset))
         init_seed(settings.seed, union["reproducibility"])
-        model = union.model_class(union, train._dataset).to(union["device"])
+        model = union.model_class(union, train._dataset, backbone=union["backbone"]).to(union["device"])
     record = {
         "datasets": settings.datasets,
         "epochs": settings.epochs,
@@ -243,7 +246,8 @@ def _train(
         "interactions": sum(len(source.items) for source in sources),
         "version": recbole_llm.__version__,
     }
-    _fit(PretrainingTrainer(union, model, settings.save_epochs, record, keys), settings, train, union["show_progress"])
+    trainer = PretrainingTrainer(union, model, context, settings.save_epochs, record, keys)
+    _fit(trainer, settings, train, union["show_progress"])
 
 
 def _union_config(config: Any, settings: PretrainSettings, data: Path, name: str, fields: list[str]) -> Config:

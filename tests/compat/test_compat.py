@@ -17,10 +17,10 @@ import recbole_llm
 from recbole_llm.compat import repairs as compat
 from recbole_llm.config import registry
 from recbole_llm.config.config import Config
+from recbole_llm.config.hooks import hooks_of
 from recbole_llm.errors import CheckpointError, DataError, SettingError
 from recbole_llm.quick_start.run import Parts, build, load, run
 from recbole_llm.runs import checkpoint
-from recbole_llm.trainer.choose import trainer_class
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_the_best_epoch_is_reloaded_not_the_last(data, workdir):
             break
     assert result["best_epoch"] < 4
     parts = load(result["path"])
-    trainer = trainer_class(parts.config)(parts.config, parts.model)
+    trainer = parts.trainer()
     assert trainer.evaluate(parts.test, load_best_model=False) == result["test"]
     assert trainer.evaluate(parts.valid, load_best_model=False) == result["history"][result["best_epoch"]]["valid"]
 
@@ -251,16 +251,16 @@ def test_the_best_epoch_is_reloaded_not_the_last(data, workdir):
 @pytest.mark.parametrize("model", ["EASE", "ItemKNN", "AsymKNN", "SLIMElastic", "Pop", "LightGCN", "DMF"])
 def test_other_parameters_survive_the_round_trip(model, data, workdir):
     parts = built(data, model, epochs=1)
-    parts.config["run_folder"] = str(workdir)
-    trainer_class(parts.config)(parts.config, parts.model).fit(parts.train, parts.valid)
-    checkpoint.save_weights(workdir / "weights", checkpoint.snapshot(parts.model), parts.config["description"])
+    parts.trainer(workdir).fit(parts.train, parts.valid)
+    kept = checkpoint.snapshot(parts.model, hooks_of(parts.model))
+    checkpoint.save_weights(workdir / "weights", kept, parts.context.description)
     others = parts.model.other_parameter()
     assert any(value is not None for value in others.values())
 
     again = built(data, model).model
     for name in others:
         setattr(again, name, None)
-    checkpoint.load_weights(workdir / "weights", again, parts.config["description"])
+    checkpoint.load_weights(workdir / "weights", again, parts.context.description, hooks_of(again))
     for name, value in others.items():
         loaded = getattr(again, name)
         assert type(loaded) is type(value), name

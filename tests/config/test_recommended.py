@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from small_data import write_dataset
 
+from recbole_llm.config import renamed
 from recbole_llm.config.config import Config
 from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.paths import shipped
@@ -66,7 +67,7 @@ def kept_results(label):
 
 
 def kept_settings(label):
-    return [result["settings"] for result in kept_results(label)]
+    return [renamed.translate(result["settings"]) for result in kept_results(label)]
 
 
 def differing(settings, kept):

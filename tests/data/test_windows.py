@@ -11,7 +11,6 @@ from recbole_llm.data.windows import (
     Histories,
     WindowLimits,
     full_windows,
-    mixed_windows,
     random_windows,
     recent_windows,
 )
@@ -128,14 +127,3 @@ def test_random_windows_follow_the_authors_distribution():
     assert set(found) == set(expected)
     chi_square = sum((found[pair] - n) ** 2 / n for pair, n in expected.items())
     assert chi_square < 29.6  # 9 degrees of freedom: exceeded once in 2,000 seeds
-
-
-@settings(max_examples=50)
-@given(users, limits, st.integers(0, 2), st.integers(0, 2**32 - 1))
-def test_mixed_windows_are_the_full_ones_and_a_random_one_a_user(sequences, window_limits, held_out, seed):
-    histories, begins = histories_of(sequences, window_limits)
-    last = last_training_targets(begins, held_out)
-    full, drawn = full_windows(histories, last), random_windows(histories, last, np.random.default_rng(seed))
-    mixed = mixed_windows(histories, last, np.random.default_rng(seed))
-    assert mixed.starts.tolist() == [*full.starts.tolist(), *drawn.starts.tolist()]
-    assert mixed.ends.tolist() == [*full.ends.tolist(), *drawn.ends.tolist()]

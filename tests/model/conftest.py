@@ -51,12 +51,12 @@ def build(small, rough_models, id_runs):
             "model": "IDLEAdapter", "backbone": str(rough_models[backbone]),
             "id_model_path": id_runs(id_run, interests), "max_prompt_tokens": 128,
             "prompt": "Recommend {noun}: {history}.", "MAX_ITEM_LIST_LENGTH": 6,
-            "mmd_rho": 50.0, **settings,
+            **settings,
         }  # fmt: skip
         parts = build_parts(small, **given)
         if larger:  # weights of 0.02 would let every gate be 1/2 and every softmax flat
             with torch.no_grad():
-                for parameter in (*parts.model.adapter.parameters(), parts.model.head.weight):
+                for parameter in (*parts.model.adapter.parameters(), parts.model.projection.weight):
                     parameter.mul_(20)
         return parts
 

@@ -30,7 +30,7 @@ def test_run_ranks_by_the_mixture_of_both(settings_of):
     ranks = []
     for interaction, *_ in parts.test:
         with torch.no_grad():
-            own = parts.model.head(parts.model._states(interaction))[:, 1:].double().log_softmax(1)
+            own = parts.model.projection(parts.model._states(interaction))[:, 1:].double().log_softmax(1)
             theirs = parts.model.id_model.full_sort_predict(interaction)[:, 1:].double().log_softmax(1)
             predicted = parts.model.predict(interaction).numpy()
         scores = ((1 - weight) * own + weight * theirs).numpy()
@@ -49,7 +49,7 @@ def test_papers_ranking_has_no_id_scores(settings_of):
 
 def test_prompt_shows_the_last_items_and_the_id_model_reads_all(build):
     """Another last but one item changes the user vector, not the prompt; another last item the prompt."""
-    parts = build(id_run="GRU4Rec", max_prompt_items=1, MAX_ITEM_LIST_LENGTH=6)
+    parts = build(id_run="GRU4Rec", max_items=1, MAX_ITEM_LIST_LENGTH=6)
     model = parts.model
     interaction = next(iter(parts.test))[0]
     chosen = int(interaction["item_length"].argmax())
@@ -80,8 +80,8 @@ def test_dropout_before_the_head_is_inverted_and_of_training_alone(build):
     model, seen = parts.model, []
     model.inputs.vectors = model.user_vectors(parts.train.dataset[np.arange(len(parts.train.dataset))])
     _, (batch, *_) = model.prepared_step(model.training_samples(np.random.default_rng(0)))
-    head_loss = model.head.loss
-    model.head.loss = lambda states, *rest: seen.append(states.detach()) or head_loss(states, *rest)
+    projection_loss = model.projection.loss
+    model.projection.loss = lambda states, *rest: seen.append(states.detach()) or projection_loss(states, *rest)
     for mode in (True, False):
         model.train(mode)
         model.pass_loss_sum(batch)
@@ -94,7 +94,7 @@ def test_dropout_before_the_head_is_inverted_and_of_training_alone(build):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"max_prompt_items": 0}, "max_prompt_items"),
+        ({"max_items": 0}, "max_items"),
         ({"head_dropout": 1}, "head_dropout=1 must be a rate"),
         ({"id_weight": 1.5}, "id_weight=1.5 must be a number from 0 to 1"),
     ],

@@ -26,7 +26,7 @@ def test_full_sort_equals_predict_and_the_states_of_training(build, backbone, id
         _, (part,) = steps_of(parts)
         tokens = model.virtual_tokens(model.inputs.vectors[part.rows])
         states = model.pooled_states(part.prompts, tokens)
-        torch.testing.assert_close(model.head(states)[:, 1:], scores[part.rows, 1:], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model.projection(states)[:, 1:], scores[part.rows, 1:], atol=1e-4, rtol=1e-4)
 
 
 def test_scores_depend_on_the_user_vector_and_on_the_text(build):

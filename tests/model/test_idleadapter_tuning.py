@@ -14,7 +14,7 @@ from recbole_llm.trainer.run_folder_trainer import RunFolderMixin
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_a_trained_language_model_changes_and_is_stored(build, tuning):
     """One step moves the weights named, leaves all others as they are, and the checkpoint holds what moved."""
-    parts = build(backbone_tuning=tuning, lora_rank=2, learning_rate=0.01, train_batch_size=64, epochs=1)
+    parts = build(tuning=tuning, lora_rank=2, learning_rate=0.01, train_batch_size=64, epochs=1)
     before = {name: value.clone() for name, value in parts.model.state_dict().items()}
     trainer = trainer_of(parts)
     trainer._train_epoch(None, 0)
@@ -25,13 +25,13 @@ def test_a_trained_language_model_changes_and_is_stored(build, tuning):
     assert moved <= set(parts.model.stored_state())
     groups = parts.model.parameter_groups()
     assert len(groups) == 3 and len({group["lr"] for group in groups}) == 1
-    other = build(backbone_tuning=tuning, backbone_learning_rate=1e-5, head_learning_rate=1e-2, learning_rate=1e-3)
+    other = build(tuning=tuning, backbone_learning_rate=1e-5, head_learning_rate=1e-2, learning_rate=1e-3)
     assert [group["lr"] for group in other.model.parameter_groups()] == [1e-3, 1e-2, 1e-5]
 
 
 def test_low_rank_adapters_start_at_the_frozen_model(build):
     """peft's second factor is 0 at first: the loss is that of the frozen model, with gradients for the adapters."""
-    frozen, lora = build(), build(backbone_tuning="lora", lora_rank=2)
+    frozen, lora = build(), build(tuning="lora", lora_rank=2)
     lora.model.load_state_dict(frozen.model.stored_state(), strict=False)
     losses = []
     for parts in (frozen, lora):
@@ -46,7 +46,7 @@ def test_low_rank_adapters_start_at_the_frozen_model(build):
 
 def test_a_run_with_a_trained_language_model_is_loaded_as_it_was(small, rough_models, id_runs):
     settings = small_settings(
-        small, model="IDLEAdapter", backbone=str(rough_models["bert"]), id_model_path=id_runs(), backbone_tuning="lora",
+        small, model="IDLEAdapter", backbone=str(rough_models["bert"]), id_model_path=id_runs(), tuning="lora",
         lora_rank=2, max_prompt_tokens=128, MAX_ITEM_LIST_LENGTH=6, epochs=2, train_batch_size=8, learning_rate=0.01,
     )  # fmt: skip
     del settings["max_sequence_tokens"]
@@ -62,8 +62,8 @@ def test_a_run_with_a_trained_language_model_is_loaded_as_it_was(small, rough_mo
 
 
 def test_unknown_tuning_of_the_language_model_is_refused(build):
-    with pytest.raises(SettingError, match="backbone_tuning=ilp is not one of frozen, lora, full"):
-        build(backbone_tuning="ilp")
+    with pytest.raises(SettingError, match="tuning=ilp is not one of full, lora, frozen"):
+        build(tuning="ilp")
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
@@ -71,7 +71,7 @@ def test_a_resumed_run_aligns_with_the_same_states(small, rough_models, id_runs,
     """H~ (eq. 12) is that of the language model before any of it was trained, also for a run that was interrupted."""
     settings = small_settings(
         small, model="IDLEAdapter", backbone=str(rough_models["llama"]), id_model_path=id_runs(), lora_rank=2,
-        backbone_tuning=tuning, mmd_weight=1.0, max_prompt_tokens=128, MAX_ITEM_LIST_LENGTH=6, epochs=3,
+        tuning=tuning, mmd_weight=1.0, max_prompt_tokens=128, MAX_ITEM_LIST_LENGTH=6, epochs=3,
         train_batch_size=8, learning_rate=0.01, resume_seconds=0,
     )  # fmt: skip
     del settings["max_sequence_tokens"]
@@ -100,5 +100,5 @@ def test_a_resumed_run_aligns_with_the_same_states(small, rough_models, id_runs,
 )
 def test_wrong_settings_of_its_training(build, small, settings, message):
     with pytest.raises(SettingError, match=message):
-        build(backbone_tuning="lora", id_model_path=None, **settings)
+        build(tuning="lora", id_model_path=None, **settings)
     assert not list(small.glob("saved/id-*")), "nothing was trained before"

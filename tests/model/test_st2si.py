@@ -5,7 +5,6 @@ import pytest
 import torch
 from small_data import HISTORIES, SHORT
 from st2si_parts import assert_same_gradients, cached_loss_sum, fill, gradients, prefix_rows
-from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from recbole_llm.errors import BackboneError, SettingError
@@ -131,23 +130,9 @@ def test_large_catalogue_is_projected_in_pieces(build_st2si, monkeypatch):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_label_smoothing_takes_part_in_the_loss_of_users_and_alignment_inputs(build_st2si, cached):
-    parts = build_st2si(label_smoothing=0.3)
-    model = (fill(parts) if cached else parts.model).train()
-    sequences = model.inputs.training_sequences(np.random.default_rng(0))
-    labels = sequences.labels[sequences.read]
-    assert len(labels) > len(model.inputs.alignment_sequences()) > 0
-    states = model.states_of(sequences).double()
-    logits = states @ model.projection.weight[1:].T.double()
-    expected = F.cross_entropy(logits, torch.from_numpy(labels) - 1, reduction="sum", label_smoothing=0.3)
-    found = cached_loss_sum(model, np.arange(len(sequences))) if cached else model.loss_sum(sequences)
-    assert float(found) == pytest.approx(float(expected), rel=1e-5)
-
-
-@pytest.mark.parametrize("cached", [False, True])
 def test_dropout_before_the_projection(build_st2si, cached, monkeypatch):
     """In training a share of the numbers is 0 and the others are scaled up; evaluation reads the states as they are."""
-    plain, parts = build_st2si(), build_st2si(ilp_dropout=0.25)
+    plain, parts = build_st2si(), build_st2si(head_dropout=0.25)
     parts.model.load_state_dict(plain.model.state_dict())
     model = fill(parts) if cached else parts.model
     sequences = model.inputs.training_sequences(np.random.default_rng(0))
@@ -181,21 +166,6 @@ def test_without_dropout_no_random_number_is_drawn(build_st2si):
     before = torch.get_rng_state()
     model.loss_sum(model.inputs.training_sequences(np.random.default_rng(0)))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_mixed_windows_are_drawn_anew_in_every_epoch(build_st2si):
-    model = build_st2si(train_window="mixed").model
-    assert not model.settings.states_never_change
-    inputs = model.inputs
-    epochs = [inputs.training_windows(np.random.default_rng(epoch)) for epoch in range(20)]
-    users = len(inputs.last_targets)
-    full = len(epochs[0]) - users
-    pairs = [list(zip(w.starts.tolist(), w.ends.tolist(), strict=True)) for w in epochs]
-    assert all(epoch[:full] == pairs[0][:full] for epoch in pairs)
-    assert len({tuple(epoch[full:]) for epoch in pairs}) > 10
-    # every training target is read once by the full ones, and some of them again by the others
-    read = [inputs.window_sequences(w).queries().sum() for w in epochs]
-    assert min(read) >= inputs._is_target.sum() + users
 
 
 # -- what is trained and stored ----------------------------------------------------------------------------------------
@@ -241,7 +211,7 @@ def test_micro_batches_make_the_same_step(build_st2si, tuning):
     def weights_after_an_epoch(tokens):
         settings = {"train_window": "random", "train_batch_size": 5, "warmup_steps": 0, "learning_rate": 0.1}
         parts = build_st2si(tuning=tuning, train_batch_tokens=tokens, clip_grad_norm={"max_norm": 0.5}, **settings)
-        trainer = trainer_class(parts.config)(parts.config, parts.model)
+        trainer = parts.trainer()
         # With plain steps a wrong scale of the gradient shows; AdamW would hide it.
         trainer.optimizer = torch.optim.SGD(trainer.optimizer.param_groups, lr=0.1)
         loss = trainer._train_epoch(parts.train, 0)
@@ -256,7 +226,7 @@ def test_micro_batches_make_the_same_step(build_st2si, tuning):
 def test_step_is_the_mean_over_all_queries(build_st2si):
     parts = build_st2si(tuning="full", train_window="full", train_batch_size=10**6)
     model = parts.model
-    trainer = trainer_class(parts.config)(parts.config, model)
+    trainer = trainer_class(parts.config)(parts.config, model, parts.context)
     sequences = model.inputs.training_sequences(np.random.default_rng(0))
     expected = float(model.eval().loss_sum(sequences)) / sequences.read.sum()
     assert trainer._train_epoch(parts.train, 0) == pytest.approx(expected, rel=1e-5)

@@ -13,7 +13,7 @@ WINDOWS = [
     {"MAX_ITEM_LIST_LENGTH": 50, "max_sequence_tokens": 128},  # u4's 15 items are more tokens than that
     {"MAX_ITEM_LIST_LENGTH": 3},
     {"max_sequence_tokens": 45},
-    {"max_window_items": 1},
+    {"max_items": 1},
 ]
 
 
@@ -100,7 +100,7 @@ def test_short_histories_take_one_pass_a_user(build_st2si):
 
 @pytest.mark.parametrize("window", [1, 2])
 def test_windows_of_the_same_items_take_one_pass(build_st2si, window):
-    parts = build_st2si(alignment=False, max_window_items=window)
+    parts = build_st2si(alignment=False, max_items=window)
     model = parts.model
     read = []
     original = model.states_of

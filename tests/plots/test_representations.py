@@ -36,7 +36,7 @@ def root(tmp_path_factory):
             "encoder": {**adapter, "backbone": str(bert), "max_prompt_tokens": 110, "num_virtual_tokens": 3},
             "decoder": {
                 **adapter, "backbone": str(opt), "max_prompt_tokens": 120, "max_attribute_tokens": 8,
-                "layerwise": False, "prompt": "Liked: {history}", "mmd_rows": "batch", "mmd_rho": 2.0,
+                "layerwise": False, "prompt": "Liked: {history}", "mmd_rows": "batch",
             },
             "sasrec": {"model": "SASRec", "epochs": 1},
         }.items():  # fmt: skip
@@ -143,7 +143,6 @@ def test_a_decoder_with_one_adapter_for_all_layers(here):
     first, second = distances["layers"]
     assert distances["drawn_layer"] == 2
     assert first["adapter"] == second["adapter"] and first["language model"] != second["language model"]
-    assert first["rho"] == 2.0
     assert distances["alignment"] == pytest.approx((first["mmd"] + second["mmd"]) / 2, rel=1e-5), "mmd_rows: batch"
 
 

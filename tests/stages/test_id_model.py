@@ -19,6 +19,7 @@ from recbole_llm.quick_start import run as quick_start
 from recbole_llm.quick_start.run import load, run
 from recbole_llm.runs.ranks import read_ranks
 from recbole_llm.stages import id_model
+from recbole_llm.stages.store import digest as digest_of
 
 COMIREC = {"embedding_size": 8, "epochs": 2}
 
@@ -100,7 +101,7 @@ def test_other_defaults_have_an_id_model_of_their_own(small, tiny, tmp_path, mon
 
     def digest():
         own = Config(config_dict=settings_of(small, tiny))
-        return id_model._digest(own, id_model._settings(own))
+        return digest_of(id_model.shape(own, id_model.settings_of(own)))
 
     before = digest()
     real, copies = config.shipped, tmp_path / "shipped"
@@ -188,7 +189,7 @@ def test_run_holds_adapter_and_head_alone(finished):
     names = set(load_file(folder / "model.safetensors"))
     assert names == {
         *(f"adapter.{name}" for name in ("projection_weight", "projection_bias", "prefix", "gate_weight")),
-        "head.weight",
+        "projection.weight",
     }
     assert result["parameters"]["trained"] == 2 * (32 * 8 + 32 + 2 * 32) + 2 * 32 + 9 * 32
     assert {"mean_tokens", "mean_items"} == result["prompt"].keys()
@@ -205,7 +206,7 @@ def arguments_of(tiny, folder):
         "--topk=[1,3]", "--valid_metric=NDCG@3", "--train_batch_size=8", "--show_progress=False", "--state=ERROR",
         "--precision=fp32", "--resume_seconds=0", f"--checkpoint_dir={folder}", f"--backbone={tiny['bert']}",
         "--id_model_settings={'embedding_size': 8, 'epochs': 2, 'train_batch_size': 8}", "--max_prompt_tokens=128",
-        "--MAX_ITEM_LIST_LENGTH=6", "--prefixes_per_user=3", "--learning_rate=0.01",
+        "--MAX_ITEM_LIST_LENGTH=6", "--learning_rate=0.01",
     ]  # fmt: skip
 
 

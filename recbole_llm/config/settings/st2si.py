@@ -108,7 +108,6 @@ _OPTIMISATION = Section(
             {
                 "epochs": 30,
                 "learning_rate": None,
-                "weight_decay": 0.0,
                 "warmup_steps": 100,
                 "lr_scheduler": "cosine",
                 "clip_grad_norm": {"max_norm": 1.0},

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.model.abstract_recommender import AbstractRecommender, SequentialRecommender
 from torch import Tensor, nn
 
 from recbole_llm.errors import SettingError, require_whole
 from recbole_llm.evaluation.ranks import read_history, target_ranks
-from recbole_llm.stages import id_model
+from recbole_llm.model.id_model.histories import resized_histories
 
 WEIGHTS = np.linspace(0, 1, 21)  # that are tried on validation
 
@@ -60,9 +60,10 @@ class IdScores(nn.Module):
     def forward(self, interaction: Interaction) -> Tensor:
         """Return log p_id of all items: [batch, items], float32, -inf for the padding id."""
         rows = Interaction(dict(interaction.interaction)).to(self.weight.device)
-        width = getattr(self.model, "max_seq_length", None)  # a general model (BPR) reads the user's id alone
+        # A general model (BPR) reads the user's id alone.
+        width = self.model.max_seq_length if isinstance(self.model, SequentialRecommender) else None
         if width is not None and width != rows[self.fields[0]].shape[1]:
-            rows.update(id_model.resized_histories(rows, *self.fields, int(width)))
+            rows.update(resized_histories(rows, *self.fields, width))
         scores = self.model.full_sort_predict(rows)  # type: ignore[operator]
         return log_probabilities(scores.view(len(rows), -1))
 

@@ -71,14 +71,19 @@ class ST2SISettings:
             raise SettingError("query_token is empty: it must be one token, such as '.'")
 
     @classmethod
-    def from_config(cls, config: Any) -> "ST2SISettings":
-        """Read the settings of a run; what is not given follows from `tuning` and `multi_query`."""
+    def from_config(cls, config: Any, backbone: str | None = None) -> "ST2SISettings":
+        """Read the settings of a run; what is not given follows from `tuning` and `multi_query`.
+
+        Args:
+            config: the settings of the run.
+            backbone: takes the place of the setting, such as the folder that a pre-training gave.
+        """
         tuning = TuningSettings.from_config(config)
         check_id_weight(config["id_weight"])
         _check_id_settings(config)
         # Without multi-query a window has one query: only new windows in every epoch reach all positions.
         drawn = tuning.tuning != "frozen" or not config["multi_query"]
-        backbone = str(config["pretrained_backbone"] or config["backbone"])
+        backbone = str(backbone or config["pretrained_backbone"] or config["backbone"])
         pretraining = read_record(backbone)
         rates = _LEARNING_RATES if pretraining is None else _AFTER_PRETRAINING
         return cls(
