@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import recbole_llm
-from recbole_llm.config.config import Config, has_setting, parse_value
+from recbole_llm.config.config import Config, parse_value
+from recbole_llm.config.names import has_setting
 from recbole_llm.data.folder import ensure_files
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.runs import folder as run_folder

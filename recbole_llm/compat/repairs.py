@@ -12,7 +12,6 @@ import functools
 import logging
 import sys
 import traceback
-import types
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,9 +63,9 @@ def hyper_tuning() -> Any:
     """
     from recbole.trainer import hyper_tuning as module
 
-    if isinstance(module.np.random, types.ModuleType) and not isinstance(module.np.random, _Overlay):
-        numpy_names.repair(module)
-        module.np = _Overlay(module.np, random=_Overlay(np.random, RandomState=np.random.default_rng))
+    if not isinstance(module.np, _Overlay):
+        generator = _Overlay(np.random, RandomState=np.random.default_rng)
+        module.np = _Overlay(np, **numpy_names.ALIASES, random=generator)
     return module
 
 

@@ -3,29 +3,24 @@
 Precedence, as in RecBole: command line > dict > files > our properties > RecBole's properties.
 """
 
-import ast
 import copy
-import inspect
 import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import recbole
 import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import ModelType
 
-from recbole_llm.config import attributes, checks, registry
-from recbole_llm.config.declared import has_setting as has_setting
+from recbole_llm.config import attributes, checks, names, registry
 from recbole_llm.config.declared import validate
-from recbole_llm.errors import SettingError, nearest
+from recbole_llm.errors import SettingError
 from recbole_llm.utils.files import read_yaml
-from recbole_llm.utils.paths import has_interactions, shipped
-
-_RECBOLE = Path(inspect.getfile(recbole)).parent
+from recbole_llm.utils.paths import shipped
+from recbole_llm.utils.values import parse_literal, parse_value
 
 # Keys of dataset_configs/*.yaml that are not settings of a run.
 _NOT_SETTINGS = ("prepare",)
@@ -37,21 +32,6 @@ class _Loader(yaml.FullLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-
-
-def parse_value(text: str) -> Any:
-    """Read a value of the command line: a Python literal, ``true``/``false``, ``~`` (YAML's None), or the text itself.
-
-    RecBole evaluates such text as an expression; a literal is enough and runs nothing.
-    """
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text == "~":
-        return None
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
 
 
 def parse_command_line(arguments: Sequence[str]) -> dict[str, Any]:
@@ -148,7 +128,7 @@ class Config(RecBoleConfig):
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         # HyperTuning hands lists over as text.
-        return {name: parse_value(value) if isinstance(value, str) else value for name, value in config_dict.items()}
+        return {name: parse_literal(value) if isinstance(value, str) else value for name, value in config_dict.items()}
 
     def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
         model = model if model is not None else self.external_config_dict.get("model")
@@ -168,9 +148,7 @@ class Config(RecBoleConfig):
             if path.is_file():
                 settings = {k: v for k, v in read_yaml(path).items() if k not in _NOT_SETTINGS}
                 self.internal_config_dict.update(settings)
-        self.is_new_dataset = not any(
-            (folder / f"{dataset}.yaml").is_file() for folder in (_RECBOLE / "properties/dataset", datasets)
-        )
+        self.is_new_dataset = not names.dataset_files(dataset)
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         self._check_given()
@@ -213,12 +191,6 @@ class Config(RecBoleConfig):
                 logging.getLogger().warning("the setting '%s' has no effect on %s", name, self.model)
 
 
-def known_datasets(data_path: Path) -> list[str]:
-    """Return the names of the data sets that are here or that this package can prepare."""
-    here = [folder.name for folder in data_path.glob("*") if has_interactions(folder)]
-    return sorted({*here, "ml-100k", *(path.stem for path in shipped("dataset_configs").glob("*.yaml"))})
-
-
 def _dataset_folder(dataset: str, data_path: Path) -> Path:
     """Return the folder of a dataset's atomic files: in `data_path`, else among RecBole's examples, else where they go.
 
@@ -227,13 +199,6 @@ def _dataset_folder(dataset: str, data_path: Path) -> Path:
     Raises:
         SettingError: if no such dataset is known; the nearest name is given.
     """
-    folders = (data_path / dataset, _RECBOLE / "dataset_example" / dataset)
-    for folder in folders:
-        if folder.is_dir():
-            return folder
-    if (shipped("dataset_configs") / f"{dataset}.yaml").is_file():
-        return folders[0]
-    raise SettingError(
-        f"there is no data set '{dataset}' in {data_path}{nearest(dataset, known_datasets(data_path))} A data set is a "
-        f"folder {dataset} with {dataset}.inter in it; data_path names the folder that holds it"
-    )
+    names.require_dataset(dataset, data_path)
+    folders = names.dataset_folders(dataset, data_path)
+    return next((folder for folder in folders if folder.is_dir()), folders[0])

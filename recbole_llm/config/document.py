@@ -100,10 +100,8 @@ def settings_page() -> str:
         "`~` is YAML's word for no value. The role of a setting says what follows from it:",
         _table(("Role", "What it is about"), ((str(role), words) for role, words in _ROLES.items())),
         "An ID model has the *format*, *data*, *protocol*, *metric* and *chance* settings of the run that it serves. "
-        "trained for. "
         "A search varies *input*, *training* and *stage* settings. All runs of one table have the same *data* and "
-        "*protocol* settings. Runs that differ in *chance*, *place* and *machine* settings alone are repetitions of one "
-        "another.",
+        "*protocol* settings. Runs that differ in *chance*, *place* and *machine* settings alone repeat one another.",
         "## Every run",
         *_every_run(),
         *(part for model in declared.OURS for part in _of_model(model)),

@@ -44,6 +44,8 @@ def traces(settings: Mapping[str, Any], model: str) -> dict[str, Any]:
     nested = found.get("id_model_settings")
     if isinstance(nested, dict):
         found["id_model_settings"] = traces(nested, str(settings.get("id_model")))
+        if not found["id_model_settings"]:
+            del found["id_model_settings"]
     return found
 
 

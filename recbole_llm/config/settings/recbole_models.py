@@ -5,8 +5,6 @@ is of that kind; `reg_weight`, a number for most, is a list of two for HGN and S
 """
 
 import functools
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from recbole_llm.config.kinds import (
@@ -33,8 +31,9 @@ from recbole_llm.config.kinds import (
 )
 from recbole_llm.config.schema import Role, Setting
 from recbole_llm.utils.files import read_yaml
+from recbole_llm.utils.paths import recbole_folder
 
-FOLDER = Path(str(find_spec("recbole").origin)).parent / "properties"  # type: ignore[union-attr]
+FOLDER = recbole_folder() / "properties"
 
 _UP_TO_ONE = Number(low=0, high=1)
 _SIZES = Items(SIZE)
