@@ -91,6 +91,11 @@ def _load(folder: Path, config: Any, dataset: Any, runner: Runner) -> FrozenIdMo
 
 
 def _given(config: Any) -> tuple[Path, dict[str, Any]]:
+    if config["id_model_settings"]:
+        raise SettingError(
+            f"id_model_settings={config['id_model_settings']} has no effect beside id_model_path="
+            f"{config['id_model_path']}, a model that is trained already: leave out one of them"
+        )
     folder, stored = run_folder.open_existing(config["id_model_path"])
     if not (folder / run_folder.RESULT).is_file():
         raise CheckpointError(f"the run {folder} is not finished: resume it by --resume={folder}")

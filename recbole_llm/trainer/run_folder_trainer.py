@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 
 from recbole_llm.config.hooks import hooks_of
@@ -17,6 +18,14 @@ from recbole_llm.runs import checkpoint
 from recbole_llm.runs.context import RunContext
 from recbole_llm.trainer.device_steps import DeviceSteps
 from recbole_llm.trainer.hooks import TrainerHooks
+
+
+class HostRows(Interaction):
+    """Rows for a model that reads them on the host: RecBole moves every batch to the device, in vain for these."""
+
+    def to(self, device: Any, selected_field: Any = None) -> "HostRows":
+        """Return the rows where they are; the model moves what its device needs."""
+        return self
 
 
 class RunFolderMixin(TrainerHooks):
@@ -215,6 +224,8 @@ class RunFolderMixin(TrainerHooks):
             history_index = None
         elif history_index is None:
             history_index = read_history(interaction, self.model.ITEM_SEQ, positive_u, positive_i)
+        if hooks_of(self.model).histories_on_host:
+            interaction = HostRows(interaction.interaction)
         return super()._full_sort_batch_eval((interaction, history_index, positive_u, positive_i))
 
     @torch.no_grad()

@@ -31,13 +31,14 @@ from recbole_llm.backbone.virtual_tokens import (
     visited_hidden_states,
 )
 from recbole_llm.config import registry
-from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.dataset import HistoryDataset, row_ends
 from recbole_llm.data.prompt_batches import PackedPrompts, PromptStyle
 from recbole_llm.data.prompts import PromptLimits, Prompts
 from recbole_llm.errors import DataError
 from recbole_llm.model.id_model.frozen import FrozenIdModel
 from recbole_llm.model.id_model.histories import resized_histories
-from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items
+from recbole_llm.model.id_model.memory import RowMemory
+from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items, validation_gain
 from recbole_llm.model.id_model.user_vector import check_finite, require_user_vector, user_vector_shape, user_vectors
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.layers.mmd import gaussian_mmd, median_rho
@@ -77,6 +78,7 @@ class IDLEAdapter(TextRecommender):
     dataset_class = HistoryDataset
     trainer_class = AdapterTrainer
     stages = (IdModel(),)
+    histories_on_host = True  # where prompts are put together
     renamed_weights: ClassVar[dict[str, str]] = {"head.weight": "projection.weight"}  # in runs of version 0.1.0
 
     def __init__(self, config: Any, dataset: HistoryDataset, id_model: FrozenIdModel) -> None:
@@ -85,6 +87,7 @@ class IDLEAdapter(TextRecommender):
         self.precision = resolve_precision(config["precision"], torch.device(self.device))
         self.id_run = id_model
         self.id_model = id_model.module
+        self._known_vectors = RowMemory()
         interests, size = user_vector_shape(self.id_model)
         loaded = load_backbone(settings.backbone, dtype=self.precision)
         self.backbone = loaded.model
@@ -110,6 +113,8 @@ class IDLEAdapter(TextRecommender):
         settings = IDLEAdapterSettings.from_config(config)
         resolve(settings.backbone)
         dataset.item_texts(settings.template.fields, _names_columns(config))
+        if settings.id_weight is None:
+            validation_gain(config)
         if not config["id_model_path"] and config["id_model"]:
             wanted = registry.model_class(config["id_model"])
             require_user_vector(wanted)
@@ -150,7 +155,8 @@ class IDLEAdapter(TextRecommender):
             SettingError: if the id model has none.
             TrainingError: if one is not a number.
         """
-        rows = interaction.to(self.device)
+        fields = [name for name in (self.ITEM_SEQ, self.ITEM_SEQ_LEN, self.USER_ID) if name in interaction]
+        rows = Interaction({name: interaction[name] for name in fields}).to(self.device)
         width = int(self.id_model.max_seq_length)  # type: ignore[arg-type]
         if width != rows[self.ITEM_SEQ].shape[1]:
             rows.update(resized_histories(rows, self.ITEM_SEQ, self.ITEM_SEQ_LEN, width))
@@ -218,11 +224,19 @@ class IDLEAdapter(TextRecommender):
 
     def _states(self, interaction: Interaction) -> Tensor:
         """Return the pooled states [batch, width] of histories, in passes within `eval_batch_tokens`."""
-        tokens = self.virtual_tokens(self.user_vectors(interaction))
-        histories = interaction[self.ITEM_SEQ].cpu().numpy()
-        lengths = interaction[self.ITEM_SEQ_LEN].cpu().numpy()
+        if self.training:  # the batches of an epoch do not come again
+            vectors = self.user_vectors(interaction)
+        else:
+            vectors = self._known_vectors.get(interaction, lambda: self.user_vectors(interaction))
+        tokens = self.virtual_tokens(vectors)
+        lengths, ends = interaction[self.ITEM_SEQ_LEN].cpu().numpy(), row_ends(interaction)
+        if ends is None:
+            histories = interaction[self.ITEM_SEQ].cpu().numpy()
+            passes = self.inputs.prompts_of(histories, lengths, self.settings.eval_batch_tokens)
+        else:
+            passes = self.inputs.prompts_before(ends, lengths, self.settings.eval_batch_tokens)
         states = []
-        for rows, prompts in self.inputs.prompts_of(histories, lengths, self.settings.eval_batch_tokens):
+        for rows, prompts in passes:
             part = tokens[:, torch.from_numpy(rows).to(tokens.device)]
             states.append(self.pooled_states(prompts.to(self.device), part))
         return torch.cat(states)

@@ -28,12 +28,12 @@ from recbole_llm.backbone.query_token import query_token_id
 from recbole_llm.backbone.resolve import resolve
 from recbole_llm.backbone.tuning import prepare_for_tuning
 from recbole_llm.config import registry
-from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
+from recbole_llm.data.dataset import HISTORY_END, HistoryDataset, row_ends
 from recbole_llm.data.item_text import tokenize_items
 from recbole_llm.data.windows import WindowLimits
 from recbole_llm.errors import BackboneError, DataError, SettingError
 from recbole_llm.model.id_model.frozen import FrozenIdModel
-from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items
+from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items, validation_gain
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.needs import IdModel, PretrainedBackbone
 from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
@@ -109,6 +109,8 @@ class ST2SI(TextRecommender):
         settings = ST2SISettings.from_config(config)
         if settings.id_model:
             _require_decoder(settings.backbone, resolve(settings.backbone).preset)
+            if config["id_weight"] is None:
+                validation_gain(config)
             if not config["id_model_path"]:
                 require_scores_of_all_items(registry.model_class(config["id_model"]))
 
@@ -221,14 +223,21 @@ class ST2SI(TextRecommender):
         return self.loss_sum(replace(sequences, labels=labels)) / len(sequences)
 
     def _prefixes(self, interaction: Interaction) -> Sequences:
-        histories = interaction[self.ITEM_SEQ].cpu().numpy()
-        return self.inputs.prefix_sequences(histories, interaction[self.ITEM_SEQ_LEN].cpu().numpy())
+        lengths = interaction[self.ITEM_SEQ_LEN].cpu().numpy()
+        ends = self._ends(interaction)
+        if ends is not None:
+            return self.inputs.sequences_before(ends, lengths)
+        return self.inputs.prefix_sequences(interaction[self.ITEM_SEQ].cpu().numpy(), lengths)
+
+    def _ends(self, interaction: Interaction) -> np.ndarray | None:
+        """Return where the rows' histories end in those that the model holds, None if it does not hold them."""
+        return row_ends(interaction) if isinstance(self.inputs, ST2SIInputs) else None  # another scenario has none
 
     def _last_states(self, interaction: Interaction) -> Tensor:
-        sequences = self._prefixes(interaction)
-        if self.state_cache is None:
-            return self.states_of(sequences).float()
-        return self.state_cache.lookup(sequences, self.states_of).float()
+        ends = self._ends(interaction)
+        if self.state_cache is None or ends is None:
+            return self.states_of(self._prefixes(interaction)).float()
+        return self.state_cache.lookup(ends, lambda rows: self.states_of(self._prefixes(interaction[rows]))).float()
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Return the score of each row's `item_id`: [batch], float32."""
@@ -326,10 +335,8 @@ class ST2SI(TextRecommender):
         all_starts, all_wanted = np.concatenate(starts), np.concatenate(wanted)
         passes, index = shared_passes(histories.items, all_starts, all_wanted)
         trained = len(starts[0])
-        eval_index = {
-            histories.items[start : last + 1].tobytes(): int(state)
-            for start, last, state in zip(all_starts[trained:], all_wanted[trained:], index[trained:], strict=True)
-        }
+        state_before = np.full(len(histories.items) + 1, -1, dtype=np.int64)
+        state_before[all_wanted[trained:] + 1] = index[trained:]
         samples = RaggedTable(index[:trained], np.concatenate([[0], np.cumsum(users.queries())]))
         labels, aligned = users.labels[users.read], np.arange(0)
         if self.settings.alignment:
@@ -343,7 +350,7 @@ class ST2SI(TextRecommender):
         self.eval()
         for part in progress(self.passes(passes, self.settings.eval_batch_tokens)):
             store.append(self.states_of(part))
-        self.state_cache = QueryStateCache(store, samples, labels, eval_index, aligned)
+        self.state_cache = QueryStateCache(store, samples, labels, state_before, aligned)
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
