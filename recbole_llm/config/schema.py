@@ -34,6 +34,7 @@ class _Unset:
         return "RecBole's own"
 
 
+FIRST_VERSION = "0.1.0"
 RECBOLE = _Unset()  # the default is the one in RecBole's files
 
 
@@ -50,10 +51,7 @@ class Setting:
         shared: whether an ID model has the value of the run that it is trained for; None: as the role says.
         pretraining: whether a pre-training of this model reads it, too.
         text: whether only models that read item text with a language model read it.
-        since: the version that had it first.
-        original: the default that hashes take for "not set", where it is not `default`. A default that is changed
-            keeps its old value here: otherwise a stored ID model that was trained with the old default would be taken
-            for one with the new.
+        since: the version that had it first; `config/fingerprint.py` says what follows.
     """
 
     name: str
@@ -64,13 +62,7 @@ class Setting:
     shared: bool | None = None
     pretraining: bool = False
     text: bool = False
-    since: str = "0.1.0"
-    original: Any = RECBOLE
-
-    @property
-    def hashed_default(self) -> Any:
-        """The value that leaves no trace in a hash."""
-        return self.default if self.original is RECBOLE else self.original
+    since: str = FIRST_VERSION
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
 """The ID model of IDLE-Adapter, or of ST2SI with an ID model's scores: found, or trained first, then frozen.
 
 An ID model is an ordinary run of a sequential model, in ``<checkpoint_dir>/id-<model>-<dataset>-<hash>/``. The hash is
-that of all its settings, defaults included, and of the data's files, so whoever asks for the same finds it, and an
+that of its settings (see `config.fingerprint`) and of the data's files, so whoever asks for the same finds it, and an
 interrupted one is resumed.
 """
 
 from pathlib import Path
 from typing import Any
 
-from recbole.utils.argument_list import dataset_arguments
-
+from recbole_llm.config import fingerprint, roles
 from recbole_llm.config.config import Config
 from recbole_llm.data.build import file_hashes
 from recbole_llm.errors import CheckpointError, SettingError
@@ -22,17 +21,8 @@ from recbole_llm.stages.runner import Runner
 from recbole_llm.stages.store import find_or_make
 from recbole_llm.utils.hashing import hash_of_tokens
 
-# Settings of a run that are its ID model's too: the data, the protocol, and how a run is kept.
-_SHARED = (
-    *(name for name in dataset_arguments if name != "MAX_ITEM_LIST_LENGTH"),
-    *("attribute_field", "attribute_separator", "encoding", "item_text_fields", "items_without_text"),
-    *("benchmark_filename", "eval_args", "metrics", "topk"),
-    *("valid_metric", "valid_metric_bigger", "mask_history", "eval_batch_size", "seed", "reproducibility"),
-)
-_FIELDS = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")
-_KEPT = ("device_table", "use_gpu", "gpu_id", "show_progress", "state", "checkpoint_dir", "resume_seconds", "data_path")
-# Settings that every run has and an ID model without a language model does not read.
-_UNREAD = ("prompt", "prompt_item", "prompt_noun", "precision", "candidates", "candidate_seeds")
+# Always given, so that the ID model reads the columns and the length that the run around it reads.
+_ALWAYS = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "MAX_ITEM_LIST_LENGTH")
 
 
 def fulfil(
@@ -75,7 +65,7 @@ def _find_or_train(config: Any, context: RunContext, runner: Runner) -> Path:
         if not context.reads_test:
             runner.fit(settings, folder)
         elif (folder / checkpoint.RESUME).is_file():
-            runner.resume(folder, {name: settings[name] for name in _KEPT if name in settings})
+            runner.resume(folder, {name: value for name, value in settings.items() if roles.in_same_place(name)})
         else:
             runner.run(settings, folder)
 
@@ -119,12 +109,16 @@ def settings_of(config: Any) -> dict[str, Any]:
             "no id_model is named: it is a sequential model with a user vector, such as ComiRec or SASRec"
         )
     merged = config.merged
-    kept = {name: merged[name] for name in _KEPT if name in merged}
-    always = {name: merged[name] for name in (*_FIELDS, "MAX_ITEM_LIST_LENGTH")}
+    place = {name: value for name, value in merged.items() if roles.in_same_place(name)}
+    always = {name: merged[name] for name in _ALWAYS}
     # What differs from the defaults, whoever gave it: a resumed run is given all of its settings.
-    defaults = Config(config.model_class, config["dataset"], config_dict={**kept, **always}).merged
-    shared = {name: merged[name] for name in _SHARED if name in merged and merged[name] != defaults.get(name)}
-    return {**kept, **shared, **always, **own, "model": str(config["id_model"]), "dataset": config["dataset"]}
+    defaults = Config(config.model_class, config["dataset"], config_dict={**place, **always}).merged
+    shared = {
+        name: value
+        for name, value in merged.items()
+        if roles.shared_with_id_model(name) and value != defaults.get(name)
+    }
+    return {**place, **shared, **always, **own, "model": str(config["id_model"]), "dataset": config["dataset"]}
 
 
 def shape(config: Any, settings: dict[str, Any]) -> dict[str, Any]:
@@ -135,11 +129,7 @@ def shape(config: Any, settings: dict[str, Any]) -> dict[str, Any]:
         settings: those of the ID model's run.
     """
     merged = Config(config_dict=settings).merged
-    left_out = _KEPT if "backbone" in merged else (*_KEPT, *_UNREAD)
-    return {
-        "settings": {name: value for name, value in merged.items() if name not in left_out},
-        "files": file_hashes(config),
-    }
+    return {"settings": fingerprint.of_id_model(merged, settings["model"]), "files": file_hashes(config)}
 
 
 def _refuse_other_data(folder: Path, parts: Any, config: Any, dataset: Any) -> None:

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from recbole.utils import init_seed
-from recbole.utils.argument_list import dataset_arguments
 
 import recbole_llm
 from recbole_llm.backbone.loading import fingerprint
 from recbole_llm.backbone.pretrained import RECORD, read_record, release_device_memory, source_items
 from recbole_llm.backbone.resolve import resolve
 from recbole_llm.config.config import Config
+from recbole_llm.config.fingerprint import data_settings, hashed
+from recbole_llm.config.roles import pretraining_settings
 from recbole_llm.data.build import create_dataset, data_preparation
 from recbole_llm.data.folder import ensure_files
 from recbole_llm.data.sources import Source, item_keys, read_source, refuse_shared_items, write_union
@@ -39,18 +40,6 @@ from recbole_llm.stages.runner import Runner
 from recbole_llm.stages.store import find_or_make, write_shape
 from recbole_llm.utils.hashing import content_hash
 
-# Settings of a run that are its pre-training's too: those that change the result (beside backbone), and those that do
-# not. All others (learning rates, tuning, train_window, head_dropout, weight_average, epochs, seed,
-# evaluation) are the target's alone.
-_SHAPING = (
-    *("weights", "precision", "query_token", "multi_query", "alignment", "alignment_instruction"),
-    *("max_attribute_tokens", "MAX_ITEM_LIST_LENGTH", "max_sequence_tokens", "weight_decay", "warmup_steps"),
-    *("lr_scheduler", "clip_grad_norm", "train_batch_size"),
-)
-_OTHERS = (
-    *("gradient_checkpointing", "compile", "train_batch_tokens", "eval_batch_tokens", "reproducibility"),
-    *("use_gpu", "gpu_id", "show_progress", "state", "checkpoint_dir", "resume_seconds"),
-)
 # How a source without a file in dataset_configs/ is read: as the target is.
 _FORMAT = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "field_separator", "encoding")
 
@@ -90,9 +79,6 @@ class PretrainSettings:
                     f"pretrain_save_epochs={self.save_epochs} must be whole numbers from 1 to pretrain_epochs="
                     f"{self.epochs}"
                 )
-        rate = self.learning_rate
-        if rate is not None and not (isinstance(rate, (int, float)) and rate > 0):
-            raise SettingError(f"pretrain_learning_rate={rate} must be a number above 0")
 
     @classmethod
     def from_config(cls, config: Any) -> "PretrainSettings":
@@ -197,15 +183,23 @@ def _source_config(config: Any, name: str) -> Config:
     return Config(config.model_class, name, config_dict=given)
 
 
+def _of_pretraining(config: Any) -> dict[str, Any]:
+    """Return the settings of a run that shape its pre-training, beside the backbone.
+
+    All others (learning rates, tuning, train_window, head_dropout, weight_average, epochs, seed, evaluation) are the
+    target's alone.
+    """
+    return {name: config.merged[name] for name in pretraining_settings(str(config["model"]))}
+
+
 def shape(config: Any, settings: PretrainSettings, sources: list[Config]) -> dict[str, Any]:
     """Return all that the weights of the pre-training depend on, as plain values."""
-    read = (*dataset_arguments, "item_text_fields", "items_without_text", "encoding")
-    data = {}
+    model, data = str(config["model"]), {}
     for source in sources:
         files = [ensure_files(source) / f"{source['dataset']}.{suffix}" for suffix in ("inter", "item")]
         data[source["dataset"]] = {
             "files": {file.name: content_hash(file) for file in files if file.is_file()},
-            "settings": {key: source[key] for key in read},
+            "settings": hashed({key: source[key] for key in data_settings()}, model),
         }
     own = dataclasses.asdict(settings)
     del own["save_epochs"]  # which epochs are kept changes none of them
@@ -215,7 +209,7 @@ def shape(config: Any, settings: PretrainSettings, sources: list[Config]) -> dic
             "backbone": str(config["backbone"]),
             "backbone_weights": fingerprint(resolve(str(config["backbone"])).folder),
             # version 0.1.0 had the last of them, too: a pre-training of that version is found again
-            "settings": {**{key: config[key] for key in _SHAPING}, "backbone_dropout": None},
+            "settings": {**hashed(_of_pretraining(config), model), "backbone_dropout": None},
             "data": data,
         }
     )
@@ -251,12 +245,14 @@ def _train(
 
 
 def _union_config(config: Any, settings: PretrainSettings, data: Path, name: str, fields: list[str]) -> Config:
-    shared = {key: config.merged[key] for key in (*_SHAPING, *_OTHERS) if key in config.merged}
+    others = pretraining_settings(str(config["model"]), shaping=False)
+    shared = {key: config.merged[key] for key in (*others, "reproducibility") if key in config.merged}
     return Config(
         config.model_class,
         name,
         config_dict={
             **shared,
+            **_of_pretraining(config),
             "backbone": config["backbone"],
             "data_path": str(data),
             "item_text_fields": fields,

@@ -10,11 +10,12 @@ same, and the run itself is stored as what it then is: a fine-tuning that starts
 from pathlib import Path
 from typing import Any
 
-import recbole
 from recbole.utils import init_seed
-from recbole.utils.argument_list import dataset_arguments
 
 from recbole_llm.config.config import Config
+from recbole_llm.config.fingerprint import data_settings, hashed
+from recbole_llm.config.roles import names_with_role, pretraining_settings
+from recbole_llm.config.schema import Role
 from recbole_llm.data.build import file_hashes
 from recbole_llm.errors import require_one_of
 from recbole_llm.model.needs import OwnPretraining
@@ -23,16 +24,8 @@ from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.context import RunContext
 from recbole_llm.stages.runner import Runner
 from recbole_llm.stages.store import find_or_make, write_shape
-from recbole_llm.utils.files import read_yaml
 
 _STAGES = ("both", "pretrain", "finetune")
-# What shapes the pre-trained weights, beside the model's own settings and the data.
-_TRAINING = (
-    *("seed", "reproducibility", "learner", "learning_rate", "weight_decay", "clip_grad_norm", "train_batch_size"),
-    *("shuffle", "transform", "eval_args", "item_text_fields", "items_without_text", "encoding"),
-)
-# The model's own settings that do not: which run starts where, how often it is stored, the loss of the fine-tuning.
-_NOT_SHAPING = ("train_stage", "pre_model_path", "save_step", "loss_type")
 
 
 def fulfil(
@@ -80,14 +73,9 @@ def _pretrained(config: Any, context: RunContext, runner: Runner) -> Path:
 
 def shape(config: Any) -> dict[str, Any]:
     """Return all that the pre-trained weights depend on, as plain values."""
-    own = read_yaml(Path(recbole.__file__).parent / "properties" / "model" / "S3Rec.yaml").keys() - set(_NOT_SHAPING)
-    names = sorted({*own, *_TRAINING, *dataset_arguments})
-    return run_folder.plain(
-        {
-            "files": file_hashes(config),
-            "settings": {name: config[name] for name in names},
-        }
-    )
+    names = {*pretraining_settings("S3Rec"), *names_with_role(Role.CHANCE), *data_settings(), "eval_args"}
+    settings = hashed({name: config[name] for name in sorted(names)}, "S3Rec")
+    return run_folder.plain({"files": file_hashes(config), "settings": settings})
 
 
 def _pretrain(config: Any, context: RunContext, runner: Runner) -> None:

@@ -1,8 +1,8 @@
 """Roles say what shapes a result, what an ID model shares, what a search may vary, and what a hash holds."""
 
-import dataclasses
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 from recbole.utils.argument_list import dataset_arguments
@@ -10,7 +10,11 @@ from recbole.utils.argument_list import dataset_arguments
 from recbole_llm.config import declared, fingerprint, roles
 from recbole_llm.config.config import Config
 from recbole_llm.config.kinds import Flag
-from recbole_llm.config.schema import Role, Setting
+from recbole_llm.config.renamed import OLD
+from recbole_llm.config.schema import FIRST_VERSION, Role, Setting
+from recbole_llm.stages.store import digest
+
+RUNS = Path(__file__).resolve().parents[2] / "results" / "runs"
 
 # The lists that roles took the place of, as they were.
 NOT_SHAPING = (
@@ -95,28 +99,31 @@ def merged():
     return Config("SASRec", "ml-100k").merged
 
 
-def with_setting(monkeypatch, setting):
-    changed = {**declared.settings_of("SASRec"), setting.name: setting}
-    monkeypatch.setattr(fingerprint, "settings_of", lambda model: changed)
+def digest_of(settings, model="SASRec"):
+    return digest({"settings": fingerprint.of_id_model(settings, model), "files": {"ml-100k.inter": "abc"}})
 
 
 def test_a_new_setting_changes_no_hash(merged, monkeypatch):
-    before = fingerprint.digest(merged, "SASRec")
+    before = digest_of(merged)
     new = Setting("tie_weights", Flag(), False, Role.TRAINING, "A setting of tomorrow.", since="0.3.0")
-    with_setting(monkeypatch, new)
-    assert fingerprint.digest({**merged, "tie_weights": False}, "SASRec") == before
-    assert fingerprint.digest({**merged, "tie_weights": True}, "SASRec") != before
-    files = {"a.inter": "1"}
-    first = fingerprint.first_digest(merged, "SASRec", files)
-    assert fingerprint.first_digest({**merged, "tie_weights": False}, "SASRec", files) == first
+    known = {**declared.settings_of("SASRec"), "tie_weights": new}
+    monkeypatch.setattr(fingerprint, "settings_of", lambda model: known)
+    assert digest_of({**merged, "tie_weights": False}) == before
+    assert digest_of({**merged, "tie_weights": True}) != before
 
 
-def test_a_default_that_changes_changes_the_hash_of_those_who_have_the_new_one(merged, monkeypatch):
-    before = fingerprint.digest(merged, "SASRec")
-    old = declared.settings_of("SASRec")["n_layers"]
-    with_setting(monkeypatch, dataclasses.replace(old, default=4, original=old.default))
-    assert fingerprint.digest({**merged, "n_layers": old.default}, "SASRec") == before
-    assert fingerprint.digest({**merged, "n_layers": 4}, "SASRec") != before
+def test_only_what_version_0_1_0_had_is_hashed_with_its_default():
+    """A setting that was declared later and does not say so would train everything that is stored again."""
+    kept = [json.loads(file.read_text())["settings"] for file in sorted(RUNS.glob("*/*/*/result.json"))]
+    had = {name: {s["model"] for s in kept if name in s} for name in {name for s in kept for name in s}}
+    first = {name for name, setting in declared.general().items() if setting.since == FIRST_VERSION}
+    defaults = {name for name in first if name in Config("SASRec", "ml-100k").merged}
+    assert defaults <= had.keys()
+    for model in ("ST2SI", "IDLEAdapter", "ComiRec"):
+        for setting in declared.of_sections(declared.OURS[model]):
+            old = {name for name, old in OLD.items() if old.new == setting.name and model in old.models}
+            if setting.since == FIRST_VERSION:
+                assert any(model in had.get(name, ()) for name in {setting.name, *old}), (model, setting.name)
 
 
 @pytest.mark.parametrize(
@@ -125,38 +132,30 @@ def test_a_default_that_changes_changes_the_hash_of_those_who_have_the_new_one(m
      ("load_col", None), ("MAX_ITEM_LIST_LENGTH", 20), ("item_text_fields", ["brand"])],
 )  # fmt: skip
 def test_what_shapes_a_model_changes_its_hash(merged, name, value):
-    assert fingerprint.digest({**merged, name: value}, "SASRec") != fingerprint.digest(merged, "SASRec")
+    assert digest_of({**merged, name: value}) != digest_of(merged)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("gpu_id", "1"), ("data_path", "elsewhere"), ("show_progress", False), ("device_table", False), ("worker", 2),
-     ("eval_batch_size", 1), ("resume_seconds", 1), ("prompt", "{history}"), ("precision", "fp32"),
-     ("user_inter_num_interval", "[0, inf)"), ("metrics", ("Recall", "NDCG", "Hit", "MRR"))],
+     ("eval_batch_size", 1), ("resume_seconds", 1), ("prompt", "{history}"), ("precision", "fp32")],
 )  # fmt: skip
 def test_what_does_not_leaves_it(merged, name, value):
-    assert fingerprint.digest({**merged, name: value}, "SASRec") == fingerprint.digest(merged, "SASRec")
+    assert digest_of({**merged, name: value}) == digest_of(merged)
 
 
-def test_files_model_and_nested_settings_are_in_the_hash(merged):
-    one = fingerprint.digest(merged, "SASRec", {"a.inter": "1"})
-    assert one != fingerprint.digest(merged, "SASRec", {"a.inter": "2"}) != fingerprint.digest(merged, "SASRec")
-    adapter = Config("IDLEAdapter", "ml-100k").merged
-    nested = {**adapter, "id_model_settings": {"num_interests": 1, "gpu_id": "3"}}  # the defaults, elsewhere
-    assert fingerprint.traces(nested, "IDLEAdapter").get("id_model_settings", {}) == {}
-    other = {**adapter, "id_model_settings": {"num_interests": 2}}
-    assert fingerprint.traces(other, "IDLEAdapter")["id_model_settings"] == {"num_interests": 2}
-    plain = fingerprint.digest(adapter, "IDLEAdapter")
-    assert fingerprint.digest(other, "IDLEAdapter") != plain == fingerprint.digest(nested, "IDLEAdapter")
+def test_a_text_model_reads_prompts_and_precision():
+    merged = Config("IDLEAdapter", "ml-100k").merged
+    for name, value in {"prompt": "{history}", "precision": "fp32", "id_model_settings": {"num_interests": 2}}.items():
+        assert digest_of({**merged, name: value}, "IDLEAdapter") != digest_of(merged, "IDLEAdapter")
+    assert digest_of({**merged, "eval_batch_tokens": 1}, "IDLEAdapter") == digest_of(merged, "IDLEAdapter")
 
 
-def test_the_first_hash_is_that_of_version_0_1_0(merged):
+def test_the_hash_is_that_of_version_0_1_0(merged):
     """Computed as it was then: all settings but those of place, and of what SASRec does not read."""
     left_out = (
         *("device_table", "use_gpu", "gpu_id", "show_progress", "state", "checkpoint_dir", "resume_seconds"),
         *("data_path", "prompt", "prompt_item", "prompt_noun", "precision", "candidates", "candidate_seeds"),
     )
-    files = {"ml-100k.inter": "abc"}
-    shape = {"settings": {k: v for k, v in merged.items() if k not in left_out}, "files": files}
-    wanted = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:10]
-    assert fingerprint.first_digest(merged, "SASRec", files) == wanted
+    shape = {"settings": {k: v for k, v in merged.items() if k not in left_out}, "files": {"ml-100k.inter": "abc"}}
+    assert digest_of(merged) == hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:10]

@@ -1,6 +1,6 @@
 """The settings of ST2SI, written to properties/model/ST2SI.yaml."""
 
-from recbole_llm.config.kinds import FROM_ZERO, PATH, SIZE, Choice, Flag, Items, Maybe, Text, Whole
+from recbole_llm.config.kinds import PATH, POSITIVE, SIZE, Choice, Flag, Items, Maybe, Text, Whole
 from recbole_llm.config.schema import Role, Section, Setting
 from recbole_llm.config.settings import text_models
 
@@ -157,7 +157,7 @@ _PRETRAINING = Section(
             Role.STAGE,
             "After which epochs the backbone is stored; the last of them is tuned. ~: the last.",
         ),
-        Setting("pretrain_learning_rate", Maybe(FROM_ZERO), None, Role.STAGE, "~ takes 5e-5."),
+        Setting("pretrain_learning_rate", Maybe(POSITIVE), None, Role.STAGE, "~ takes 5e-5."),
         Setting(
             "pretrain_seed",
             Whole(0, 2**32 - 1),

@@ -96,12 +96,17 @@ class IDLEAdapterSettings:
             train_batch_tokens=config["train_batch_tokens"],
             eval_batch_tokens=config["eval_batch_tokens"],
             learning_rate=config["learning_rate"],
-            head_learning_rate=config["head_learning_rate"] or config["learning_rate"],
+            head_learning_rate=_rate(config, "head_learning_rate"),
             head_dropout=config["head_dropout"],
             tuning=_tuning(config),
-            backbone_learning_rate=config["backbone_learning_rate"] or config["learning_rate"],
+            backbone_learning_rate=_rate(config, "backbone_learning_rate"),
             id_weight=check_id_weight(config["id_weight"]),
         )
+
+
+def _rate(config: Any, name: str) -> float:
+    """Return a learning rate; None stands for the general one, and 0 for 0."""
+    return config["learning_rate"] if config[name] is None else config[name]
 
 
 def _tuning(config: Any) -> TuningSettings:

@@ -86,6 +86,7 @@ class ST2SISettings:
         backbone = str(backbone or config["pretrained_backbone"] or config["backbone"])
         pretraining = read_record(backbone)
         rates = _LEARNING_RATES if pretraining is None else _AFTER_PRETRAINING
+        rate = config["learning_rate"]
         return cls(
             backbone=backbone,
             pretraining=pretraining,
@@ -101,7 +102,7 @@ class ST2SISettings:
             alignment_instruction=config["alignment_instruction"],
             train_batch_tokens=config["train_batch_tokens"],
             eval_batch_tokens=config["eval_batch_tokens"],
-            learning_rate=config["learning_rate"] or rates[tuning.tuning],
+            learning_rate=rates[tuning.tuning] if rate is None else rate,
             id_model=config["id_model_path"] or config["id_model"] or None,
             head_dropout=config["head_dropout"],
         )
