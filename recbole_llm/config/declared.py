@@ -18,6 +18,7 @@ from recbole_llm.config.settings import (
     st2si,
 )
 from recbole_llm.errors import SettingError
+from recbole_llm.utils.paths import shipped
 
 RUN = Section(
     "Run",
@@ -64,7 +65,11 @@ def general() -> Mapping[str, Setting]:
 @functools.cache
 def own(model: str) -> Mapping[str, Setting]:
     """Return the settings that are declared for a model: its own, and general ones with another default."""
-    settings = (*recbole_models.recbole_model(model), *of_sections(OURS.get(model, ())))
+    settings = list(recbole_models.recbole_model(model))
+    if model in OURS:
+        settings += of_sections(OURS[model])
+    else:  # a model that somebody added, with a file alone
+        settings += recbole_models.of_file(shipped("properties") / "model" / f"{model}.yaml")
     return MappingProxyType({setting.name: setting for setting in settings})
 
 

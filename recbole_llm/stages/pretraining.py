@@ -30,7 +30,7 @@ from recbole_llm.config.roles import pretraining_settings
 from recbole_llm.data.build import create_dataset, data_preparation
 from recbole_llm.data.folder import ensure_files
 from recbole_llm.data.sources import Source, item_keys, read_source, refuse_shared_items, write_union
-from recbole_llm.errors import SettingError, require_whole
+from recbole_llm.errors import SettingError
 from recbole_llm.model.needs import PretrainedBackbone
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
@@ -71,10 +71,8 @@ class PretrainSettings:
         twice = [name for name in self.datasets if self.datasets.count(name) > 1]
         if twice:
             raise SettingError(f"pretrain_datasets names '{twice[0]}' twice")
-        for name, value, least in (("pretrain_epochs", self.epochs, 1), ("pretrain_seed", self.seed, 0)):
-            require_whole(name, value, least)
         for epoch in self.save_epochs:
-            if not isinstance(epoch, int) or isinstance(epoch, bool) or not 1 <= epoch <= self.epochs:
+            if not 1 <= epoch <= self.epochs:
                 raise SettingError(
                     f"pretrain_save_epochs={self.save_epochs} must be whole numbers from 1 to pretrain_epochs="
                     f"{self.epochs}"

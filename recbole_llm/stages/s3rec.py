@@ -17,15 +17,12 @@ from recbole_llm.config.fingerprint import data_settings, hashed
 from recbole_llm.config.roles import names_with_role, pretraining_settings
 from recbole_llm.config.schema import Role
 from recbole_llm.data.build import file_hashes
-from recbole_llm.errors import require_one_of
 from recbole_llm.model.needs import OwnPretraining
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.context import RunContext
 from recbole_llm.stages.runner import Runner
 from recbole_llm.stages.store import find_or_make, write_shape
-
-_STAGES = ("both", "pretrain", "finetune")
 
 
 def fulfil(
@@ -41,11 +38,9 @@ def fulfil(
         runner: builds what is pre-trained.
 
     Raises:
-        SettingError: for an unknown `train_stage`.
         StorageError: if the folder cannot be written.
     """
     stage = config["train_stage"]
-    require_one_of("train_stage", stage, _STAGES)
     if stage == "pretrain":
         return None, {}
     if stage == "both":

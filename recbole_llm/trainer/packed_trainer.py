@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from recbole_llm.data.prefetch import prefetch
-from recbole_llm.errors import TrainingError, require_one_of
+from recbole_llm.errors import TrainingError
 from recbole_llm.trainer.graphed_step import GraphedStep
 from recbole_llm.trainer.hooks import TrainerHooks
 from recbole_llm.trainer.master_weights import MasterWeights
@@ -35,7 +35,6 @@ class PackedTrainer(TrainerHooks):
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
-        require_one_of("lr_scheduler", config["lr_scheduler"], tuple(_SCHEDULES))
         self.batch_size = config["train_batch_size"]
         self.graphed_step: GraphedStep | None = None
         self.steps = -(-len(self._samples(0)) // self.batch_size)

@@ -109,7 +109,7 @@ def test_finished_run_is_loaded_without_its_pretraining(data, workdir):
 
 
 def test_unknown_stage_is_refused(data, workdir):
-    with pytest.raises(SettingError, match=r"train_stage=finetun is not one of .*; did you mean 'finetune'"):
+    with pytest.raises(SettingError, match=r"train_stage=finetun must be .*; did you mean 'finetune'"):
         run("S3Rec", settings=settings_of(data, train_stage="finetun"))
 
 

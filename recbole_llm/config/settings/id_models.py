@@ -18,7 +18,7 @@ def _section(*entries: tuple) -> tuple[Section]:
     return (Section("", tuple(Setting(n, kind, default, Role.TRAINING, s) for n, kind, default, s in entries)),)
 
 
-_DEVIATION = ("initializer_range", FROM_ZERO, 0.02, "Standard deviation of the initial weights.")
+_DEVIATION = ("initializer_range", POSITIVE, 0.02, "Standard deviation of the initial weights.")
 _LOSS_TYPE = ("loss_type", _LOSS, "CE", "CE: softmax over all items. BPR: one sampled item.")
 _RATE = ("learning_rate", FROM_ZERO, 1e-3, "The learning rate of the optimiser.")
 

@@ -5,6 +5,7 @@ is of that kind; `reg_weight`, a number for most, is a list of two for HGN and S
 """
 
 import functools
+from pathlib import Path
 from typing import Any
 
 from recbole_llm.config.kinds import (
@@ -126,7 +127,11 @@ def recbole_defaults() -> dict[str, Any]:
 @functools.cache
 def recbole_model(model: str) -> tuple[Setting, ...]:
     """Return the settings of one of RecBole's models; none for a model that RecBole does not have."""
-    path = FOLDER / "model" / f"{model}.yaml"
+    return of_file(FOLDER / "model" / f"{model}.yaml")
+
+
+def of_file(path: Path) -> tuple[Setting, ...]:
+    """Return settings with the names and the defaults of a file, checked as those of RecBole's; none without a file."""
     return tuple(_setting(name, default) for name, default in read_yaml(path).items()) if path.is_file() else ()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recbole_llm.config.hooks import hooks_of
 from recbole_llm.data.dataset import HISTORY_END
-from recbole_llm.errors import SettingError, require_whole
+from recbole_llm.errors import SettingError
 from recbole_llm.evaluation.ranks import gain_of_rank, read_history, target_ranks
 from recbole_llm.model.id_model.histories import resized_histories
 from recbole_llm.model.id_model.memory import RowMemory
@@ -35,14 +35,14 @@ class IdScores(nn.Module):
         weight: w, float32 [].
 
     Raises:
-        SettingError: if `id_weight` is no number from 0 to 1, or the id model does not score all items.
+        SettingError: if the ID model does not score all items.
     """
 
     weight: Tensor
 
     def __init__(self, config: Any, model: nn.Module) -> None:
         super().__init__()
-        given = check_id_weight(config["id_weight"])
+        given = given_id_weight(config["id_weight"])
         self._gain = None if given is not None else validation_gain(config)
         self.chosen_on_validation = given is None
         self.register_buffer("weight", torch.tensor(0.5 if given is None else given))
@@ -146,13 +146,9 @@ class IdScores(nn.Module):
         self.weight.fill_(WEIGHTS[min(best, key=lambda index: abs(WEIGHTS[index] - 0.5))])
 
 
-def check_id_weight(value: Any) -> float | None:
-    """Return `id_weight`, None if validation chooses it. Raises SettingError for what is no number from 0 to 1."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise SettingError(f"id_weight={value} must be a number from 0 to 1, or ~ to choose it on validation")
-    return float(value)
+def given_id_weight(value: Any) -> float | None:
+    """Return `id_weight`, None if validation chooses it."""
+    return None if value is None else float(value)
 
 
 def validation_gain(config: Any) -> Callable[[Tensor], Tensor]:
@@ -174,14 +170,11 @@ def validation_gain(config: Any) -> Callable[[Tensor], Tensor]:
 def max_items(config: Any) -> int:
     """Return how many items of a history the language model reads at most: `max_items`, or `MAX_ITEM_LIST_LENGTH`.
 
-    The ID model reads `MAX_ITEM_LIST_LENGTH` in any case. Raises SettingError for what is no whole number from 1 to
-    that.
+    The ID model reads `MAX_ITEM_LIST_LENGTH` in any case. Raises SettingError if `max_items` is more than that.
     """
     longest = config["MAX_ITEM_LIST_LENGTH"]
-    require_whole("MAX_ITEM_LIST_LENGTH", longest)
     if config["max_items"] is None:
         return longest
-    require_whole("max_items", config["max_items"])
     if config["max_items"] > longest:
         raise SettingError(
             f"max_items={config['max_items']} is more than MAX_ITEM_LIST_LENGTH={longest}, the items of a history that "
