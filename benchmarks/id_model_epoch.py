@@ -11,12 +11,14 @@ process that imports a sequential model (`recbole/model/sequential_recommender/s
 """
 
 import argparse
+import functools
 import itertools
 import logging
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +27,10 @@ from recbole.utils import init_seed
 from shapes import print_line
 
 from recbole_llm.config.config import Config
-from recbole_llm.config.registry import trainer_class
 from recbole_llm.data.build import create_dataset, data_preparation
 from recbole_llm.runs import checkpoint
+from recbole_llm.runs.context import RunContext
+from recbole_llm.trainer.choose import trainer_class
 
 _WARM_UP = 10  # steps on a model that is thrown away: kernels are loaded, the allocator has its memory
 _LOADED = 200  # batches that are put together without a model
@@ -73,7 +76,6 @@ def settings_of(model: str, arguments: argparse.Namespace, folder: str, on_devic
             "device_table": on_device, "use_gpu": torch.cuda.is_available(), "loss_type": "CE", **settings,
         },
     )  # fmt: skip
-    config["run_folder"] = folder
     return config
 
 
@@ -83,7 +85,6 @@ def load(config: Config) -> tuple[Any, Any, Any, float]:
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
     train, valid, _ = data_preparation(config, dataset)
-    config["description"] = checkpoint.describe(config, dataset)
     return dataset, train, valid, time.perf_counter() - begun
 
 
@@ -130,18 +131,19 @@ def compare(model: str, arguments: argparse.Namespace, folder: str, known: dict[
         key = (config["device_table"], config["transform"], str(config["train_neg_sample_args"]))
         if key not in known:
             known[key] = load(config)
-        config["description"] = known[key][1].config["description"]
     their_data, our_data = (
         known[config["device_table"], config["transform"], str(config["train_neg_sample_args"])]
         for config in (theirs, ours)
     )
+    context = RunContext(Path(folder), description=checkpoint.describe(ours, our_data[0]))
+    our_trainer = functools.partial(trainer_class(ours), context=context)
     whole = len(their_data[1])
     steps = min(arguments.steps or whole, whole)
     epoch(theirs, their_data, Trainer, min(_WARM_UP, steps))
-    epoch(ours, our_data, trainer_class(ours), min(_WARM_UP, steps))
+    epoch(ours, our_data, our_trainer, min(_WARM_UP, steps))
     plain = epoch(theirs, their_data, Trainer, steps)
     default = epoch(theirs, their_data, Trainer, steps, anomaly=True)
-    here = epoch(ours, our_data, trainer_class(ours), steps)
+    here = epoch(ours, our_data, our_trainer, steps)
     print_line(
         name="id_model_epoch", model=model, dataset=arguments.dataset, steps_of_epoch=whole, steps_measured=steps,
         recbole_s=plain["seconds"], recbole_with_its_anomaly_detection_s=default["seconds"], ours_s=here["seconds"],

@@ -11,7 +11,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, BertConfig, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
 
 from recbole_llm.config.config import Config
-from recbole_llm.config.registry import trainer_class
 from recbole_llm.quick_start.run import build
 
 WORDS = 5000
@@ -95,9 +94,8 @@ def build_run(
             "show_progress": False, **settings,
         },
     )  # fmt: skip
-    config["run_folder"] = str(root)
     parts = build(config)
-    return parts, trainer_class(config)(config, parts.model)
+    return parts, parts.trainer(root)
 
 
 def layer_parameters(model: torch.nn.Module) -> int:

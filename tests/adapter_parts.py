@@ -3,8 +3,6 @@
 import numpy as np
 from small_data import TITLES
 
-from recbole_llm.config import registry
-
 SIZE = 8  # of a user vector
 # Byte-level BPE would make one token of a bracket and the comma after it; prompts are laid together from pieces.
 CLEAN = {**TITLES, "a": "Toy Story 1995"}
@@ -16,7 +14,7 @@ ID_SETTINGS = {
 
 
 def trainer_of(parts, prepared=True):
-    trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
+    trainer = parts.trainer()
     if prepared:
         trainer.precompute()
     return trainer

@@ -85,6 +85,5 @@ def small_settings(data_path: Path, **settings: Any) -> dict[str, Any]:
 def build_parts(data_path: Path, **settings: Any) -> Parts:
     """The data, loaders and model of a run, seeded."""
     config = Config(config_dict=small_settings(data_path, **settings))
-    config["run_folder"] = str(data_path)
     init_seed(config["seed"], config["reproducibility"])
-    return build(config)
+    return build(config, folder=data_path)

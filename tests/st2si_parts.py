@@ -4,7 +4,7 @@ import torch
 
 
 def fill(parts):
-    parts.model.fill_state_cache([parts.valid.dataset, parts.test.dataset], parts.config["run_folder"], lambda p: p)
+    parts.model.fill_state_cache([parts.valid.dataset, parts.test.dataset], parts.context.folder, lambda p: p)
     return parts.model
 
 

@@ -103,7 +103,7 @@ def assert_nothing_left(folder):
         ({"learning_rate": "fast", "model": "SASRec"}, ["learning_rate=fast"]),
         ({"seed": "a"}, ["seed=a"]),
         ({"topk": "[3,9]"}, ["topk=[3, 9]", "8 items"]),
-        ({"topk": "[0]"}, ["topk", "positive"]),
+        ({"topk": "[0]"}, ["topk", "a whole number from 1"]),
         ({"topk": "ten"}, ["topk"]),
         ({"valid_metric": "NDCG@4"}, ["NDCG@4"]),
         ({"valid_metric": "NDGC@3"}, ["NDGC@3"]),

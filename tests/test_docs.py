@@ -25,7 +25,7 @@ from kept_runs import all_kept
 from recbole_llm.cli import main as cli
 from recbole_llm.comparison import cells as compare_cells
 from recbole_llm.comparison.compare import parse_options
-from recbole_llm.config import config, registry
+from recbole_llm.config import config, names, registry
 from recbole_llm.config.paper import list_rows, row_settings
 from recbole_llm.errors import RecBoleLLMError
 from recbole_llm.hyper_search.command import _OPTIONS as TUNE_OPTIONS
@@ -99,7 +99,7 @@ def small_options(verb, given):
         return {}
     if verb == "compare":  # refuses a setting that no model has
         models = [name for name in parse_options(given).models if name in registry.known_models()]
-        return {k: v for k, v in SMALL.items() if any(config.has_setting(model, k) for model in models)}
+        return {k: v for k, v in SMALL.items() if any(names.has_setting(model, k) for model in models)}
     if verb == "tune":  # refuses a setting that is searched
         model = next(argument.partition("=")[2] for argument in given if argument.startswith("--model="))
         searched = [line.split()[0] for line in default_file(model).read_text().splitlines() if line.strip()]
@@ -239,7 +239,7 @@ def read_settings(verb, given):
         )
         for label in options.models:
             model = own.get(label, {}).get("model", label)
-            known = {name: value for name, value in options.settings.items() if config.has_setting(model, name)}
+            known = {name: value for name, value in options.settings.items() if names.has_setting(model, name)}
             config.Config(model, options.dataset[0], files, known)
         return
     if verb == "tune":

@@ -16,7 +16,6 @@ import yaml
 from small_data import small_settings, write_dataset
 
 from recbole_llm.cli import main as cli
-from recbole_llm.config import registry
 from recbole_llm.config.config import Config
 from recbole_llm.quick_start.run import load, run
 from recbole_llm.runs.ranks import read_ranks
@@ -211,7 +210,7 @@ def test_loaded_run_scores_as_at_its_end(workdir, tiny):
     folder = Path(result["path"]).parent
     for given in (folder, folder / "result.json"):
         parts = load(given)
-        trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
+        trainer = parts.trainer()
         trainer.eval_collector.data_collect(parts.train)
         found = trainer.evaluate(parts.test, load_best_model=False)
         assert dict(found) == pytest.approx(result["test"], abs=1e-6)

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from recbole_llm.cli import main as cli
-from recbole_llm.inference.recommender import Recommender
+from recbole_llm.quick_start import run as quick_start
 from recbole_llm.runs.ranks import read_ranks
 
 ML_100K = f"{recbole.__path__[0]}/dataset_example/ml-100k"
@@ -109,7 +109,7 @@ def test_id_model_is_recorded_and_kept(finished):
 def test_run_recommends_what_it_ranks(finished, monkeypatch):
     folder, _ = result_of(finished)
     monkeypatch.chdir(finished[0])
-    recommender = Recommender.from_run(folder, allow_untrained=True)
+    recommender = quick_start.recommender(folder, allow_untrained=True)
     dataset, model = recommender.dataset, recommender.model
     rows = dataset[np.arange(3)]
     lengths = rows["item_length"].tolist()

@@ -70,7 +70,7 @@ def check(name: str, data: Path) -> None:
     if name in DRAWS_ITS_SCORES:
         return
     parts = load(result["path"])  # a new model with the stored weights ...
-    trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
+    trainer = parts.trainer()
     assert trainer.evaluate(parts.test, load_best_model=False) == result["test"]  # ... ranks as the best one did
 
 

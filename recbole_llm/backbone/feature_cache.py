@@ -95,7 +95,8 @@ class QueryStateCache:
         store: the states.
         samples: row s holds the state indices of training sample s.
         labels: int64, the item to predict at each of ``samples.values``.
-        eval_index: from the bytes of a window's item ids to the state index of its last query.
+        state_before: int64 [interactions + 1], for an index into the flat histories the state index of the query that
+            stands before it, at the end of that row's window; -1 where none is stored.
         aligned: int64, the state index of each item's alignment input in the order of the ids; empty without alignment.
     """
 
@@ -104,13 +105,13 @@ class QueryStateCache:
         store: FeatureStore,
         samples: RaggedTable,
         labels: np.ndarray,
-        eval_index: dict[bytes, int],
+        state_before: np.ndarray,
         aligned: np.ndarray,
     ) -> None:
         self.store = store
         self.samples = samples
         self.labels = labels
-        self.eval_index = eval_index
+        self.state_before = state_before
         self.aligned = aligned
 
     def queries(self, samples: np.ndarray) -> CachedQueries:
@@ -127,15 +128,18 @@ class QueryStateCache:
             part = slice(before[begin], before[min(begin + size, len(order))])
             yield CachedQueries(epoch.rows[part], epoch.labels[part])
 
-    def lookup(self, sequences: Sequences, compute: Callable[[Sequences], Tensor]) -> Tensor:
-        """Return the state of the last query of each window [windows, width], computing those never stored."""
-        ends = np.cumsum(sequences.counts)
-        keys = [sequences.rows[end - count : end].tobytes() for end, count in zip(ends, sequences.counts, strict=True)]
-        found = np.array([self.eval_index.get(key, -1) for key in keys])
+    def lookup(self, ends: np.ndarray, compute: Callable[[np.ndarray], Tensor]) -> Tensor:
+        """Return the state of the last query of each window [windows, width], computing those never stored.
+
+        Args:
+            ends: int64 [windows], the flat index where each window ends, its last item not included.
+            compute: from the indices of windows to their states.
+        """
+        found = self.state_before[ends]
         missing = np.flatnonzero(found < 0)
         states = self.store.take(torch.from_numpy(np.maximum(found, 0)))
         if len(missing):
-            states[torch.from_numpy(missing).to(states.device)] = compute(sequences.select(missing)).to(states.device)
+            states[torch.from_numpy(missing).to(states.device)] = compute(missing).to(states.device)
         return states
 
 

@@ -8,7 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from recbole_llm.backbone.loading import Backbone
-from recbole_llm.errors import SettingError, require_one_of, require_rate, require_whole
+from recbole_llm.errors import SettingError
 
 TUNING = ("full", "lora", "frozen")
 
@@ -26,9 +26,6 @@ class TuningSettings:
         weights: fp32, or bf16 (half the memory; the optimiser keeps float32 masters of what is trained).
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         compile: compile each layer with torch.compile.
-
-    Raises:
-        SettingError: for a value that is not allowed.
     """
 
     tuning: str
@@ -40,18 +37,9 @@ class TuningSettings:
     gradient_checkpointing: bool
     compile: bool
 
-    def __post_init__(self) -> None:
-        for name, allowed in (("tuning", TUNING), ("weights", ("fp32", "bf16"))):
-            require_one_of(name, getattr(self, name), allowed)
-        require_whole("lora_rank", self.lora_rank)
-        if isinstance(self.lora_alpha, bool) or not (isinstance(self.lora_alpha, int | float) and self.lora_alpha > 0):
-            raise SettingError(f"lora_alpha={self.lora_alpha} must be a number above 0")
-        require_rate("lora_dropout", self.lora_dropout)
-
     @classmethod
     def from_config(cls, config: Any) -> "TuningSettings":
         """Read the settings of a run; ``ilp``, ST2SI's word for tuning the projection alone, means frozen."""
-        require_one_of("tuning", config["tuning"], (*TUNING, "ilp"))
         return cls(
             tuning="frozen" if config["tuning"] == "ilp" else config["tuning"],
             lora_rank=config["lora_rank"],

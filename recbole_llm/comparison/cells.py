@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import recbole_llm
-from recbole_llm.config.config import Config, has_setting, parse_value
+from recbole_llm.config.config import Config, parse_value
+from recbole_llm.config.names import has_setting
+from recbole_llm.data.folder import ensure_files
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.utils.files import read_yaml, storage_errors, write_json
@@ -110,7 +112,9 @@ def plan_cells(
             given |= own.get(label, {})
             given |= {name: value for name, value in line.items() if has_setting(model, name)}
             arguments = Cell(dataset, label, model, seeds[0], given).arguments()
-            merged = Config(command_line=arguments).merged
+            config = Config(command_line=arguments)
+            ensure_files(config)  # before the first run starts, and once for all of them
+            merged = config.merged
             twin = asked.setdefault(run_folder.digest(merged), label)
             if twin != label:
                 raise SettingError(

@@ -21,7 +21,8 @@ from recbole_llm.comparison.finished import RESULT_FIELDS, cells_of_runs, find_r
 from recbole_llm.comparison.protocol import Measured, require_one_protocol
 from recbole_llm.comparison.tables import ROWS, csv_table, latex_table, markdown_table
 from recbole_llm.config import registry
-from recbole_llm.config.config import Config, has_setting, parse_command_line, parse_value
+from recbole_llm.config.config import Config, parse_command_line, parse_value
+from recbole_llm.config.names import has_setting
 from recbole_llm.errors import SettingError, nearest, require_one_of
 from recbole_llm.runs.archive import archived_run, split_path
 from recbole_llm.runs.folder import plain

@@ -9,7 +9,7 @@ from typing import Any
 
 from recbole_llm.comparison.cells import Cell
 from recbole_llm.config import renamed
-from recbole_llm.config.config import Config, has_folder
+from recbole_llm.config.config import Config
 from recbole_llm.errors import CheckpointError, RecBoleLLMError, SettingError, nearest
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.archive import archived_run, find_archived, split_path
@@ -183,11 +183,9 @@ def _labels(results: Sequence[dict[str, Any]]) -> list[str]:
 def given_settings(result: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a finished run that are not the defaults of its model and data set here."""
     settings = {k: v for k, v in result["settings"].items() if k not in ("model", "dataset", "seed")}
-    if not has_folder(result["dataset"], Path(settings.get("data_path", "dataset"))):
-        return settings  # nothing is fetched to compare runs
     try:
         places = {name: settings[name] for name in ("data_path",) if name in settings}
         defaults = run_folder.plain(Config(result["model"], result["dataset"], config_dict=places).merged)
     except RecBoleLLMError:
-        return settings  # a model that is not here
+        return settings  # a model or data that are not here
     return {k: v for k, v in settings.items() if k in places or v != defaults.get(k)}

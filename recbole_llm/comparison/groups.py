@@ -26,7 +26,7 @@ from recbole.utils import ModelType
 from recbole_llm.comparison.significance import DRAWS, SEED, bootstrap_intervals
 from recbole_llm.comparison.user_values import list_values
 from recbole_llm.config import renamed
-from recbole_llm.config.config import Config, has_folder
+from recbole_llm.config.config import Config
 from recbole_llm.data.build import create_dataset
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import DataError
@@ -61,10 +61,9 @@ def read_facts(settings: dict[str, Any]) -> Facts:
     Raises:
         RecBoleLLMError: if the data are not here, or do not tell.
     """
-    place = settings.get("data_path", "dataset/")
-    if not has_folder(settings["dataset"], Path(place)):
-        raise DataError(f"its data are not in {place}")  # nothing is fetched to compare runs
     config = Config(config_dict=renamed.known(settings))
+    if not Path(config["data_path"]).is_dir():  # nothing is downloaded to compare runs
+        raise DataError(f"its data are not in {settings.get('data_path', 'dataset/')}")
     if config["benchmark_filename"] is not None:
         raise DataError("the split is given by files whose rows do not say what a user did before")
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL

@@ -1,8 +1,8 @@
 """What RecBole 1.2.1 needs on today's numpy, scipy and torch. Each repair names the line of RecBole that it repairs.
 
-Nothing happens at import: `alias_numpy_names` runs when a Config is built, at the moment RecBole itself does it, and
-`repair` when the class of a model is looked up. What a model's module reads from scipy or torch is replaced in that
-module alone; scipy and torch themselves stay as they are.
+What a module of RecBole reads from numpy, scipy or torch is replaced in that module alone; numpy, scipy and torch
+themselves stay as they are. The modules that every run reads are repaired when this one is imported (see
+`numpy_names`), that of a model when its class is looked up.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import functools
 import logging
 import sys
 import traceback
-import types
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,21 +21,10 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from recbole_llm.config import attributes
+from recbole_llm.compat import attribute_columns, numpy_names
+from recbole_llm.compat.overlay import Overlay as _Overlay
 from recbole_llm.errors import CheckpointError, DataError, SettingError
 from recbole_llm.runs import checkpoint
-from recbole_llm.stages import s3rec
-
-_ALIASES = {
-    "bool": np.bool_,
-    "int": np.int_,
-    "float": np.float64,
-    "complex": np.complex128,
-    "object": np.object_,
-    "str": np.str_,
-    "long": np.int_,
-    "unicode": np.str_,
-}
 
 # Models that build their graph with a method which scipy no longer has, see `_DokMatrix`.
 _ADJACENCY_MODELS = ("GCMC", "LightGCN", "NCL", "NGCF", "SpectralCF", "KGIN", "MCCLK")
@@ -59,17 +47,6 @@ class _Start:
 _start: contextvars.ContextVar[_Start] = contextvars.ContextVar("start")
 
 
-def alias_numpy_names() -> None:
-    """Set the names that RecBole reads from numpy after a Config is built, such as ``np.float``.
-
-    Repairs `recbole/config/configurator.py:629` (`Config.compatibility_settings` reads ``np.float_``, ``np.complex_``
-    and ``np.unicode_``, which numpy 2 no longer has). `recbole/data/interaction.py:31`,
-    `recbole/data/dataset/dataset.py:652`, `recbole/evaluator/metrics.py:90` and others read the aliases later.
-    """
-    for name, value in _ALIASES.items():
-        setattr(np, name, value)
-
-
 def missing_package(model: str, package: str) -> SettingError:
     """Return the error for a model of RecBole whose own optional package is not installed."""
     return SettingError(
@@ -87,7 +64,8 @@ def hyper_tuning() -> Any:
     from recbole.trainer import hyper_tuning as module
 
     if not isinstance(module.np, _Overlay):
-        module.np = _Overlay(np, random=_Overlay(np.random, RandomState=np.random.default_rng))
+        generator = _Overlay(np.random, RandomState=np.random.default_rng)
+        module.np = _Overlay(np, **numpy_names.ALIASES, random=generator)
     return module
 
 
@@ -122,30 +100,17 @@ def repair(model_class: type) -> type:
 def _repair_once(model_class: type) -> type:
     name = model_class.__name__
     module: Any = sys.modules[model_class.__module__]
+    numpy_names.repair(module)
     if name in _ADJACENCY_MODELS:
         module.sp = _Overlay(sp, dok_matrix=_DokMatrix)
     if name in _STAGED_MODELS:
         module.torch = _Overlay(torch, load=_read_run)
     if name == "RaCT":
         model_class.logger = property(lambda self: _JoiningLogger(logging.getLogger()), _ignore)  # type: ignore[attr-defined]
-    if name == "S3Rec":
-        s3rec.repair(model_class)
     if name == "KSR":
         model_class.__init__ = _single_precision(model_class.__init__)  # type: ignore[misc]
     model_class.__init__ = _checked(model_class.__init__)  # type: ignore[misc]
     return model_class
-
-
-class _Overlay(types.ModuleType):
-    """A module as it is, but for some names."""
-
-    def __init__(self, module: types.ModuleType, **replaced: Any) -> None:
-        super().__init__(module.__name__)
-        self.__dict__.update(replaced)
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
 
 
 class _DokMatrix(sp.dok_matrix):
@@ -269,13 +234,13 @@ def _check_item_columns(config: Any, dataset: Any) -> None:
     Raises:
         SettingError: if a column is not loaded.
     """
-    setting = attributes.SETTINGS.get(config["model"])
+    setting = attribute_columns.SETTINGS.get(config["model"])
     if setting is None:
         return
     loaded = (
         [] if dataset.item_feat is None else [name for name in dataset.item_feat.columns if name != dataset.iid_field]
     )
-    for column in attributes.columns_of(config):
+    for column in attribute_columns.columns_of(config):
         if column not in loaded:
             raise SettingError(
                 f"{config['model']} reads the item column '{column}' ({setting}), but the item columns that are loaded "

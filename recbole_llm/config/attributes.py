@@ -9,28 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.compat.attribute_columns import SETTINGS, as_list, columns_of
 from recbole_llm.errors import DataError, nearest
 
-# The setting of each model that names its columns.
-SETTINGS = {
-    "FDSA": "selected_features",
-    "GRU4RecF": "selected_features",
-    "SASRecF": "selected_features",
-    "S3Rec": "item_attribute",
-    "MLP4Rec": "selected_features",
-}
+__all__ = ["SETTINGS", "check_file", "columns_of", "fill"]
+
 _OPTIONAL = ("MLP4Rec",)  # reads attributes only where the user names some
-
-
-def columns_of(config: Any) -> list[str]:
-    """Return the item columns that the model of a run reads as attributes; none for most models."""
-    setting = SETTINGS.get(config["model"])
-    value = config[setting] if setting is not None else None
-    return _as_list(value)
-
-
-def _as_list(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or ())
 
 
 def fill(settings: dict[str, Any], model: str, given: Mapping[str, Any]) -> None:
@@ -44,10 +28,10 @@ def fill(settings: dict[str, Any], model: str, given: Mapping[str, Any]) -> None
     setting = SETTINGS.get(model)
     if setting is None:
         return
-    named = _as_list(settings.get("attribute_field"))
+    named = as_list(settings.get("attribute_field"))
     if setting not in given and named and model not in _OPTIONAL:
         settings[setting] = named[0] if setting == "item_attribute" else named
-    columns = _as_list(settings.get(setting))
+    columns = as_list(settings.get(setting))
     if not columns:
         return
     if "load_col" not in given and settings.get("load_col") is not None:

@@ -3,72 +3,35 @@
 Precedence, as in RecBole: command line > dict > files > our properties > RecBole's properties.
 """
 
-import ast
 import copy
-import functools
-import inspect
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import recbole
+import torch
+import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import ModelType
-from recbole.utils.argument_list import (
-    dataset_arguments,
-    evaluation_arguments,
-    general_arguments,
-    training_arguments,
-)
 
-from recbole_llm.compat.repairs import alias_numpy_names
-from recbole_llm.config import attributes, registry, renamed
-from recbole_llm.errors import SettingError, nearest, require_flag, require_one_of, require_whole
-from recbole_llm.evaluation import candidates
-from recbole_llm.trainer.weight_average import check_decay
+from recbole_llm.config import attributes, checks, names, registry
+from recbole_llm.config.declared import validate
+from recbole_llm.errors import SettingError
 from recbole_llm.utils.files import read_yaml
-from recbole_llm.utils.paths import has_interactions, shipped
+from recbole_llm.utils.paths import shipped
+from recbole_llm.utils.values import parse_literal, parse_value
 
-_RECBOLE = Path(inspect.getfile(recbole)).parent
-
-# Names that RecBole reads although none of its YAML files has them.
-_WITHOUT_DEFAULT = frozenset(
-    {
-        *("model", "dataset", "config_files", "encoding", "nproc", "world_size", "offset", "ip", "port", "local_rank"),
-        *("additional_feat_suffix", "benchmark_filename", "numerical_features", "discretization"),
-        *("token_num_threshold", "xgb_early_stopping_rounds"),
-    }
-)
-# Settings of all models that are counts, and the least that makes sense.
-_WHOLE_NUMBERS = {
-    "epochs": 0,
-    "train_batch_size": 1,
-    "eval_batch_size": 1,
-    "stopping_step": 0,
-    "MAX_ITEM_LIST_LENGTH": 1,
-    "warmup_steps": 0,
-    "seed": 0,
-    "candidates": 2,
-    "candidate_seeds": 1,
-}
 # Keys of dataset_configs/*.yaml that are not settings of a run.
 _NOT_SETTINGS = ("prepare",)
+_FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")  # 1e-3, which YAML 1.1 reads as text
 
 
-def parse_value(text: str) -> Any:
-    """Read a value of the command line: a Python literal, ``true``/``false``, ``~`` (YAML's None), or the text itself.
+class _Loader(yaml.FullLoader):
+    """What RecBole reads its own files with; it adds the resolver to yaml's class, for everybody in the process."""
 
-    RecBole evaluates such text as an expression; a literal is enough and runs nothing.
-    """
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text == "~":
-        return None
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def parse_command_line(arguments: Sequence[str]) -> dict[str, Any]:
@@ -98,11 +61,11 @@ class Config(RecBoleConfig):
         config_file_list: YAML files with settings, or settings that stand in the place of a file.
         config_dict: settings.
         command_line: ``--name=value`` arguments. RecBole reads ``sys.argv`` itself; here nothing is read that was not
-            handed in, so that a notebook or a test can build a Config.
+            given, so that a notebook or a test can build a Config. A Config changes nothing of the process.
 
     Attributes:
-        given: the settings that are not defaults: files, dict and command line merged.
-        merged: all settings before RecBole derives others from them; handing them in again gives the same run.
+        given: the settings that are not defaults: files, dict and command line merged, without what has no effect.
+        merged: all settings before RecBole derives others from them; they give the same run again.
         is_new_dataset: whether no file in RecBole or in dataset_configs/ describes the data set.
 
     Raises:
@@ -121,28 +84,38 @@ class Config(RecBoleConfig):
         self.given: dict[str, Any] = {}
         self.merged: dict[str, Any] = {}
         try:
-            super().__init__(model, dataset, config_file_list, dict(config_dict or {}))
+            super().__init__(model, dataset, config_file_list, copy.deepcopy(dict(config_dict or {})))
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
             raise SettingError(str(error)) from error
-        require_one_of("items_without_text", self["items_without_text"], ("drop", "error", "keep"))
-        require_one_of("precision", self["precision"], ("auto", "bf16", "fp32"))
-        require_flag("device_table", self["device_table"])
-        for name, least in _WHOLE_NUMBERS.items():
-            if self[name] is not None:
-                require_whole(name, self[name], least)
-        for name in ("learning_rate", "backbone_learning_rate"):
-            rate = self[name]
-            if rate is not None and not (isinstance(rate, (int, float)) and rate >= 0):
-                raise SettingError(f"{name}={rate} must be a number from 0")
-        if self["weight_average"] is not None:
-            check_decay(self["weight_average"])
-        _check_valid_metric(self)
-        _check_loss_type(self)
-        candidates.check_settings(self)
+        checks.check_together(self)
 
     def compatibility_settings(self) -> None:
-        """Set numpy's old names, see `recbole_llm.compat.repairs`."""
-        alias_numpy_names()
+        """Set nothing: RecBole aliases old names in numpy itself, `compat.repairs` in RecBole's modules alone."""
+
+    def _init_parameters_category(self) -> None:
+        super()._init_parameters_category()
+        # RecBole adds names to its own module's lists, for every Config that follows.
+        parameters: dict[str, list[str]] = vars(self)["parameters"]
+        self.parameters = {category: list(names) for category, names in parameters.items()}
+
+    def _build_yaml_loader(self) -> type[yaml.FullLoader]:
+        return _Loader
+
+    def _init_device(self) -> None:
+        """Choose the device by `gpu_id` without CUDA_VISIBLE_DEVICES, which would be set for the whole process.
+
+        Repairs `recbole/config/configurator.py:490`. The number is that of a device which the process sees.
+        """
+        settings = self.final_config_dict
+        gpu_id = settings["gpu_id"] = str(settings["gpu_id"]).strip()
+        settings["single_spec"], settings["local_rank"] = True, 0
+        if not gpu_id or not torch.cuda.is_available():
+            settings["device"] = torch.device("cpu")
+            return
+        count = torch.cuda.device_count()
+        if int(gpu_id) >= count:
+            raise SettingError(f"gpu_id={gpu_id} must be below {count}, the number of visible CUDA devices")
+        settings["device"] = torch.device("cuda", int(gpu_id))
 
     def _load_config_files(self, file_list: Sequence[str | Path | Mapping[str, Any]] | None) -> dict[str, Any]:
         settings: dict[str, Any] = {}
@@ -155,7 +128,7 @@ class Config(RecBoleConfig):
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         # HyperTuning hands lists over as text.
-        return {name: parse_value(value) if isinstance(value, str) else value for name, value in config_dict.items()}
+        return {name: parse_literal(value) if isinstance(value, str) else value for name, value in config_dict.items()}
 
     def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
         model = model if model is not None else self.external_config_dict.get("model")
@@ -175,13 +148,13 @@ class Config(RecBoleConfig):
             if path.is_file():
                 settings = {k: v for k, v in read_yaml(path).items() if k not in _NOT_SETTINGS}
                 self.internal_config_dict.update(settings)
-        self.is_new_dataset = not any(
-            (folder / f"{dataset}.yaml").is_file() for folder in (_RECBOLE / "properties/dataset", datasets)
-        )
+        self.is_new_dataset = not names.dataset_files(dataset)
 
     def _get_final_config_dict(self) -> dict[str, Any]:
-        self._check_names()
+        self._check_given()
         settings = super()._get_final_config_dict()
+        validate(settings, self.model if self.model in registry.known_models() else None)
+        checks.check_id_model_settings(settings)
         full_softmax = settings["MODEL_TYPE"] == ModelType.SEQUENTIAL and settings.get("loss_type") == "CE"
         if full_softmax and self.external_config_dict.get("train_neg_sample_args") is None:
             # A full softmax takes no negative samples; RecBole's own default asks for some and then refuses the run.
@@ -205,90 +178,27 @@ class Config(RecBoleConfig):
         super()._set_default_parameters()
         self.final_config_dict["data_path"] = str(_dataset_folder(self.dataset, data_path))
 
-    def _check_names(self) -> None:
-        own = set(self.internal_config_dict) | _general_names()
-        everywhere = own | _names_of_all_models()
-        if self.model not in registry.known_models():
+    def _check_given(self) -> None:
+        """Check the names of given settings; leave out what a file gives that the model does not read."""
+        known = self.model in registry.known_models()
+        if not known:
             return  # somebody's own model class: only it knows its settings
-        for name, value in self.external_config_dict.items():
-            renamed.refuse(name, value)
-            if name not in everywhere:
-                close = nearest(name, own) or nearest(name, everywhere)
-                raise SettingError(f"there is no setting '{name}'{close}")
-            if name not in own:
-                logging.getLogger().warning("the setting '%s' is not one of %s and has no effect", name, self.model)
-
-
-def _check_valid_metric(config: Config) -> None:
-    # `mrr` is always there; value metrics such as AUC have no cut-off.
-    known = ["mrr", *(f"{metric}@{cut}" for metric in config["metrics"] for cut in config["topk"]), *config["metrics"]]
-    metric = str(config["valid_metric"])
-    if metric.lower() not in {name.lower() for name in known}:
-        raise SettingError(
-            f"valid_metric={metric} is not computed{nearest(metric, known)} Metrics are {', '.join(config['metrics'])} "
-            f"at topk={config['topk']}, and mrr"
-        )
-
-
-def _check_loss_type(config: Config) -> None:
-    # RecBole takes from it what a training row holds, and fails at the first sample of a loss that it does not know.
-    if config["MODEL_INPUT_TYPE"] is None and config["train_neg_sample_args"]["distribution"] != "none":
-        raise SettingError(f"loss_type={config['loss_type']} of {config['model']} is not one of CE, BPR")
-
-
-@functools.cache
-def _general_names() -> frozenset[str]:
-    files = [_RECBOLE / "properties/overall.yaml", _RECBOLE / "properties/dataset/sample.yaml"]
-    files += sorted((_RECBOLE / "properties/quick_start_config").glob("*.yaml"))
-    names = {name for file in [*files, shipped("properties") / "overall.yaml"] for name in read_yaml(file)}
-    lists: Iterable[str] = (*general_arguments, *training_arguments, *evaluation_arguments, *dataset_arguments)
-    return frozenset(names | set(lists) | _WITHOUT_DEFAULT)
-
-
-@functools.cache
-def _names_of_all_models() -> frozenset[str]:
-    folders = (_RECBOLE / "properties/model", shipped("properties") / "model")
-    return frozenset(name for folder in folders for file in folder.glob("*.yaml") for name in read_yaml(file))
-
-
-def has_setting(model: str, name: str) -> bool:
-    """Tell whether a setting is one of `model`, or none of a model's own; an unknown name is left to `Config`."""
-    if name in _general_names() or name not in _names_of_all_models():
-        return True
-    files = [folder / "properties/model" / f"{model}.yaml" for folder in (_RECBOLE, shipped("properties").parent)]
-    return any(name in read_yaml(file) for file in files if file.is_file())
-
-
-def known_datasets(data_path: Path) -> list[str]:
-    """Return the names of the data sets that are here or that this package can prepare."""
-    here = [folder.name for folder in data_path.glob("*") if has_interactions(folder)]
-    return sorted({*here, "ml-100k", *(path.stem for path in shipped("dataset_configs").glob("*.yaml"))})
-
-
-def has_folder(dataset: str, data_path: Path) -> bool:
-    """Tell whether a data set is in `data_path` or among RecBole's examples."""
-    return any(folder.is_dir() for folder in _folders(dataset, data_path))
-
-
-def _folders(dataset: str, data_path: Path) -> tuple[Path, Path]:
-    return data_path / dataset, _RECBOLE / "dataset_example" / dataset
+        for source in (self.cmd_config_dict, self.variable_config_dict):
+            checks.check_given(source, self.model, strictly=True)
+        for name in sorted(checks.check_given(self.file_config_dict, self.model, strictly=False)):
+            if self.external_config_dict[name] == self.file_config_dict[name]:
+                del self.external_config_dict[name]
+                logging.getLogger().warning("the setting '%s' has no effect on %s", name, self.model)
 
 
 def _dataset_folder(dataset: str, data_path: Path) -> Path:
-    """Return the folder of a data set's atomic files: in `data_path`, else among RecBole's examples, else made anew.
+    """Return the folder of a dataset's atomic files: in `data_path`, else among RecBole's examples, else where they go.
+
+    Nothing is made here: whoever reads the data asks `data.folder.ensure_files` for it.
 
     Raises:
-        SettingError: if no such data set is known; the nearest name is told.
-        DataError: if it is known but can neither be found nor be made here; the files to put in place are named.
+        SettingError: if no such dataset is known; the nearest name is given.
     """
-    for folder in _folders(dataset, data_path):
-        if folder.is_dir():
-            return folder
-    if (shipped("dataset_configs") / f"{dataset}.yaml").is_file():
-        from recbole_llm.prepare import ensure
-
-        return ensure(dataset, data_path)
-    raise SettingError(
-        f"there is no data set '{dataset}' in {data_path}{nearest(dataset, known_datasets(data_path))} A data set is a "
-        f"folder {dataset} with {dataset}.inter in it; data_path names the folder that holds it"
-    )
+    names.require_dataset(dataset, data_path)
+    folders = names.dataset_folders(dataset, data_path)
+    return next((folder for folder in folders if folder.is_dir()), folders[0])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.config import declared
 from recbole_llm.errors import CheckpointError, SettingError
 
 _LAST = "version 0.1.0 (commit ef675e4)"  # the last that knows the old names
@@ -93,9 +94,15 @@ def translate(settings: Mapping[str, Any], model: str | None = None) -> dict[str
 
 
 def known(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return stored settings under today's names, without any that left."""
-    left = _left(settings)
-    return {name: value for name, value in translate(settings).items() if name not in left}
+    """Return stored settings under today's names, without any that left or that the model never read."""
+    left, model = _left(settings), str(settings.get("model"))
+    found = {name: value for name, value in translate(settings).items() if name not in left}
+    return {name: value for name, value in found.items() if _has_effect(model, name, value)}
+
+
+def _has_effect(model: str, name: str, value: Any) -> bool:
+    of_another = name in declared.names_of_all_models() and name not in declared.settings_of(model)
+    return not of_another and declared.ignored(model, name, value) is None
 
 
 def loadable(settings: Mapping[str, Any], run: str | Path, training: bool) -> dict[str, Any]:

@@ -16,16 +16,18 @@ from recbole.data.utils import get_dataloader
 from recbole.sampler import KGSampler
 from recbole.utils import ModelType
 
-from recbole_llm.config import attributes, registry
+from recbole_llm.config import attributes
+from recbole_llm.data import choose
 from recbole_llm.data.dataset import with_protocol
 from recbole_llm.data.device_table import give_tables, loader_class
+from recbole_llm.data.folder import ensure_files
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.utils.hashing import content_hash
 
 
 def file_hashes(config: Any) -> dict[str, str]:
     """Return the content hash of each atomic file of a data set by its name, those of `benchmark_filename` included."""
-    files = sorted(Path(config["data_path"]).glob(f"{config['dataset']}.*"))
+    files = sorted(ensure_files(config).glob(f"{config['dataset']}.*"))
     return {file.name: content_hash(file) for file in files if file.is_file()}
 
 
@@ -37,15 +39,13 @@ def create_dataset(config: Any, dataset_class: type | None = None) -> Any:
         dataset_class: takes the place of that class.
 
     Raises:
-        DataError: if a file is missing, empty or lacks a column, or nothing is left after filtering.
-        SettingError: for `save_dataset` and `save_dataloaders`, which RecBole stores as pickles.
+        DataError: if the files cannot be made, one is missing, empty or lacks a column, or nothing is left after
+            filtering.
     """
-    for name in ("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path"):
-        if config[name]:
-            raise SettingError(f"{name} is not supported: RecBole stores it as a pickle, which is not safe to load")
+    ensure_files(config)
     _check_side_files(config)
     attributes.check_file(config)
-    dataset_class = with_protocol(dataset_class or registry.dataset_class(config))
+    dataset_class = with_protocol(dataset_class or choose.dataset_class(config))
     try:
         with warnings.catch_warnings():
             # `recbole/data/dataset/dataset.py:648` fills chained columns in place: right on pandas 2, with a page of
@@ -63,7 +63,7 @@ def _check_side_files(config: Any) -> None:
     RecBole has a TypeError for it (`recbole/data/dataset/kg_dataset.py:249`).
     """
     suffixes = list(config["additional_feat_suffix"] or ())
-    if issubclass(registry.dataset_class(config), KnowledgeBasedDataset):
+    if issubclass(choose.dataset_class(config), KnowledgeBasedDataset):
         suffixes = ["kg", "link", *suffixes]
     for suffix in suffixes:
         path = Path(config["data_path"]) / f"{config['dataset']}.{suffix}"
@@ -78,16 +78,14 @@ def _check_side_files(config: Any) -> None:
 def _share(config: Any, part: Any) -> Any:
     """Return the training part with `train_share` of its rows, drawn once by the run's seed."""
     share = config["train_share"]
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise SettingError(f"train_share={share} must be a number above 0 and up to 1")
-    if not getattr(config.model_class, "trains_on_rows", True):
-        raise SettingError(f"{config['model']} trains on whole histories: train_share is for models of rows")
     size = max(round(share * len(part)), 1)
     rows = np.random.default_rng(config["seed"]).permutation(len(part))[:size]
     return part.copy(part.inter_feat[np.sort(rows)])
 
 
-def data_preparation(config: Any, dataset: Any, test: bool = True) -> tuple[Any, Any, Any]:
+def data_preparation(
+    config: Any, dataset: Any, test: bool = True, parts: list[Any] | None = None
+) -> tuple[Any, Any, Any]:
     """Split `dataset` by `eval_args` and return RecBole's training, validation and test loaders.
 
     With `device_table`, those of a sequential model take their rows from tables on the device, see `device_table`.
@@ -96,8 +94,9 @@ def data_preparation(config: Any, dataset: Any, test: bool = True) -> tuple[Any,
         config: the settings.
         dataset: all interactions.
         test: False leaves the test part alone: nothing reads it, it may be missing, and its loader is None.
+        parts: what `dataset.build` gave, where that was asked for already.
     """
-    built = dataset.build()
+    built = dataset.build() if parts is None else parts
     if not test:
         # RecBole's samplers want three parts; an empty one stands for the third.
         built = [*built[:2], built[1].copy(built[1].inter_feat[:0])]

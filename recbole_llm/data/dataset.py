@@ -218,6 +218,15 @@ class PrefixDataset(HistoryDataset):
         return [field for field in self.inter_feat if field != self.uid_field]
 
 
+def row_ends(rows: Interaction) -> np.ndarray | None:
+    """Return where the histories of rows of a `HistoryDataset` end in its flat array: int64 [rows], on the host.
+
+    None for rows that are given by hand. Rows that name a place have the history that ends there: who changes the
+    histories of such rows drops `history_end` from them.
+    """
+    return rows[HISTORY_END].cpu().numpy() if HISTORY_END in rows else None
+
+
 def cut_histories(
     flat: dict[str, torch.Tensor], ends: torch.Tensor, lengths: torch.Tensor, width: int
 ) -> dict[str, torch.Tensor]:

@@ -28,6 +28,7 @@ from recbole.utils import ModelType
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
+from recbole_llm.config.hooks import hooks_of_class
 from recbole_llm.data.dataset import HISTORY_END, HistoryDataset, cut_histories
 
 # The share of the device's free memory that the table may take: model, gradients and activations come after it.
@@ -121,7 +122,8 @@ def loader_class(config: Any, recboles: type) -> type:
     with sampled items, for several processes, and for `worker` processes that make batches.
     """
     wanted = config["device_table"] and config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-    alone = config["single_spec"] and not config["worker"] and not hasattr(config.model_class, "trainer_class")
+    own_trainer = hooks_of_class(config.model_class).trainer_class is not None
+    alone = config["single_spec"] and not config["worker"] and not own_trainer
     return _LOADERS.get(recboles, recboles) if wanted and alone else recboles
 
 

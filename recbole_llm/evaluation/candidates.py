@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.utils import ModelType
 from torch import Tensor
 
-from recbole_llm.errors import DataError, SettingError, TrainingError
+from recbole_llm.errors import DataError, TrainingError
 from recbole_llm.packing.ragged import RaggedTable, ranges
 
 _CHUNK = 16_384
@@ -146,28 +145,6 @@ def _lists(part: Any, rows: np.ndarray) -> np.ndarray:
     """Return the items of rows of a sequential data set, target last: [rows, items of a list + 1], 0 where none is."""
     interaction = part[rows]
     return np.column_stack([interaction[part.item_id_list_field].numpy(), interaction[part.iid_field].numpy()])
-
-
-def check_settings(config: Any) -> None:
-    """Check `candidates` and `candidate_seeds`.
-
-    Raises:
-        SettingError: if candidates cannot be drawn for this model or this kind of evaluation.
-    """
-    if config["candidates"] is None:
-        return
-    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
-        raise SettingError(
-            f"candidates={config['candidates']} needs a sequential model, which {config['model']} is not"
-        )
-    modes = config["eval_args"]["mode"]
-    for part in ("valid", "test"):
-        mode = modes[part] if isinstance(modes, dict) else modes
-        if mode != "full":
-            raise SettingError(
-                f"candidates={config['candidates']} are drawn from the scores of all items: set the mode of eval_args "
-                f"to full, not {mode}"
-            )
 
 
 def candidate_ranking(config: Any, part: Any, earlier: list[Any]) -> CandidateRanking | None:

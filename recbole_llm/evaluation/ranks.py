@@ -1,5 +1,6 @@
 """The rank of every target, from which each metric can be computed again."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,33 @@ def target_ranks(scores: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
         raise TrainingError("the model's scores are not numbers: training diverged; lower the learning rate")
     own = scores[rows, targets][:, None]
     return (scores[rows] >= own).sum(dim=1)
+
+
+def gain_of_rank(metric: str) -> Callable[[Tensor], Tensor] | None:
+    """Return what a metric makes of the rank of a target that is alone in its ranking.
+
+    Hit@k, Recall@k: whether r <= k; Precision@k: that over k; NDCG@k: 1 / log2(r + 1) up to k; MRR@k, MAP@k: 1 / r up
+    to k; MRR: 1 / r over the whole ranking.
+
+    Args:
+        metric: a name such as ``NDCG@10``, in any case.
+
+    Returns:
+        A function from ranks int64 [targets] to gains float64 [targets], whose mean is the metric; None for a metric
+        that ranks do not determine.
+    """
+    name, _, cut = metric.lower().partition("@")
+    gains: dict[str, Callable[[Tensor], Tensor]] = {
+        "hit": torch.ones_like,
+        "recall": torch.ones_like,
+        "precision": lambda ranks: torch.full_like(ranks, 1 / int(cut)),
+        "ndcg": lambda ranks: 1 / torch.log2(ranks + 1),
+        "mrr": torch.reciprocal,
+        "map": torch.reciprocal,
+    }
+    if name not in gains or not (cut.isdigit() or metric.lower() == "mrr"):
+        return None
+    return lambda ranks: torch.where(ranks <= (int(cut) if cut else torch.inf), gains[name](ranks.double()), 0.0)
 
 
 def read_history(interaction: Any, field: str, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.config.config import Config, parse_value
+from recbole_llm.config.roles import searchable
 from recbole_llm.errors import DataError, SettingError, nearest
 from recbole_llm.utils.paths import shipped
 
@@ -148,6 +149,11 @@ class Space:
             if parameter.name not in defaults.merged:
                 close = nearest(parameter.name, defaults.merged)
                 raise SettingError(f"{defaults['model']} has no setting '{parameter.name}' to search{close}")
+            if not searchable(parameter.name, defaults["model"]):
+                raise SettingError(
+                    f"{parameter.name} cannot be searched: it says how runs are measured or where they are computed, "
+                    f"not how {defaults['model']} is"
+                )
         rows = max(len(parameter.examples()) for parameter in self.parameters)
         for row in range(rows):  # every value at least once
             drawn = {p.name: p.examples()[row % len(p.examples())] for p in self.parameters}

@@ -19,6 +19,7 @@ import yaml
 from filelock import FileLock
 
 from recbole_llm.config.config import Config
+from recbole_llm.config.roles import in_same_place
 from recbole_llm.errors import SettingError, TrainingError
 from recbole_llm.hyper_search.space import Space
 from recbole_llm.quick_start import run as quick_start
@@ -30,8 +31,6 @@ TUNE = "tune.json"
 BEST = "best.yaml"
 _STUDY = "study.yaml"
 _TRIAL = "trial.json"
-# Settings that may differ between the workers of one study: where things lie, and what is shown.
-_PLACES = ("checkpoint_dir", "data_path", "gpu_id", "resume_seconds", "show_progress", "state", "use_gpu", "worker")
 
 
 @dataclass
@@ -106,7 +105,8 @@ class Study:
             )
 
     def _definition(self) -> dict[str, Any]:
-        given = {k: v for k, v in self.base.given.items() if k not in (*_PLACES, "model", "dataset")}
+        # Place and machine may differ between the workers of one study.
+        given = {k: v for k, v in self.base.given.items() if not (in_same_place(k) or k in ("model", "dataset"))}
         return {
             "model": self.base["model"],
             "dataset": self.base["dataset"],
@@ -198,7 +198,7 @@ class Study:
         if not (folder / run_folder.RESULT).is_file():
             if not all((folder / name).is_file() for name in (checkpoint.WEIGHTS, checkpoint.RESUME)):
                 quick_start.fit(Config(config_dict=self.settings(best.settings)), folder)  # its weights were removed
-            here = {name: self.base.merged[name] for name in _PLACES if name in self.base.merged}
+            here = {name: value for name, value in self.base.merged.items() if in_same_place(name)}
             quick_start.run(resume=folder, settings=here)  # the trial may have run on another machine
         result = json.loads((folder / run_folder.RESULT).read_text(encoding="utf-8"))
         return {**self._write_json(records, best, result), "path": str(self.folder / TUNE)}

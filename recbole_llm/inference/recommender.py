@@ -1,10 +1,7 @@
 """Recommendations from a trained model: histories of item tokens in, the best items and their scores out."""
 
-import copy
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -13,10 +10,9 @@ from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 from torch import Tensor
 
-from recbole_llm.backbone.single_sequence import SingleSequence
+from recbole_llm.config.hooks import hooks_of
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import DataError, SettingError, TrainingError, nearest
-from recbole_llm.model.sequential_recommender.st2si.model import ST2SI
 
 _SCORES_BYTES = 256 * 1024**2  # the most that the float32 scores of one piece of users may take
 _MOST_USERS = 4096  # of one piece
@@ -119,17 +115,10 @@ class Recommender:
         self.device = torch.device(model.device)
         self._tokens = np.asarray(dataset.field2id_token[dataset.iid_field])
         self._ids: dict[str, int] = dataset.field2token_id[dataset.iid_field]
-        reads_texts = getattr(model, "reads_text_only", False)
-        self._trained = None if allow_untrained or reads_texts else _trained_items(dataset)
-        self._single = self._single_sequence() if cuda_graph else None
-
-    @classmethod
-    def from_run(cls, run: str | Path, settings: dict[str, Any] | None = None, **options: Any) -> "Recommender":
-        """Return a recommender of a finished run; see `quick_start.load` for `run`, `settings` and what is raised."""
-        from recbole_llm.quick_start.run import load
-
-        parts = load(run, settings)
-        return cls(parts.model, parts.train._dataset, **options)
+        hooks = hooks_of(model)
+        self._on_host = hooks.histories_on_host
+        self._trained = None if allow_untrained or hooks.reads_text_only else _trained_items(dataset)
+        self._single = hooks.single_sequence() if cuda_graph else None
 
     @property
     def items(self) -> int:
@@ -255,42 +244,17 @@ class Recommender:
         if users is not None:
             columns[self.model.USER_ID] = torch.from_numpy(users)
         interaction = Interaction(columns)
-        # ST2SI looks texts up on the host.
-        return interaction if isinstance(self.model, ST2SI) else interaction.to(self.device)
+        return interaction if self._on_host else interaction.to(self.device)
 
     # -- one user on a GPU -----------------------------------------------------------------------------------------
-
-    def _single_sequence(self) -> SingleSequence | None:
-        model = self.model
-        if not isinstance(model, ST2SI) or self.device.type != "cuda" or model.id_scores is not None:
-            return None
-        backbone: Any = model.backbone
-        if next(backbone.parameters()).dtype != model.precision:
-            backbone = copy.deepcopy(backbone)
-            for parameter in backbone.parameters():  # not the buffers: rotary frequencies stay float32
-                parameter.requires_grad_(False)
-                parameter.data = parameter.data.to(model.precision)
-        positions = getattr(backbone.config, "max_position_embeddings", None)
-        return SingleSequence(backbone, model.projection, max_positions=positions)
 
     def _top_of_one(self, ids: np.ndarray, k: int, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray] | None:
         """Return what `_top` does for one history, or None if there is no graph for it."""
         if self._single is None:
             return None
-        inputs = self.model.inputs
         recent = ids[-self.dataset.max_item_list_len :]
-        rows = inputs.prefix_sequences(recent[None], np.array([len(recent)])).rows
-        token_ids = inputs.table.gather(rows)[0]
-        seen = np.unique(ids) if exclude_seen else None
-        if not self._single.fits(len(token_ids), 0 if seen is None else len(seen)):
-            return None
-        try:
-            scores, best = self._single.top(token_ids, k, seen)
-        except RuntimeError as error:  # a layer that waits for the device, or no memory left
-            logging.getLogger().warning("no CUDA graph can be made, the plain path is taken: %s", error)
-            self._single = None
-            return None
-        return scores[None], best[None]
+        found = self._single.top(recent, k, np.unique(ids) if exclude_seen else None)
+        return None if found is None else (found[0][None], found[1][None])
 
 
 def _trained_items(dataset: Any) -> np.ndarray:

@@ -5,74 +5,33 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from recbole.utils import init_logger, init_seed
+from recbole.utils import init_seed
 
-from recbole_llm.config import registry, renamed
+from recbole_llm.config import renamed
 from recbole_llm.config.config import Config, parse_command_line
-from recbole_llm.data.build import create_dataset, data_preparation
+from recbole_llm.config.hooks import hooks_of, hooks_of_class
+from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.evaluation import candidates
+from recbole_llm.inference.recommender import Recommender
+from recbole_llm.quick_start.build import Parts, build_parts
+from recbole_llm.quick_start.process import start_log, unchanged_process
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
+from recbole_llm.runs.context import RunContext
 from recbole_llm.runs.ranks import write_ranks
 from recbole_llm.stages import pretraining
+from recbole_llm.stages.runner import Runner
 from recbole_llm.trainer.run_folder_trainer import best_epoch
 from recbole_llm.utils.files import read_yaml, write_json
 
-if TYPE_CHECKING:
-    from recbole_llm.inference.recommender import Recommender
-    from recbole_llm.inference.users import UserRecommender
+__all__ = ["Parts", "build", "compare", "fit", "load", "pretrain", "recommender", "run", "tune"]
 
 _WORTH_SAYING = 0.005  # seconds; less is no pre-training
-
-
-@dataclass
-class Parts:
-    """A run's settings, data and model.
-
-    Attributes:
-        config: the settings.
-        dataset: RecBole's data set, all interactions.
-        train, valid, test: RecBole's loaders; valid and test are None where the split leaves nothing, and test where
-            it was not asked for.
-        model: the model, on its device.
-        pretrain_seconds: how long the model's class took before it could be built: a pre-training.
-    """
-
-    config: Config
-    dataset: Any
-    train: Any
-    valid: Any
-    test: Any
-    model: Any
-    pretrain_seconds: float = 0.0
-
-    @functools.cached_property
-    def recommender(self) -> "Recommender":
-        """Recommends from histories; see `recbole_llm.inference.recommender.Recommender`. Raises SettingError."""
-        from recbole_llm.inference.recommender import Recommender
-
-        return Recommender(self.model, self.train._dataset)
-
-    @functools.cached_property
-    def user_recommender(self) -> "UserRecommender":
-        """Recommends to users of the data set; see `recbole_llm.inference.users.UserRecommender`."""
-        from recbole_llm.inference.users import UserRecommender
-
-        return UserRecommender(self)
-
-    def recommend(self, histories: Any, k: int = 10, exclude_seen: bool = False, users: Any = None) -> Any:
-        """Return the best `k` items after a history, or after each of a list; see `Recommender.recommend`."""
-        return self.recommender.recommend(histories, k, exclude_seen, users)
-
-    def recommend_to(self, users: Any, k: int = 10, exclude_seen: bool = False) -> Any:
-        """Return the best `k` items for a user of the data set, or for each; see `UserRecommender.recommend`."""
-        return self.user_recommender.recommend(users, k, exclude_seen)
 
 
 def run(
@@ -88,12 +47,12 @@ def run(
 
     Args:
         model: a model of this package or of RecBole, by name, or a model class.
-        dataset: a data set name.
+        dataset: a dataset name.
         config_files: YAML files with settings, or settings that stand in the place of a file, such as those of
-            `paper_rows.row_settings`; a later one overrides an earlier one.
+            `config.paper.row_settings`; a later one overrides an earlier one.
         settings: settings by name; they override the files.
         command_line: ``--name=value`` settings; they override all others.
-        resume: the folder of an interrupted run, to go on with; its own settings are then the default.
+        resume: the folder of an interrupted run, which is resumed; its own settings are then the default.
         folder: where to store the run; None for a new folder in `checkpoint_dir`.
 
     Returns:
@@ -102,42 +61,59 @@ def run(
     Raises:
         RecBoleLLMError: one of its kinds, whose message says what to do.
     """
-    started = time.monotonic()
-    if resume is not None:
-        kept, stored = run_folder.open_unfinished(resume)
-        settings = {**renamed.loadable(stored, kept, training=True), **(settings or {})}
-    config = Config(model, dataset, config_files, settings, command_line)
-    if resume is None:
-        kept = run_folder.create(Path(config["checkpoint_dir"]), config.merged, folder)
-    folder = kept
-    _begin(config, folder)
+    with unchanged_process():
+        if resume is not None:
+            return _resume(resume, functools.partial(Config, model, dataset, config_files), settings, command_line)
+        started = time.monotonic()
+        config = Config(model, dataset, config_files, settings, command_line)
+        return _run_new(config, folder, _data_of(config), started)
 
+
+def _data_of(config: Config) -> SharedData:
+    return SharedData(keeps=bool(hooks_of_class(config.model_class).stages))
+
+
+def _resume(
+    run: str | Path,
+    make_config: Callable[..., Config],
+    settings: dict[str, Any] | None,
+    command_line: Sequence[str] = (),
+    data: SharedData | None = None,
+) -> dict[str, Any]:
+    started = time.monotonic()
+    folder, stored = run_folder.open_unfinished(run)
+    config = make_config({**renamed.loadable(stored, folder, training=True), **(settings or {})}, command_line)
+    return _run(config, folder, data or _data_of(config), started)
+
+
+def _run_new(config: Config, folder: str | Path | None, data: SharedData, started: float) -> dict[str, Any]:
+    made = run_folder.create(Path(config["checkpoint_dir"]), config.merged, folder)
+    return _run(config, made, data, started, new=True)
+
+
+def _run(config: Config, folder: Path, data: SharedData, started: float, new: bool = False) -> dict[str, Any]:
+    """Train, evaluate and store a run in a folder that has its settings; a `new` one that cannot begin is removed."""
+    _begin(config)
     try:
-        parts, trainer = _parts_and_trainer(config, folder)
-        valid_ranking = candidates.candidate_ranking(config, parts.valid, [parts.train])
-        test_ranking = candidates.candidate_ranking(config, parts.test, [parts.train, parts.valid])
+        parts, trainer = _parts_and_trainer(config, RunContext(folder), data)
+        del data  # what nested runs have read is not needed any more
+        rankings = {
+            "valid": candidates.candidate_ranking(config, parts.valid, [parts.train]),
+            "test": candidates.candidate_ranking(config, parts.test, [parts.train, parts.valid]),
+        }
     except BaseException:
-        if resume is None:
-            shutil.rmtree(folder, ignore_errors=True)  # nothing happened that one could go on with
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)  # nothing happened that could be resumed
         raise
-    _precompute_and_resume(trainer, config, folder, parts.valid, parts.test)
+    _precompute_and_resume(trainer, parts, parts.valid, parts.test)
     prepared = time.monotonic()
 
     trainer.fit(parts.train, parts.valid, show_progress=config["show_progress"])
     fitted, fit_seconds = time.monotonic(), trainer.fit_seconds()
 
-    trainer.eval_collector.candidates = test_ranking
-    test = trainer.evaluate(parts.test, load_best_model=True, show_progress=config["show_progress"])
-    if test is not None and trainer.eval_collector.has_ranks():
-        write_ranks(folder / "ranks-test.tsv.gz", parts.dataset, *trainer.eval_collector.collected())
-    validated = parts.valid is not None and trainer.best_valid_result is not None
-    if validated:
-        trainer.eval_collector.candidates = valid_ranking
-        trainer.evaluate(parts.valid, load_best_model=False)
-        if trainer.eval_collector.has_ranks():
-            write_ranks(folder / "ranks-valid.tsv.gz", parts.dataset, *trainer.eval_collector.collected())
+    test, validated = _evaluate(parts, trainer, rankings)
     evaluated = time.monotonic()
-    _save_extras(folder, parts)
+    hooks_of(parts.model).save_extras(folder, parts.dataset)
 
     seconds = {
         **({"pretrain": parts.pretrain_seconds} if parts.pretrain_seconds >= _WORTH_SAYING else {}),
@@ -146,10 +122,26 @@ def run(
         "evaluate": evaluated - fitted,
     }
     result = _result(parts, trainer, test, seconds)
-    result.update(candidates.results(test_ranking, valid_ranking if validated else None))
+    result.update(candidates.results(rankings["test"], rankings["valid"] if validated else None))
     write_json(folder / run_folder.RESULT, result)
-    (folder / checkpoint.RESUME).unlink(missing_ok=True)  # the run is finished: nothing is left to go on with
+    (folder / checkpoint.RESUME).unlink(missing_ok=True)  # the run is finished: nothing is left to resume from
     return {**result, "path": str(folder / run_folder.RESULT)}
+
+
+def _evaluate(parts: Parts, trainer: Any, rankings: dict[str, Any]) -> tuple[Any, bool]:
+    """Evaluate the best epoch and write the ranks; return the test metrics, and whether validation was ranked, too."""
+    folder, collector = trainer.run_folder, trainer.eval_collector
+    collector.candidates = rankings["test"]
+    test = trainer.evaluate(parts.test, load_best_model=True, show_progress=parts.config["show_progress"])
+    if test is not None and collector.has_ranks():
+        write_ranks(folder / "ranks-test.tsv.gz", parts.dataset, *collector.collected())
+    validated = parts.valid is not None and trainer.best_valid_result is not None
+    if validated:
+        collector.candidates = rankings["valid"]
+        trainer.evaluate(parts.valid, load_best_model=False)
+        if collector.has_ranks():
+            write_ranks(folder / "ranks-valid.tsv.gz", parts.dataset, *collector.collected())
+    return test, validated
 
 
 def fit(config: Config, folder: Path, callback: Callable[[int, float], None] | None = None) -> dict[str, Any]:
@@ -161,7 +153,7 @@ def fit(config: Config, folder: Path, callback: Callable[[int, float], None] | N
     Args:
         config: the settings.
         folder: where the run is stored; made if it is missing.
-            A training that was interrupted there goes on.
+            A training that was interrupted there is resumed.
         callback: called after every evaluated epoch with its number and its validation metric; what it raises ends the
             training.
 
@@ -173,13 +165,21 @@ def fit(config: Config, folder: Path, callback: Callable[[int, float], None] | N
         DataError: if the split leaves no validation part, or the training evaluates none.
         RecBoleLLMError: one of its other kinds, whose message says what to do.
     """
+    with unchanged_process():
+        return _fit(config, folder, _data_of(config), callback)
+
+
+def _fit(
+    config: Config, folder: Path, data: SharedData, callback: Callable[[int, float], None] | None = None
+) -> dict[str, Any]:
     started = time.monotonic()
     run_folder.write_settings(folder, config.merged)
-    _begin(config, folder)
-    parts, trainer = _parts_and_trainer(config, folder, test=False)
+    _begin(config)
+    parts, trainer = _parts_and_trainer(config, RunContext(folder, reads_test=False), data)
+    del data
     if parts.valid is None:
         raise DataError(f"no user of {config['dataset']} has a validation target: there is nothing to choose by")
-    _precompute_and_resume(trainer, config, folder, parts.valid)
+    _precompute_and_resume(trainer, parts, parts.valid)
     trainer.fit(parts.train, parts.valid, show_progress=config["show_progress"], callback_fn=callback)
     if trainer.best_valid_result is None:
         raise DataError(f"no epoch of {config['model']} was evaluated on validation: raise epochs, lower eval_step")
@@ -194,61 +194,68 @@ def fit(config: Config, folder: Path, callback: Callable[[int, float], None] | N
     }
 
 
-def _begin(config: Config, folder: Path) -> None:
-    config["run_folder"] = str(folder)
+def _begin(config: Config) -> None:
     init_seed(config["seed"], config["reproducibility"])
-    init_logger(config)
+    start_log(config)
     logging.getLogger().info(config)
 
 
-def _parts_and_trainer(config: Config, folder: Path, test: bool = True) -> tuple[Parts, Any]:
-    parts = build(config, test)
-    run_folder.write_settings(folder, config.merged)  # the model may have added to them
-    return parts, registry.trainer_class(config)(config, parts.model)
+def _parts_and_trainer(config: Config, context: RunContext, data: SharedData) -> tuple[Parts, Any]:
+    assert context.folder is not None
+    parts = build_parts(config, context, data, _runner(data))
+    run_folder.write_settings(context.folder, parts.settings)
+    return parts, parts.trainer()
 
 
-def _precompute_and_resume(trainer: Any, config: Config, folder: Path, *evaluated: Any) -> None:
-    """Compute what training only reads, then go on from the state in `folder`, if there is one.
+def _precompute_and_resume(trainer: Any, parts: Parts, *evaluated: Any) -> None:
+    """Compute what training only reads, then resume from the state in the run's folder, if there is one.
 
     In this order: what IDLE-Adapter aligns with are the states of its language model before any of it was trained.
     """
-    state = folder / checkpoint.RESUME
-    if hasattr(trainer, "precompute"):
-        trainer.finished = checkpoint.is_finished(state)
-        trainer.precompute(*evaluated, show_progress=config["show_progress"])
+    state = trainer.run_folder / checkpoint.RESUME
+    trainer.finished = checkpoint.is_finished(state)
+    trainer.precompute(*evaluated, show_progress=parts.config["show_progress"])
     if state.exists():
         trainer.resume_checkpoint(state)
 
 
-def build(config: Config, test: bool = True) -> Parts:
-    """Make data set, loaders and model of a run, with RecBole's own order of seeds.
+def _runner(data: SharedData) -> Runner:
+    """Return how a stage trains and loads runs that read `data`."""
+
+    def nested(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def restored(*arguments: Any) -> Any:
+            with unchanged_process():
+                return method(*arguments)
+
+        return restored
+
+    return Runner(
+        run=nested(lambda settings, folder: _run_new(Config(config_dict=settings), folder, data, time.monotonic())),
+        resume=nested(lambda folder, settings: _resume(folder, _stored_config, settings, data=data)),
+        fit=nested(lambda settings, folder: _fit(Config(config_dict=settings), folder, data)),
+        load=nested(lambda folder, settings: _load(folder, settings, False, data)),
+        build=nested(lambda config, context: build_parts(config, context, data, _runner(data))),
+    )
+
+
+def _stored_config(settings: dict[str, Any], command_line: Sequence[str] = ()) -> Config:
+    return Config(config_dict=settings, command_line=command_line)
+
+
+def build(config: Config, test: bool = True, folder: Path | None = None) -> Parts:
+    """Make dataset, loaders and model of a run.
 
     Args:
         config: the settings.
-        test: False leaves the test part alone, see `data_preparation`; a model that another one starts from
-            (`before_build`) reads this as ``config["reads_test"]``.
+        test: False leaves the test part alone, see `data_preparation`.
+        folder: where the run is, or will be, stored; None for a model that is not stored.
+
+    Raises:
+        RecBoleLLMError: one of its kinds, whose message says what to do.
     """
-    config["reads_test"] = test
-    dataset = create_dataset(config)
-    logging.getLogger().info(dataset)
-    if max(config["topk"]) >= dataset.item_num:
-        raise SettingError(
-            f"topk={config['topk']} is more than the {dataset.item_num - 1} items of {config['dataset']}"
-        )
-    train, valid, tested = data_preparation(config, dataset, test)
-    if test and tested is None:
-        raise DataError(
-            f"no user of {config['dataset']} has a test target: leave-one-out needs histories of 3 interactions or more"
-        )
-    before = time.monotonic()
-    if hasattr(config.model_class, "before_build"):
-        config.model_class.before_build(config, dataset)
-    pretrain_seconds = time.monotonic() - before
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model = config.model_class(config, train._dataset).to(config["device"])
-    logging.getLogger().info(model)
-    config["description"] = checkpoint.describe(config, dataset, model)
-    return Parts(config, dataset, train, valid, tested, model, pretrain_seconds)
+    data = _data_of(config)
+    return build_parts(config, RunContext(folder, test), data, _runner(data))
 
 
 def tune(
@@ -311,8 +318,9 @@ def pretrain(
     if not sources:
         raise SettingError("pretrain_datasets names no data set: --pretrain_datasets=Food,Cell")
     config = Config(given.get("model", model), sources[0], config_dict=given)
-    init_logger(config)
-    return pretraining.pretrain(config)
+    with unchanged_process():
+        start_log(config)
+        return pretraining.pretrain(config)
 
 
 def compare(**options: Any) -> dict[str, Any]:
@@ -344,20 +352,36 @@ def load(run: str | Path, settings: dict[str, Any] | None = None, test: bool = T
     Raises:
         CheckpointError: if the run is broken, or its weights belong to another catalogue.
     """
+    with unchanged_process():
+        return _load(run, settings, test)
+
+
+def _load(run: str | Path, settings: dict[str, Any] | None, test: bool, data: SharedData | None = None) -> Parts:
     folder, stored = run_folder.open_existing(run)
     own = renamed.loadable(stored, folder, training=False)
     config = Config(config_dict={**own, **(settings or {})})
-    config["run_folder"] = str(folder)
     init_seed(config["seed"], config["reproducibility"])
-    parts = build(config, test)
-    checkpoint.load_weights(folder / checkpoint.WEIGHTS, parts.model, config["description"])
+    data = data or _data_of(config)
+    parts = build_parts(config, RunContext(folder, test), data, _runner(data))
+    checkpoint.load_weights(folder / checkpoint.WEIGHTS, parts.model, parts.context.description, hooks_of(parts.model))
     parts.model.eval()
     return parts
 
 
-def _save_extras(folder: Path, parts: Parts) -> None:
-    if hasattr(parts.model, "save_extras"):
-        parts.model.save_extras(folder, parts.dataset)
+def recommender(run: str | Path, settings: dict[str, Any] | None = None, **options: Any) -> Recommender:
+    """Return a recommender of a finished run.
+
+    Args:
+        run: as in `load`.
+        settings: as in `load`.
+        options: of `recbole_llm.inference.recommender.Recommender`.
+
+    Raises:
+        CheckpointError: if the run is broken, or its weights belong to another catalogue.
+        SettingError: if the model does not recommend from histories.
+    """
+    parts = load(run, settings)
+    return Recommender(parts.model, parts.train._dataset, **options)
 
 
 def _result(parts: Parts, trainer: Any, test: Any, seconds: dict[str, float]) -> dict[str, Any]:
@@ -384,9 +408,9 @@ def _result(parts: Parts, trainer: Any, test: Any, seconds: dict[str, float]) ->
             "valid": 0 if parts.valid is None else len(parts.valid._dataset),
             "test": len(parts.test._dataset),
         },
-        **(parts.model.extra_results() if hasattr(parts.model, "extra_results") else {}),
+        **hooks_of(parts.model).extra_results(),
         "history": trainer.history,
-        "settings": run_folder.plain(config.merged),
+        "settings": run_folder.plain(parts.settings),
         "commit": run_folder.git_commit(),
     }
 

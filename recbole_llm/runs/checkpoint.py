@@ -7,9 +7,10 @@
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -59,10 +60,13 @@ def _has_rows_of_users(model: Any, users: int) -> bool:
     return any(tuple(getattr(table, "shape", ()))[:1] == (users,) for table in tables)
 
 
-def stored_state(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Return the weights that a checkpoint of `model` holds: its own `stored_state`, or all of them."""
-    own = getattr(model, "stored_state", None)
-    return own() if own is not None else model.state_dict()
+class StoredWeights(Protocol):
+    """What a checkpoint asks of a model, see `recbole_llm.config.hooks`."""
+
+    renamed_weights: ClassVar[Mapping[str, str]]
+
+    def stored_state(self) -> dict[str, Tensor]:
+        """Return the weights that a checkpoint holds."""
 
 
 def trained_state(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -79,9 +83,9 @@ class Snapshot:
     others: dict[str, Any]
 
 
-def snapshot(model: Any) -> Snapshot:
-    """Copy the weights of `model`, and what RecBole calls its other parameters."""
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in stored_state(model).items()}
+def snapshot(model: Any, hooks: StoredWeights) -> Snapshot:
+    """Copy the weights of `model` that its `hooks` name, and what RecBole calls its other parameters."""
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in hooks.stored_state().items()}
     others: dict[str, Any] = {}
     for name, value in (model.other_parameter() or {}).items():
         others[name] = _flatten(f"{_OTHER}{name}", value, tensors)
@@ -125,8 +129,14 @@ def parameters_only(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(_OTHER)}
 
 
-def load_weights(path: Path, model: Any, description: dict[str, str]) -> None:
+def load_weights(path: Path, model: Any, description: dict[str, str], hooks: StoredWeights) -> None:
     """Load weights that `save_weights` wrote.
+
+    Args:
+        path: of the file.
+        model: gets the weights.
+        description: what the model is, see `describe`.
+        hooks: the model's.
 
     Raises:
         CheckpointError: if the file is missing or broken, or belongs to another model, another catalogue or, where the
@@ -149,21 +159,18 @@ def load_weights(path: Path, model: Any, description: dict[str, str]) -> None:
         for name, form in json.loads(found.get("other_parameters", "{}")).items()
         if form["form"] != "kept"
     }
-    load_state(path, model, parameters_only(tensors))
+    load_state(path, model, parameters_only(tensors), hooks)
     model.load_other_parameter(others or None)
 
 
-def load_state(path: Path, model: Any, state: dict[str, Tensor]) -> None:
+def load_state(path: Path, model: Any, state: dict[str, Tensor], hooks: StoredWeights) -> None:
     """Put `state` into `model`; weights that a checkpoint of this model never holds (a frozen backbone) are left.
-
-    `renamed_weights` of the model, if it has such, says what weights of older versions are called now.
 
     Raises:
         CheckpointError: if names or shapes differ.
     """
-    new_names = getattr(model, "renamed_weights", {})
-    state = {new_names.get(name, name): weights for name, weights in state.items()}
-    expected = stored_state(model)
+    state = {hooks.renamed_weights.get(name, name): weights for name, weights in state.items()}
+    expected = hooks.stored_state()
     wrong = sorted(set(expected) ^ set(state)) or sorted(n for n in state if state[n].shape != expected[n].shape)
     if wrong:
         raise CheckpointError(

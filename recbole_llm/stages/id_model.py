@@ -1,134 +1,106 @@
-"""The id model of IDLE-Adapter, or of ST2SI with an id model's scores: found, or trained first, then frozen.
+"""The ID model of IDLE-Adapter, or of ST2SI with an ID model's scores: found, or trained first, then frozen.
 
-An id model is an ordinary run of a sequential model, in ``<checkpoint_dir>/id-<model>-<dataset>-<hash>/``. The hash is
-that of all its settings, defaults included, and of the data's files, so whoever asks for the same finds it, and an
-interrupted one goes on.
+An ID model is an ordinary run of a sequential model, in ``<checkpoint_dir>/id-<model>-<dataset>-<hash>/``. The hash is
+that of its settings (see `config.fingerprint`) and of the data's files, so whoever asks for the same finds it, and an
+interrupted one is resumed.
 """
 
-import hashlib
-import json
-import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from filelock import FileLock
-from recbole.data.interaction import Interaction
-from recbole.utils import init_seed
-from recbole.utils.argument_list import dataset_arguments
-from torch import nn
-
+from recbole_llm.config import fingerprint, roles
 from recbole_llm.config.config import Config
 from recbole_llm.data.build import file_hashes
 from recbole_llm.errors import CheckpointError, SettingError
+from recbole_llm.model.id_model.frozen import COPY, FrozenIdModel
+from recbole_llm.model.needs import IdModel
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
-from recbole_llm.utils.files import read_json, replacing_folder, storage_errors
+from recbole_llm.runs.context import RunContext
+from recbole_llm.stages.runner import Runner
+from recbole_llm.stages.store import find_or_make
+from recbole_llm.utils.hashing import hash_of_tokens
 
-# Settings of a run that are its id model's too: the data, the protocol, and how a run is kept.
-_SHARED = (
-    *(name for name in dataset_arguments if name != "MAX_ITEM_LIST_LENGTH"),
-    *("attribute_field", "attribute_separator", "encoding", "item_text_fields", "items_without_text"),
-    *("benchmark_filename", "eval_args", "metrics", "topk"),
-    *("valid_metric", "valid_metric_bigger", "mask_history", "eval_batch_size", "seed", "reproducibility"),
-)
-_FIELDS = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")
-_KEPT = ("device_table", "use_gpu", "gpu_id", "show_progress", "state", "checkpoint_dir", "resume_seconds", "data_path")
-# Settings that every run has and an id model without a language model does not read.
-_UNREAD = ("prompt", "prompt_item", "prompt_noun", "precision", "candidates", "candidate_seeds")
-_COPY = "id_model"  # the folder in the adapter's run that holds what loading the id model takes
+# Always given, so that the ID model reads the columns and the length that the run around it reads.
+_ALWAYS = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "MAX_ITEM_LIST_LENGTH")
 
 
-def find_or_train(config: Any) -> Path:
-    """Return the folder of the id model that the settings of a run ask for; train it if it is not there.
+def fulfil(
+    need: IdModel, config: Any, dataset: Any, context: RunContext, runner: Runner
+) -> tuple[FrozenIdModel | None, dict[str, Any]]:
+    """Return the frozen ID model of a run, and the settings that the run stores with it.
 
     Args:
-        config: the settings of the adapter's run: `id_model`, `id_model_path`, `id_model_settings`, and its data.
+        need: the model's declaration.
+        config: the settings of the run: `id_model`, `id_model_path`, `id_model_settings`, and its data.
+        dataset: its dataset, all interactions.
+        context: of the run.
+        runner: trains and loads the ID model.
 
     Raises:
-        SettingError: if `id_model_path` names a run of another model, or a setting of the id model is unknown.
-        CheckpointError: if `id_model_path` is no finished run.
+        SettingError: if `id_model_path` names a run of another model, or a setting of the ID model is unknown.
+        CheckpointError: if `id_model_path` is no finished run, or the ID model belongs to other data.
     """
-    own = Path(config["run_folder"] or ".") / _COPY
-    if (own / checkpoint.WEIGHTS).is_file():
-        return own
-    if config["id_model_path"]:
-        return _given(config)
-    from recbole_llm.quick_start import run as quick_start
+    if not need.required and not (config["id_model"] or config["id_model_path"]):
+        return None, {}
+    settings: dict[str, Any] = {}
+    if context.folder is not None and (context.folder / COPY / checkpoint.WEIGHTS).is_file():
+        folder = context.folder / COPY
+    elif config["id_model_path"]:
+        folder, settings = _given(config)
+    else:
+        folder = _find_or_train(config, context, runner)
+    return _load(folder, config, dataset, runner), settings
 
-    settings = _settings(config)
-    folder = Path(config["checkpoint_dir"]) / f"id-{settings['model']}-{config['dataset']}-{_digest(config, settings)}"
-    with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.parent / f".{folder.name}.lock")
-        lock.acquire()
-    with lock:
-        if (folder / run_folder.RESULT).is_file():
-            logging.getLogger().info("The id model %s is there already", folder)
-        elif config["reads_test"] is False:
-            # A trial of a study, which may not see test data: the first run that may evaluates the id model, too.
-            if not checkpoint.is_finished(folder / checkpoint.RESUME):
-                quick_start.fit(Config(config_dict=settings), folder)
+
+def _find_or_train(config: Any, context: RunContext, runner: Runner) -> Path:
+    settings = settings_of(config)
+
+    def is_made(folder: Path) -> bool:
+        # A trial of a study may not see test data: the first run that may evaluates the ID model, too.
+        trained = not context.reads_test and checkpoint.is_finished(folder / checkpoint.RESUME)
+        return trained or (folder / run_folder.RESULT).is_file()
+
+    def make(folder: Path) -> None:
+        if not context.reads_test:
+            runner.fit(settings, folder)
         elif (folder / checkpoint.RESUME).is_file():
-            quick_start.run(resume=folder, settings={name: settings[name] for name in _KEPT if name in settings})
+            runner.resume(folder, {name: value for name, value in settings.items() if roles.in_same_place(name)})
         else:
-            logging.getLogger().info("The id model %s is trained first", settings["model"])
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that ended before its first epoch did
-            quick_start.run(settings=settings, folder=folder)
-    return folder
+            runner.run(settings, folder)
+
+    name = f"id-{settings['model']}-{config['dataset']}"
+    return find_or_make(Path(config["checkpoint_dir"]), name, shape(config, settings), is_made, make)
 
 
-def load_id_model(folder: Path, config: Any, dataset: Any) -> nn.Module:
-    """Return the id model of a run: frozen, in eval mode, on the run's device.
-
-    Args:
-        folder: what `find_or_train` returned.
-        config: the settings of the adapter's run.
-        dataset: its data.
-
-    Raises:
-        CheckpointError: if the weights are broken, or belong to other data or another item vocabulary.
-    """
-    from recbole_llm.quick_start import run as quick_start
-
+def _load(folder: Path, config: Any, dataset: Any, runner: Runner) -> FrozenIdModel:
     here = {name: config.merged[name] for name in ("use_gpu", "gpu_id", "state", "data_path") if name in config.merged}
-    parts = quick_start.load(folder, here, test=False)
+    parts = runner.load(folder, here)
     _refuse_other_data(folder, parts, config, dataset)
-    model = parts.model.eval().requires_grad_(False)
-    init_seed(config["seed"], config["reproducibility"])  # building the id model drew from the generators
-    return model
+    return FrozenIdModel(parts.model.eval().requires_grad_(False), folder)
 
 
-def keep_copy(folder: Path, run: Path) -> None:
-    """Put what loading the id model takes into the folder of the adapter's run, which then needs no other."""
-    if folder.parent == run:
-        return
-    with replacing_folder(run / _COPY) as temporary:
-        for name in (run_folder.CONFIG, checkpoint.WEIGHTS, run_folder.RESULT):
-            shutil.copyfile(folder / name, temporary / name)
-        if (folder / _COPY).is_dir():  # an IDLE-Adapter, which has an id model of its own
-            shutil.copytree(folder / _COPY, temporary / _COPY)
-
-
-def test_metrics(folder: Path) -> dict[str, float]:
-    """Return the id model's own test metrics."""
-    return read_json(folder / run_folder.RESULT)["test"]
-
-
-def _given(config: Any) -> Path:
+def _given(config: Any) -> tuple[Path, dict[str, Any]]:
+    if config["id_model_settings"]:
+        raise SettingError(
+            f"id_model_settings={config['id_model_settings']} has no effect beside id_model_path="
+            f"{config['id_model_path']}, a model that is trained already: leave out one of them"
+        )
     folder, stored = run_folder.open_existing(config["id_model_path"])
     if not (folder / run_folder.RESULT).is_file():
-        raise CheckpointError(f"the run {folder} is not finished: go on with it by --resume={folder}")
+        raise CheckpointError(f"the run {folder} is not finished: resume it by --resume={folder}")
     if "id_model" in config.given and stored.get("model") != config["id_model"]:
         raise SettingError(f"id_model={config['id_model']}, but id_model_path={folder} holds a {stored.get('model')}")
-    for settings in (config, config.merged):  # what is stored with the run says what it has, and a resumed run agrees
-        settings["id_model"] = stored.get("model")
-    return folder
+    # What is stored with the run says what it has, and a resumed run agrees.
+    return folder, {"id_model": stored.get("model")}
 
 
-def _settings(config: Any) -> dict[str, Any]:
-    """Return the settings of the id model's run."""
+def settings_of(config: Any) -> dict[str, Any]:
+    """Return the settings of the run of the ID model that a run asks for.
+
+    Raises:
+        SettingError: if no ID model is named, or `id_model_settings` is no mapping.
+    """
     own = config["id_model_settings"] or {}
     if not isinstance(own, dict):
         raise SettingError(f"id_model_settings={own} must hold 'name: value' pairs, such as {{epochs: 100}}")
@@ -137,48 +109,36 @@ def _settings(config: Any) -> dict[str, Any]:
             "no id_model is named: it is a sequential model with a user vector, such as ComiRec or SASRec"
         )
     merged = config.merged
-    kept = {name: merged[name] for name in _KEPT if name in merged}
-    always = {name: merged[name] for name in (*_FIELDS, "MAX_ITEM_LIST_LENGTH")}
+    place = {name: value for name, value in merged.items() if roles.in_same_place(name)}
+    always = {name: merged[name] for name in _ALWAYS}
     # What differs from the defaults, whoever gave it: a resumed run is given all of its settings.
-    defaults = Config(config.model_class, config["dataset"], config_dict={**kept, **always}).merged
-    shared = {name: merged[name] for name in _SHARED if name in merged and merged[name] != defaults.get(name)}
-    return {**kept, **shared, **always, **own, "model": str(config["id_model"]), "dataset": config["dataset"]}
-
-
-def _digest(config: Any, settings: dict[str, Any]) -> str:
-    merged = Config(config_dict=settings).merged
-    left_out = _KEPT if "backbone" in merged else (*_KEPT, *_UNREAD)
-    shape = {
-        "settings": {name: value for name, value in merged.items() if name not in left_out},
-        "files": file_hashes(config),
+    defaults = Config(config.model_class, config["dataset"], config_dict={**place, **always}).merged
+    shared = {
+        name: value
+        for name, value in merged.items()
+        if roles.shared_with_id_model(name) and value != defaults.get(name)
     }
-    return hashlib.sha256(json.dumps(run_folder.plain(shape), sort_keys=True).encode()).hexdigest()[:10]
+    return {**place, **shared, **always, **own, "model": str(config["id_model"]), "dataset": config["dataset"]}
+
+
+def shape(config: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return all that an ID model's weights depend on.
+
+    Args:
+        config: the settings of the run that asks for it.
+        settings: those of the ID model's run.
+    """
+    merged = Config(config_dict=settings).merged
+    return {"settings": fingerprint.of_id_model(merged, settings["model"]), "files": file_hashes(config)}
 
 
 def _refuse_other_data(folder: Path, parts: Any, config: Any, dataset: Any) -> None:
-    theirs = parts.dataset
-    for what, field in (("items", "iid_field"), ("users", "uid_field")):
-        mine, other = (data.field2id_token[getattr(data, field)] for data in (dataset, theirs))
-        if checkpoint.hash_of_tokens(mine) != checkpoint.hash_of_tokens(other):
+    other_dataset = parts.dataset
+    for what, field in (("items", dataset.iid_field), ("users", dataset.uid_field)):
+        other_field = other_dataset.iid_field if what == "items" else other_dataset.uid_field
+        tokens, other = dataset.field2id_token[field], other_dataset.field2id_token[other_field]
+        if hash_of_tokens(tokens) != hash_of_tokens(other):
             raise CheckpointError(
                 f"the id model {folder} knows the {len(other) - 1} {what} of {parts.config['dataset']}, but this run "
-                f"has the {len(mine) - 1} {what} of {config['dataset']}: train it on the same data"
+                f"has the {len(tokens) - 1} {what} of {config['dataset']}: train it on the same data"
             )
-
-
-def resized_histories(rows: Interaction, field: str, length_field: str, width: int) -> Interaction:
-    """Return the histories of `rows` with `width` columns, the most recent items kept, and their lengths.
-
-    Args:
-        rows: with `field`, int64 [batch, items] from the left, and `length_field`, int64 [batch].
-        field: of the histories.
-        length_field: of their lengths.
-        width: items that the id model reads.
-    """
-    histories, lengths = rows[field], rows[length_field]
-    kept = lengths.clamp(max=width)
-    columns = torch.arange(width, device=histories.device)
-    source = (lengths - kept)[:, None] + columns
-    inside = columns < kept[:, None]
-    recent = histories.gather(1, source.clamp(max=histories.shape[1] - 1)) * inside
-    return Interaction({field: recent, length_field: kept})

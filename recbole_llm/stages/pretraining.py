@@ -11,46 +11,35 @@ where it was interrupted, and its ``backbone-epoch-<n>/`` are ordinary backbones
 """
 
 import dataclasses
-import hashlib
-import json
 import logging
-import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from filelock import FileLock
 from recbole.utils import init_seed
-from recbole.utils.argument_list import dataset_arguments
 
 import recbole_llm
 from recbole_llm.backbone.loading import fingerprint
 from recbole_llm.backbone.pretrained import RECORD, read_record, release_device_memory, source_items
 from recbole_llm.backbone.resolve import resolve
 from recbole_llm.config.config import Config
+from recbole_llm.config.fingerprint import data_settings, hashed
+from recbole_llm.config.roles import pretraining_settings
 from recbole_llm.data.build import create_dataset, data_preparation
+from recbole_llm.data.folder import ensure_files
 from recbole_llm.data.sources import Source, item_keys, read_source, refuse_shared_items, write_union
-from recbole_llm.errors import SettingError, require_whole
+from recbole_llm.errors import SettingError
+from recbole_llm.model.needs import PretrainedBackbone
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
+from recbole_llm.runs.context import RunContext
 from recbole_llm.stages.pretraining_trainer import PretrainingTrainer, epoch_folder
-from recbole_llm.utils.files import storage_errors, write_text
+from recbole_llm.stages.runner import Runner
+from recbole_llm.stages.store import find_or_make, write_shape
 from recbole_llm.utils.hashing import content_hash
 
-# Settings of a run that are its pre-training's too: those that change the result (beside backbone), and those that do
-# not. All others (learning rates, tuning, train_window, head_dropout, weight_average, epochs, seed,
-# evaluation) are the target's alone.
-_SHAPING = (
-    *("weights", "precision", "query_token", "multi_query", "alignment", "alignment_instruction"),
-    *("max_attribute_tokens", "MAX_ITEM_LIST_LENGTH", "max_sequence_tokens", "weight_decay", "warmup_steps"),
-    *("lr_scheduler", "clip_grad_norm", "train_batch_size"),
-)
-_OTHERS = (
-    *("gradient_checkpointing", "compile", "train_batch_tokens", "eval_batch_tokens", "reproducibility"),
-    *("use_gpu", "gpu_id", "show_progress", "state", "checkpoint_dir", "resume_seconds"),
-)
 # How a source without a file in dataset_configs/ is read: as the target is.
 _FORMAT = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "field_separator", "encoding")
 
@@ -82,17 +71,12 @@ class PretrainSettings:
         twice = [name for name in self.datasets if self.datasets.count(name) > 1]
         if twice:
             raise SettingError(f"pretrain_datasets names '{twice[0]}' twice")
-        for name, value, least in (("pretrain_epochs", self.epochs, 1), ("pretrain_seed", self.seed, 0)):
-            require_whole(name, value, least)
         for epoch in self.save_epochs:
-            if not isinstance(epoch, int) or isinstance(epoch, bool) or not 1 <= epoch <= self.epochs:
+            if not 1 <= epoch <= self.epochs:
                 raise SettingError(
                     f"pretrain_save_epochs={self.save_epochs} must be whole numbers from 1 to pretrain_epochs="
                     f"{self.epochs}"
                 )
-        rate = self.learning_rate
-        if rate is not None and not (isinstance(rate, (int, float)) and rate > 0):
-            raise SettingError(f"pretrain_learning_rate={rate} must be a number above 0")
 
     @classmethod
     def from_config(cls, config: Any) -> "PretrainSettings":
@@ -118,25 +102,33 @@ def names_of(value: Any) -> list[str]:
     return [name for name in (str(name).strip() for name in names) if name]
 
 
-def use_pretrained(config: Any, dataset: Any) -> None:
-    """Pre-train if the settings of a run ask for it, and refuse a target that has items of a source.
+def fulfil(
+    need: PretrainedBackbone, config: Any, dataset: Any, context: RunContext, runner: Runner
+) -> tuple[str, dict[str, Any]]:
+    """Return the backbone of a run, pre-trained if its settings ask for it, and the settings that the run stores.
 
-    Sets `pretrained_backbone`. A backbone that was pre-trained here and is given by its folder is checked as well.
+    A target that has items of a source is refused, also for a backbone that was pre-trained here and is given by its
+    folder.
 
     Args:
+        need: the model's declaration.
         config: the settings of the run.
-        dataset: its data set, the target.
+        dataset: its dataset.
+        context: of the run.
+        runner: of other runs; a pre-training is none.
 
     Raises:
         SettingError: for a value that is not allowed.
         DataError: if a source cannot be read, or shares items with the target.
+        StorageError: if the folder cannot be written.
     """
-    if config["pretrain_datasets"] and not config["pretrained_backbone"]:
-        folder = pretrain(config, dataset)
-        config["pretrained_backbone"] = config.merged["pretrained_backbone"] = str(folder)
-    backbone = str(config["pretrained_backbone"] or config["backbone"])
+    chosen = config["pretrained_backbone"]
+    if config["pretrain_datasets"] and not chosen:
+        chosen = pretrain(config, dataset)
+    backbone = str(chosen or config["backbone"])
     if read_record(backbone) is not None:
         refuse_shared_items(dataset, source_items(backbone))
+    return backbone, {"pretrained_backbone": backbone} if chosen else {}
 
 
 def pretrain(config: Any, target: Any = None) -> Path:
@@ -158,25 +150,22 @@ def pretrain(config: Any, target: Any = None) -> Path:
     if target is not None and target.dataset_name in settings.datasets:
         raise SettingError(f"pretrain_datasets names the target {target.dataset_name} itself: pre-train on others")
     sources = [_source_config(config, name) for name in settings.datasets]
-    shape = _shape(config, settings, sources)
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:10]
+    shaped_by = shape(config, settings, sources)
     name = f"pretrain-{'+'.join(settings.datasets)[:80]}"
-    folder = Path(config["checkpoint_dir"]) / f"{name}-{digest}"
-    wanted = [epoch_folder(folder, epoch) for epoch in settings.save_epochs]
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire()
-    with lock:
-        if all((path / RECORD).is_file() for path in wanted):
-            logging.getLogger().info("The pre-trained backbone %s is there already", wanted[-1])
-        else:
-            for left_over in folder.glob("data-*"):  # of a process that was killed
-                shutil.rmtree(left_over, ignore_errors=True)
-            write_text(folder / "settings.yaml", yaml.safe_dump(shape, allow_unicode=True))
-            _train(config, settings, [read_source(source) for source in sources], target, folder, name)
-            release_device_memory()
-    return wanted[-1]
+
+    def is_made(folder: Path) -> bool:
+        return all((epoch_folder(folder, epoch) / RECORD).is_file() for epoch in settings.save_epochs)
+
+    def make(folder: Path) -> None:
+        write_shape(folder, shaped_by)
+        _train(config, settings, [read_source(source) for source in sources], target, folder, name)
+        release_device_memory()
+
+    def leftovers(folder: Path) -> Iterable[Path]:
+        return folder.glob("data-*")  # the epochs that are there are other runs' backbones
+
+    folder = find_or_make(Path(config["checkpoint_dir"]), name, shaped_by, is_made, make, leftovers)
+    return epoch_folder(folder, settings.save_epochs[-1])
 
 
 def _source_config(config: Any, name: str) -> Config:
@@ -192,15 +181,23 @@ def _source_config(config: Any, name: str) -> Config:
     return Config(config.model_class, name, config_dict=given)
 
 
-def _shape(config: Any, settings: PretrainSettings, sources: list[Config]) -> dict[str, Any]:
+def _of_pretraining(config: Any) -> dict[str, Any]:
+    """Return the settings of a run that shape its pre-training, beside the backbone.
+
+    All others (learning rates, tuning, train_window, head_dropout, weight_average, epochs, seed, evaluation) are the
+    target's alone.
+    """
+    return {name: config.merged[name] for name in pretraining_settings(str(config["model"]))}
+
+
+def shape(config: Any, settings: PretrainSettings, sources: list[Config]) -> dict[str, Any]:
     """Return all that the weights of the pre-training depend on, as plain values."""
-    read = (*dataset_arguments, "item_text_fields", "items_without_text", "encoding")
-    data = {}
+    model, data = str(config["model"]), {}
     for source in sources:
-        files = [Path(source["data_path"]) / f"{source['dataset']}.{suffix}" for suffix in ("inter", "item")]
+        files = [ensure_files(source) / f"{source['dataset']}.{suffix}" for suffix in ("inter", "item")]
         data[source["dataset"]] = {
             "files": {file.name: content_hash(file) for file in files if file.is_file()},
-            "settings": {key: source[key] for key in read},
+            "settings": hashed({key: source[key] for key in data_settings()}, model),
         }
     own = dataclasses.asdict(settings)
     del own["save_epochs"]  # which epochs are kept changes none of them
@@ -210,7 +207,7 @@ def _shape(config: Any, settings: PretrainSettings, sources: list[Config]) -> di
             "backbone": str(config["backbone"]),
             "backbone_weights": fingerprint(resolve(str(config["backbone"])).folder),
             # version 0.1.0 had the last of them, too: a pre-training of that version is found again
-            "settings": {**{key: config[key] for key in _SHAPING}, "backbone_dropout": None},
+            "settings": {**hashed(_of_pretraining(config), model), "backbone_dropout": None},
             "data": data,
         }
     )
@@ -225,14 +222,13 @@ def _train(
     with tempfile.TemporaryDirectory(dir=folder, prefix="data-") as data:
         fields = write_union(sources, Path(data), name)
         union = _union_config(config, settings, Path(data), name, fields)
-        union["run_folder"] = str(folder)
         init_seed(settings.seed, union["reproducibility"])
         dataset = create_dataset(union)
         logging.getLogger().info(dataset)
         train, _, _ = data_preparation(union, dataset)
-        union["description"] = checkpoint.describe(union, dataset)
+        context = RunContext(folder, description=checkpoint.describe(union, dataset))
         init_seed(settings.seed, union["reproducibility"])
-        model = union.model_class(union, train._dataset).to(union["device"])
+        model = union.model_class(union, train._dataset, backbone=union["backbone"]).to(union["device"])
     record = {
         "datasets": settings.datasets,
         "epochs": settings.epochs,
@@ -242,16 +238,19 @@ def _train(
         "interactions": sum(len(source.items) for source in sources),
         "version": recbole_llm.__version__,
     }
-    _fit(PretrainingTrainer(union, model, settings.save_epochs, record, keys), settings, train, union["show_progress"])
+    trainer = PretrainingTrainer(union, model, context, settings.save_epochs, record, keys)
+    _fit(trainer, settings, train, union["show_progress"])
 
 
 def _union_config(config: Any, settings: PretrainSettings, data: Path, name: str, fields: list[str]) -> Config:
-    shared = {key: config.merged[key] for key in (*_SHAPING, *_OTHERS) if key in config.merged}
+    others = pretraining_settings(str(config["model"]), shaping=False)
+    shared = {key: config.merged[key] for key in (*others, "reproducibility") if key in config.merged}
     return Config(
         config.model_class,
         name,
         config_dict={
             **shared,
+            **_of_pretraining(config),
             "backbone": config["backbone"],
             "data_path": str(data),
             "item_text_fields": fields,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.backbone.pretrained import save_backbone
+from recbole_llm.runs.context import RunContext
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 from recbole_llm.trainer.run_folder_trainer import RunFolderMixin
 
@@ -22,6 +23,7 @@ class PretrainingTrainer(RunFolderMixin, PackedTrainer):
     Args:
         config: the settings of the pre-training.
         model: the model.
+        context: of the pre-training.
         save_epochs: after which epochs (from 1) the backbone is kept.
         record: what is to be known of the training, see `save_backbone`.
         items: the item keys of the sources, see `save_backbone`.
@@ -31,11 +33,12 @@ class PretrainingTrainer(RunFolderMixin, PackedTrainer):
         self,
         config: Any,
         model: Any,
+        context: RunContext,
         save_epochs: Collection[int],
         record: dict[str, Any],
         items: dict[str, np.ndarray],
     ) -> None:
-        super().__init__(config, model)
+        super().__init__(config, model, context)
         self.save_epochs = save_epochs
         self.record = record
         self.items = items

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.trainer import Trainer
 from torch import Tensor
 from tqdm import tqdm
 from transformers import get_scheduler
 
 from recbole_llm.data.prefetch import prefetch
-from recbole_llm.errors import TrainingError, require_one_of
+from recbole_llm.errors import TrainingError
 from recbole_llm.trainer.graphed_step import GraphedStep
+from recbole_llm.trainer.hooks import TrainerHooks
 from recbole_llm.trainer.master_weights import MasterWeights
 from recbole_llm.trainer.weight_average import WeightAverage
 
@@ -23,22 +23,18 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 _SECONDS_BETWEEN_LOSSES = 1.0  # reading a loss waits for the device, so it is not done after every step
 
 
-class PackedTrainer(Trainer):
-    """RecBole's Trainer for models that pack their own batches.
-
-    The model has `training_samples(rng)`, the samples of one epoch (with a length, and `select(indices)`);
-    `prepared_step(samples)`, the number of queries and the packed passes of one step; `pass_loss_sum(batch)`, the loss
-    of a pass, summed over its queries; and `parameter_groups()`. If it has `before_validation(valid_data)`, that is
-    called before every validation.
+class PackedTrainer(TrainerHooks):
+    """RecBole's Trainer for models that pack their own batches: a `TextRecommender`, whose hooks it calls.
 
     The gradient of a step is that of the mean cross-entropy over all queries of its `train_batch_size` samples, however
     many passes it takes: the budget changes memory and speed, not the result. The exception is what IDLE-Adapter's
     discrepancy takes from the prompts of one pass: its rows with ``mmd_rows: batch``, and the median distance.
     """
 
+    run_folder: Path  # which `RunFolderMixin` sets
+
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
-        require_one_of("lr_scheduler", config["lr_scheduler"], tuple(_SCHEDULES))
         self.batch_size = config["train_batch_size"]
         self.graphed_step: GraphedStep | None = None
         self.steps = -(-len(self._samples(0)) // self.batch_size)
@@ -67,14 +63,14 @@ class PackedTrainer(Trainer):
             evaluated: loaders of the parts that will be evaluated; None is skipped.
             show_progress: whether to show a bar.
         """
-        if not self.model.settings.states_never_change:
+        if not self.model.states_never_change:
             return
         parts = [loader.dataset for loader in evaluated if loader is not None]
 
         def bar(passes: Any) -> Any:
             return tqdm(passes, desc="Hidden states", ncols=100, disable=not show_progress)
 
-        self.model.fill_state_cache(parts, Path(self.config["run_folder"]), bar)
+        self.model.fill_state_cache(parts, self.run_folder, bar)
         if torch.device(self.device).type == "cuda":
             queries = self.model.state_cache.samples.lengths
             # Room for a step of average samples and a half; the rare larger one is taken without the graph.
@@ -100,14 +96,13 @@ class PackedTrainer(Trainer):
         return self._mean(losses, epoch_idx, len(losses))
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> Any:
-        if hasattr(self.model, "before_validation"):
-            self.model.before_validation(valid_data)
+        self.model.before_validation(valid_data)
         return super()._valid_epoch(valid_data, show_progress)
 
     def _steps(self, epoch: int) -> Iterator[tuple[int, list[Any]]]:
         """Yield the number of queries of every step of an epoch, and its passes."""
         order = np.random.default_rng([self.config["seed"], epoch, 1])
-        cache = getattr(self.model, "state_cache", None)
+        cache = self.model.state_cache
         if cache is not None:
             for queries in cache.steps(order.permutation(len(cache.samples)), self.batch_size):
                 yield max(len(queries.labels), 1), [queries]

@@ -1,6 +1,5 @@
 """RecBole's trainers with our run folder: safe checkpoints, resuming, whole-ranking metrics, one protocol."""
 
-import contextlib
 import functools
 import time
 from collections import OrderedDict
@@ -9,16 +8,33 @@ from typing import Any
 
 import numpy as np
 import torch
+from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 
+from recbole_llm.config.hooks import hooks_of
 from recbole_llm.errors import TrainingError
 from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank, read_history
 from recbole_llm.runs import checkpoint
+from recbole_llm.runs.context import RunContext
 from recbole_llm.trainer.device_steps import DeviceSteps
+from recbole_llm.trainer.hooks import TrainerHooks
 
 
-class RunFolderMixin(Trainer):
-    """Stands in front of a RecBole trainer; needs ``config["run_folder"]``.
+class HostRows(Interaction):
+    """Rows for a model that reads them on the host: RecBole moves every batch to the device, in vain for these."""
+
+    def to(self, device: Any, selected_field: Any = None) -> "HostRows":
+        """Return the rows where they are; the model moves what its device needs."""
+        return self
+
+
+class RunFolderMixin(TrainerHooks):
+    """Stands in front of a RecBole trainer.
+
+    Args:
+        config: the settings of the run.
+        model: what is trained.
+        context: of the run; its folder is needed, and its description.
 
     Repairs in RecBole 1.2.1:
 
@@ -30,11 +46,13 @@ class RunFolderMixin(Trainer):
       what is stored.
     """
 
-    def __init__(self, config: Any, model: Any) -> None:
+    def __init__(self, config: Any, model: Any, context: RunContext) -> None:
         super().__init__(config, model)
-        self.run_folder = Path(config["run_folder"])
+        if context.folder is None:
+            raise ValueError("a trainer needs a folder to store the run in")
+        self.run_folder = context.folder
         self.saved_model_file = str(self.run_folder / checkpoint.WEIGHTS)
-        self.description: dict[str, str] = config["description"]
+        self.description = context.description
         self.eval_collector = RankCollector(config)
         self.epochs_done = 0
         self.finished = False
@@ -113,15 +131,7 @@ class RunFolderMixin(Trainer):
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         with self.evaluated_weights():
-            self._best = checkpoint.snapshot(self.model)
-
-    def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the model has the weights to evaluate and keep, if they are not the trained ones.
-
-        The trainer behind this class may have such a context.
-        """
-        behind = getattr(super(), "evaluated_weights", None)
-        return contextlib.nullcontext() if behind is None else behind()
+            self._best = checkpoint.snapshot(self.model, hooks_of(self.model))
 
     def _write_best(self) -> None:
         if self._best is not None:
@@ -153,7 +163,7 @@ class RunFolderMixin(Trainer):
             "history": self.history,
             "finished": finished,
             "seconds": self.fit_seconds(),
-            "model": {name: tensor.detach().cpu() for name, tensor in checkpoint.stored_state(self.model).items()},
+            "model": {name: tensor.detach().cpu() for name, tensor in hooks_of(self.model).stored_state().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()},
             "random": checkpoint.random_states(),
             "loader": None if self._loader_generator is None else self._loader_generator.get_state(),
@@ -173,17 +183,6 @@ class RunFolderMixin(Trainer):
         # RecVAE's trainer has one for the encoder and one for the decoder beside `optimizer`.
         return {name: value for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)}
 
-    def more_resume_state(self) -> dict[str, Any]:
-        """Return what the trainer behind this class must keep to go on, as plain values and tensors."""
-        behind = getattr(super(), "more_resume_state", None)
-        return {} if behind is None else behind()
-
-    def load_more_resume_state(self, state: dict[str, Any]) -> None:
-        """Hand what `more_resume_state` returned to the trainer behind this class."""
-        behind = getattr(super(), "load_more_resume_state", None)
-        if behind is not None:
-            behind(state)
-
     _pending: dict[str, Any] | None = None
 
     def resume_checkpoint(self, resume_file: Any) -> None:
@@ -195,7 +194,7 @@ class RunFolderMixin(Trainer):
         path = Path(resume_file)
         state = checkpoint.load_resume(path, self.description)
         if not state["finished"]:
-            checkpoint.load_state(path, self.model, state["model"])
+            checkpoint.load_state(path, self.model, state["model"], hooks_of(self.model))
             for name, optimizer in self._optimizers().items():
                 optimizer.load_state_dict(state["optimizers"][name])
             self.load_more_resume_state(state["more"])
@@ -225,6 +224,8 @@ class RunFolderMixin(Trainer):
             history_index = None
         elif history_index is None:
             history_index = read_history(interaction, self.model.ITEM_SEQ, positive_u, positive_i)
+        if hooks_of(self.model).histories_on_host:
+            interaction = HostRows(interaction.interaction)
         return super()._full_sort_batch_eval((interaction, history_index, positive_u, positive_i))
 
     @torch.no_grad()
@@ -240,7 +241,8 @@ class RunFolderMixin(Trainer):
         if not eval_data:
             return None
         if load_best_model:
-            checkpoint.load_weights(Path(model_file or self.saved_model_file), self.model, self.description)
+            path = Path(model_file or self.saved_model_file)
+            checkpoint.load_weights(path, self.model, self.description, hooks_of(self.model))
         self.eval_collector.clear()
         result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
         if self.eval_collector.has_ranks():

@@ -1,6 +1,8 @@
 """Where the files that travel with the package lie, and where derived files are kept."""
 
+import functools
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -18,6 +20,19 @@ def shipped(folder: str) -> Path:
         if (parent / folder).is_dir():
             return parent / folder
     raise FileNotFoundError(f"the installation of recbole_llm lacks its folder '{folder}': install it again")
+
+
+@functools.cache
+def recbole_folder() -> Path:
+    """Return the folder of the package `recbole`, without importing it.
+
+    Raises:
+        ModuleNotFoundError: if it is not installed.
+    """
+    found = find_spec("recbole")
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError("No module named 'recbole'", name="recbole")
+    return Path(found.submodule_search_locations[0])
 
 
 def cache_folder(kind: str) -> Path:

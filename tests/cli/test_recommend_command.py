@@ -8,8 +8,7 @@ import pytest
 from small_data import HISTORIES, TITLES, small_settings, write_dataset
 
 from recbole_llm.cli.main import main
-from recbole_llm.inference.recommender import Recommender
-from recbole_llm.quick_start.run import load, run
+from recbole_llm.quick_start.run import load, recommender, run
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +45,7 @@ def expected_rows(found):
 
 
 def test_histories_from_a_file(finished, capsys, tmp_path):
-    recommender = Recommender.from_run(finished)
-    expected = recommender.recommend([["a", "b", "c"], ["h"]], 3, exclude_seen=True)
+    expected = recommender(finished).recommend([["a", "b", "c"], ["h"]], 3, exclude_seen=True)
     file = tmp_path / "histories.txt"
     file.write_text("a b c\nh\n")
     given = (f"--run={finished}", f"--histories={file}", "--k=3", "--exclude_seen=true")
@@ -64,7 +62,7 @@ def test_histories_from_a_file(finished, capsys, tmp_path):
 
 
 def test_a_history_by_hand_is_a_table(finished, capsys):
-    found = Recommender.from_run(finished).recommend(["a", "b", "c"], len(TITLES))
+    found = recommender(finished).recommend(["a", "b", "c"], len(TITLES))
     text = printed(capsys, f"--run={finished}", "--history=a b c", f"--k={len(TITLES)}")
     assert printed(capsys, f"--run={finished}", "--history=a,b,c", f"--k={len(TITLES)}") == text
     head, _, names, _, *rows = text.splitlines()

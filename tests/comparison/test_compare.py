@@ -14,7 +14,8 @@ from recbole_llm.cli.main import main
 from recbole_llm.comparison import cells as compare_cells
 from recbole_llm.comparison.cells import Cell, plan_cells, reason, start_run, written
 from recbole_llm.comparison.compare import Options, compare, parse_options
-from recbole_llm.config.config import has_setting, parse_value
+from recbole_llm.config.config import parse_value
+from recbole_llm.config.names import has_setting
 from recbole_llm.errors import SettingError
 
 POP, SASREC = ML_100K / "Pop" / "seed-2020", ML_100K / "SASRec-default" / "seed-2020"

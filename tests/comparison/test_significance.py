@@ -11,6 +11,7 @@ from kept_runs import ML_100K
 from recbole.evaluator.metrics import MAP, MRR, NDCG, Hit, Precision, Recall
 from scipy import stats
 
+import recbole_llm.compat.numpy_names  # noqa: F401 (names that RecBole's metrics read)
 from recbole_llm.comparison.analysis import analyse
 from recbole_llm.comparison.significance import (
     bootstrap_intervals,
@@ -27,7 +28,6 @@ from recbole_llm.comparison.user_values import (
     ranked_together,
     user_values,
 )
-from recbole_llm.compat.repairs import alias_numpy_names
 from recbole_llm.errors import DataError
 from recbole_llm.runs.archive import archived_run
 
@@ -48,7 +48,6 @@ def kept_values(metric):
 @pytest.mark.parametrize("most", [1, 4])
 def test_lists_have_recboles_own_values(name, cut, most):
     """Against RecBole's metric classes, which read the hits among the top items."""
-    alias_numpy_names()
     rng = np.random.default_rng(cut)
     users, items = 60, 14
     truth = [rng.choice(items, size=rng.integers(1, most + 1), replace=False) for _ in range(users)]

@@ -1,6 +1,7 @@
 """Ranks and the metrics that follow from them, against plain numpy and RecBole's own evaluator."""
 
 import gzip
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from recbole.data.interaction import Interaction
 from recbole.evaluator import Evaluator
 from small_data import HISTORIES, build_parts, write_dataset
 
-from recbole_llm.config import registry
 from recbole_llm.errors import DataError, TrainingError
 from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank, target_ranks
 from recbole_llm.runs.ranks import read_ranks, write_ranks
@@ -95,11 +95,10 @@ def test_mrr_where_users_have_several_targets_is_recboles_with_a_long_cut(workdi
     split = {"split": {"RS": [0.4, 0.2, 0.4]}, "order": "TO", "group_by": "user", "mode": "full"}
     options = {"topk": [8], "metrics": ["MRR"], "valid_metric": "MRR@8", "eval_args": split}
     parts = build_parts(workdir, model=model, **options)
-    parts.config["run_folder"] = parts.config["data_path"]
     if model == "Pop":
         parts.model.item_cnt = torch.arange(parts.dataset.item_num)[:, None]  # no ties
         parts.model.max_cnt = parts.model.item_cnt.max()
-    trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
+    trainer = parts.trainer(Path(parts.config["data_path"]))
     trainer.eval_collector.data_collect(parts.train)
     result = trainer.evaluate(parts.test, load_best_model=False)
     users, _, ranks = trainer.eval_collector.collected()
@@ -109,8 +108,7 @@ def test_mrr_where_users_have_several_targets_is_recboles_with_a_long_cut(workdi
 
 
 def test_trainer_adds_mrr_over_the_whole_ranking_and_forgets_the_last_evaluation(parts):
-    parts.config["run_folder"] = parts.config["data_path"]
-    trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
+    trainer = parts.trainer(Path(parts.config["data_path"]))
     trainer.eval_collector.data_collect(parts.train)
     parts.model.item_cnt = torch.arange(parts.dataset.item_num)[:, None]  # popularity = the item's id
     parts.model.max_cnt = parts.model.item_cnt.max()

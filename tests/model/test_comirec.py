@@ -157,12 +157,12 @@ def test_a_run_learns(extraction, loss, data, workdir):
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("extraction", "sa", "extraction=sa is not one of SA, DR; did you mean 'SA'"),
+        ("extraction", "sa", "extraction=sa must be SA or DR; did you mean 'SA'"),
         ("num_interests", 0, "num_interests=0 must be a whole number from 1"),
         ("routing_iterations", 1.5, "routing_iterations=1.5 must be"),
         ("dropout_prob", 1, "dropout_prob=1 must be a number from 0 to below 1"),
         ("initializer_range", 0, "initializer_range=0 must be a number above 0"),
-        ("loss_type", "MSE", "loss_type=MSE of ComiRec is not one of CE, BPR"),
+        ("loss_type", "MSE", "loss_type=MSE must be CE or BPR"),
     ],
 )
 def test_values_that_cannot_be(setting, value, message, data, workdir):

@@ -12,9 +12,8 @@ from small_data import HISTORIES, TITLES, build_parts, small_settings, write_dat
 
 from recbole_llm.cli import main as cli
 from recbole_llm.errors import BackboneError, DataError, SettingError
-from recbole_llm.inference import recommender as inference
-from recbole_llm.inference.recommender import Recommender
 from recbole_llm.model.id_model.scores import WEIGHTS, IdScores, log_probabilities, mixed
+from recbole_llm.model.sequential_recommender.st2si import model as model_module
 from recbole_llm.quick_start.run import load, run
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs.ranks import read_ranks
@@ -175,10 +174,9 @@ def test_one_user_on_a_gpu_is_ranked_by_both_models(finished, monkeypatch):
     """The CUDA graph of one sequence knows the projection alone: a run with an id model goes the plain way."""
     _, folder, _ = finished
     parts = load(folder)
-    recommender = Recommender(parts.model, parts.train._dataset)
-    recommender.device = torch.device("cuda")
-    monkeypatch.setattr(inference, "SingleSequence", lambda *_, **__: pytest.fail("ranks without the id model"))
-    assert recommender._single_sequence() is None
+    parts.model.device = torch.device("cuda")
+    monkeypatch.setattr(model_module, "SingleHistory", lambda *_, **__: pytest.fail("ranks without the id model"))
+    assert parts.model.single_sequence() is None
 
 
 def test_histories_by_hand_need_users_where_the_id_model_knows_them(small, tiny):
@@ -216,7 +214,7 @@ def test_weights_hold_no_id_model_and_the_run_stands_alone(small, tiny, tuning):
     names = checkpoint.read_weights(folder / checkpoint.WEIGHTS)[1]
     assert [name for name in names if name.startswith("id_scores")] == ["id_scores.weight"]
     shutil.rmtree(next((small / "saved").glob("id-SASRec-*")))
-    assert load(folder).model.id_folder == folder / "id_model"
+    assert load(folder).model.id_run.folder == folder / "id_model"
     assert not (folder / "scenario.safetensors").exists()  # which would rank without the id model
 
 

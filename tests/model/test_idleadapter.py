@@ -280,7 +280,7 @@ def test_all_prefixes_are_those_of_leave_one_out(build):
         ({"num_virtual_tokens": 1.5}, "num_virtual_tokens=1.5 must be a whole number from 1"),
         ({"layerwise": "no"}, "layerwise=no must be True or False"),
         ({"mmd_weight": -0.1}, "mmd_weight=-0.1 must be a number from 0"),
-        ({"mmd_rows": "layer"}, r"mmd_rows=layer is not one of layers, batch; did you mean 'layers'\?"),
+        ({"mmd_rows": "layer"}, r"mmd_rows=layer must be layers or batch; did you mean 'layers'\?"),
         ({"max_prompt_tokens": 129}, "max_prompt_tokens=129 is more than the 128 positions of the backbone"),
         ({"prompt": "Recommend {nuon}: {history}"}, r"unknown place \{nuon\}; did you mean 'noun'\?"),
         ({"id_model_path": None, "id_model": "SASrec"}, r"there is no model 'SASrec'; did you mean 'SASRec'\?"),

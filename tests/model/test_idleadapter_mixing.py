@@ -95,7 +95,7 @@ def test_dropout_before_the_head_is_inverted_and_of_training_alone(build):
     ("more", "message"),
     [
         ({"max_items": 0}, "max_items"),
-        ({"head_dropout": 1}, "head_dropout=1 must be a rate"),
+        ({"head_dropout": 1}, "head_dropout=1 must be a number from 0 to below 1"),
         ({"id_weight": 1.5}, "id_weight=1.5 must be a number from 0 to 1"),
     ],
 )

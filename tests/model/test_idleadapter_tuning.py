@@ -62,7 +62,7 @@ def test_a_run_with_a_trained_language_model_is_loaded_as_it_was(small, rough_mo
 
 
 def test_unknown_tuning_of_the_language_model_is_refused(build):
-    with pytest.raises(SettingError, match="tuning=ilp is not one of full, lora, frozen"):
+    with pytest.raises(SettingError, match="tuning=ilp must be frozen, lora or full"):
         build(tuning="ilp")
 
 

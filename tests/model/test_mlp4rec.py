@@ -155,8 +155,8 @@ def test_a_run_learns_what_follows_what(features, loss, workdir):
         ("n_layers", 0, "n_layers=0 must be a whole number from 1"),
         ("hidden_dropout_prob", -0.1, "hidden_dropout_prob=-0.1 must be"),
         ("layer_norm_eps", 0, "layer_norm_eps=0 must be a number above 0"),
-        ("pooling_mode", "median", "pooling_mode=median is not one of mean, sum, max"),
-        ("loss_type", "MSE", "loss_type=MSE of MLP4Rec is not one of CE, BPR"),
+        ("pooling_mode", "median", "pooling_mode=median must be mean, sum or max"),
+        ("loss_type", "MSE", "loss_type=MSE must be CE or BPR"),
         ("share_layers", "no", "share_layers=no must be True or False"),
     ],
 )

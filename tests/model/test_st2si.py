@@ -7,8 +7,8 @@ from small_data import HISTORIES, SHORT
 from st2si_parts import assert_same_gradients, cached_loss_sum, fill, gradients, prefix_rows
 from transformers import AutoModel, AutoTokenizer
 
-from recbole_llm.config import registry
 from recbole_llm.errors import BackboneError, SettingError
+from recbole_llm.trainer.choose import trainer_class
 
 MODES = [("ilp", "full"), ("ilp", "recent"), ("full", "random")]
 
@@ -211,7 +211,7 @@ def test_micro_batches_make_the_same_step(build_st2si, tuning):
     def weights_after_an_epoch(tokens):
         settings = {"train_window": "random", "train_batch_size": 5, "warmup_steps": 0, "learning_rate": 0.1}
         parts = build_st2si(tuning=tuning, train_batch_tokens=tokens, clip_grad_norm={"max_norm": 0.5}, **settings)
-        trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
+        trainer = parts.trainer()
         # With plain steps a wrong scale of the gradient shows; AdamW would hide it.
         trainer.optimizer = torch.optim.SGD(trainer.optimizer.param_groups, lr=0.1)
         loss = trainer._train_epoch(parts.train, 0)
@@ -226,7 +226,7 @@ def test_micro_batches_make_the_same_step(build_st2si, tuning):
 def test_step_is_the_mean_over_all_queries(build_st2si):
     parts = build_st2si(tuning="full", train_window="full", train_batch_size=10**6)
     model = parts.model
-    trainer = registry.trainer_class(parts.config)(parts.config, model)
+    trainer = trainer_class(parts.config)(parts.config, model, parts.context)
     sequences = model.inputs.training_sequences(np.random.default_rng(0))
     expected = float(model.eval().loss_sum(sequences)) / sequences.read.sum()
     assert trainer._train_epoch(parts.train, 0) == pytest.approx(expected, rel=1e-5)

@@ -19,6 +19,7 @@ from recbole_llm.quick_start import run as quick_start
 from recbole_llm.quick_start.run import load, run
 from recbole_llm.runs.ranks import read_ranks
 from recbole_llm.stages import id_model
+from recbole_llm.stages.store import digest as digest_of
 
 COMIREC = {"embedding_size": 8, "epochs": 2}
 
@@ -100,7 +101,7 @@ def test_other_defaults_have_an_id_model_of_their_own(small, tiny, tmp_path, mon
 
     def digest():
         own = Config(config_dict=settings_of(small, tiny))
-        return id_model._digest(own, id_model._settings(own))
+        return digest_of(id_model.shape(own, id_model.settings_of(own)))
 
     before = digest()
     real, copies = config.shipped, tmp_path / "shipped"

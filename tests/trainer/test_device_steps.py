@@ -13,10 +13,10 @@ from recbole.utils import init_seed
 from safetensors.torch import load_file
 
 from recbole_llm.config.config import Config
-from recbole_llm.config.registry import trainer_class
 from recbole_llm.errors import TrainingError
 from recbole_llm.quick_start.run import build, run
 from recbole_llm.trainer import device_steps
+from recbole_llm.trainer.choose import trainer_class
 from recbole_llm.trainer.device_steps import DeviceSteps, EpochLoss
 from recbole_llm.trainer.run_folder_trainer import RunFolderMixin, with_run_folder
 
@@ -66,9 +66,8 @@ def parts_of(model, folder, tmp_path, **settings):
     config = Config(
         model, config_dict=quick_settings(folder, train_batch_size=50, loss_type="CE", **{**SMALL, **settings})
     )
-    config["run_folder"] = str(tmp_path)
     init_seed(config["seed"], True)
-    return build(config)
+    return build(config, folder=tmp_path)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -95,7 +94,7 @@ def test_losses_and_weights_are_those_of_recboles_trainer(model, settings, betwe
     outcomes = []
     for make in (Trainer, None):
         parts = parts_of(model, folder, workdir, **settings)
-        trainer = (make or trainer_class(parts.config))(parts.config, parts.model)
+        trainer = (make or trainer_class(parts.config))(parts.config, parts.model, parts.context)
         losses = [trainer._train_epoch(parts.train, epoch) for epoch in range(2)]
         assert isinstance(losses[0], tuple) == (model is TwoLosses)
         outcomes.append((losses, parts.model.state_dict()))
@@ -106,7 +105,7 @@ def test_losses_and_weights_are_those_of_recboles_trainer(model, settings, betwe
 
 def test_loss_that_is_not_a_number_names_the_epoch(folder, workdir):
     parts = parts_of(Diverging, folder, workdir, epochs=3)
-    trainer = trainer_class(parts.config)(parts.config, parts.model)
+    trainer = parts.trainer()
     with pytest.raises(TrainingError, match="the training loss of SASRec is not a number in epoch 0"):
         trainer.fit(parts.train, parts.valid)
 
@@ -116,7 +115,7 @@ def test_diverged_epoch_is_given_up(folder, workdir, monkeypatch):
     parts = parts_of(Diverging, folder, workdir)
     assert len(parts.train) > 8
     with pytest.raises(TrainingError):
-        trainer_class(parts.config)(parts.config, parts.model).fit(parts.train, parts.valid)
+        parts.trainer().fit(parts.train, parts.valid)
     assert parts.model.steps == 8
 
 
@@ -161,7 +160,7 @@ def test_mask_of_a_model_with_its_own_stays(folder, workdir):
     Own.__name__ = "SASRec"
     for model in (SASRec, Own):
         parts = parts_of(model, folder, workdir)
-        trainer_class(parts.config)(parts.config, parts.model)
+        parts.trainer()
         assert (parts.model.get_attention_mask is device_steps.attention_mask) == (model is SASRec)
 
 
@@ -169,7 +168,7 @@ def test_mask_of_a_model_with_its_own_stays(folder, workdir):
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
 def test_no_step_waits_for_a_gpu(model, folder, workdir):
     parts = parts_of(model, folder, workdir, use_gpu=True)
-    trainer = trainer_class(parts.config)(parts.config, parts.model)
+    trainer = parts.trainer()
     trainer._train_epoch(parts.train, 0)
     batches = iter(parts.train)
     first = next(batches)  # the order of the epoch was copied to the device for it
@@ -202,7 +201,7 @@ def test_graph_trains_as_single_kernels_do(model, folder, workdir):
     outcomes = []
     for graph in (True, False):
         parts = parts_of(model, folder, workdir, use_gpu=True)
-        trainer = trainer_class(parts.config)(parts.config, parts.model)
+        trainer = parts.trainer()
         assert trainer.graphed_loss is not None
         if not graph:
             trainer.graphed_loss = None

@@ -6,7 +6,6 @@ import torch
 from small_data import small_settings
 
 from recbole_llm.config.config import Config
-from recbole_llm.config.registry import trainer_class
 from recbole_llm.quick_start.run import build
 
 
@@ -14,9 +13,8 @@ def trained(workdir, tiny, graph, **settings):
     settings = {"tuning": "ilp", "train_batch_size": 4, "use_gpu": True, "epochs": 4, **settings}
     settings = small_settings(workdir, backbone=str(tiny["llama"]), **settings)
     config = Config("ST2SI", "small", config_dict=settings)
-    config["run_folder"] = str(workdir)
-    parts = build(config)
-    trainer = trainer_class(config)(config, parts.model)
+    parts = build(config, folder=workdir)
+    trainer = parts.trainer()
     trainer.precompute(parts.valid, parts.test)
     assert trainer.graphed_step is not None
     if not graph:

@@ -6,7 +6,6 @@ import torch
 from safetensors.torch import load_file
 from small_data import build_parts
 
-from recbole_llm.config import registry
 from recbole_llm.errors import CheckpointError, SettingError
 from recbole_llm.runs import checkpoint
 from recbole_llm.trainer.weight_average import WeightAverage
@@ -28,8 +27,7 @@ def trainer_of(small, tiny):
         parts = build_parts(small, backbone=str(tiny["llama"]), **{**RUN, **KINDS[kind], **settings})
         if folder is not None:
             folder.mkdir()
-            parts.config["run_folder"] = str(folder)
-        trainer = registry.trainer_class(parts.config)(parts.config, parts.model)
+        trainer = parts.trainer(folder)
         trainer.precompute(parts.valid, parts.test)
         return parts, trainer
 
@@ -99,7 +97,7 @@ def test_training_goes_on_from_the_plain_weights_and_the_average_is_kept(trainer
 
     trainer.evaluate = evaluated
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "snapshot", lambda model: best.append(snapshot(model)) or best[-1])
+        patch.setattr(checkpoint, "snapshot", lambda *parts: best.append(snapshot(*parts)) or best[-1])
         trainer.fit(parts.train, parts.valid)
     assert [entry["train_loss"] for entry in trainer.history] == [entry["train_loss"] for entry in plain.history]
     assert_equal(weights_of(parts.model), weights_of(plain_parts.model))
@@ -145,7 +143,7 @@ def test_resumed_training_has_the_weights_and_the_average_of_the_uninterrupted(t
 def test_run_without_an_average_cannot_go_on_with_one(trainer_of, tmp_path):
     parts, trainer = trainer_of(folder=tmp_path / "plain", resume_seconds=0, epochs=1)
     trainer.fit(parts.train, parts.valid)
-    state = checkpoint.load_resume(tmp_path / "plain" / "resume.pt", parts.config["description"])
+    state = checkpoint.load_resume(tmp_path / "plain" / "resume.pt", parts.context.description)
     assert state["more"]["average"] is None
     _, other = trainer_of(weight_average=0.9)
     with pytest.raises(CheckpointError, match="kept no average of its weights"):

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.model.abstract_recommender import AbstractRecommender, SequentialRecommender
 from torch import Tensor, nn
 
-from recbole_llm.errors import SettingError, require_whole
-from recbole_llm.evaluation.ranks import read_history, target_ranks
-from recbole_llm.stages import id_model
+from recbole_llm.config.hooks import hooks_of
+from recbole_llm.data.dataset import HISTORY_END
+from recbole_llm.errors import SettingError
+from recbole_llm.evaluation.ranks import gain_of_rank, read_history, target_ranks
+from recbole_llm.model.id_model.histories import resized_histories
+from recbole_llm.model.id_model.memory import RowMemory
 
 WEIGHTS = np.linspace(0, 1, 21)  # that are tried on validation
 
@@ -32,14 +35,15 @@ class IdScores(nn.Module):
         weight: w, float32 [].
 
     Raises:
-        SettingError: if `id_weight` is no number from 0 to 1, or the id model does not score all items.
+        SettingError: if the ID model does not score all items.
     """
 
     weight: Tensor
 
     def __init__(self, config: Any, model: nn.Module) -> None:
         super().__init__()
-        given = check_id_weight(config["id_weight"])
+        given = given_id_weight(config["id_weight"])
+        self._gain = None if given is not None else validation_gain(config)
         self.chosen_on_validation = given is None
         self.register_buffer("weight", torch.tensor(0.5 if given is None else given))
         require_scores_of_all_items(type(model))
@@ -47,22 +51,31 @@ class IdScores(nn.Module):
         self.item_field = config["ITEM_ID_FIELD"]
         self.fields = (config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"], config["ITEM_LIST_LENGTH_FIELD"])
         self.mask_history = bool(config["mask_history"])
+        self._scores = RowMemory()
         self._remembered: dict[bytes, Tensor] = {}
 
     def train(self, mode: bool = True) -> "IdScores":
         """Set training mode; the frozen id model stays in eval mode, without dropout."""
         super().train(mode)
-        self._remembered.clear()
+        if mode:  # the weights behind what is remembered are about to change
+            self._remembered.clear()
         self.model.eval()
         return self
 
     @torch.no_grad()
     def forward(self, interaction: Interaction) -> Tensor:
         """Return log p_id of all items: [batch, items], float32, -inf for the padding id."""
-        rows = Interaction(dict(interaction.interaction)).to(self.weight.device)
-        width = getattr(self.model, "max_seq_length", None)  # a general model (BPR) reads the user's id alone
+        return self._scores.get(interaction, lambda: self._computed(interaction))
+
+    def _computed(self, interaction: Interaction) -> Tensor:
+        # Where a history ends in this model's dataset says nothing to the other.
+        rows = Interaction({name: values for name, values in interaction.interaction.items() if name != HISTORY_END})
+        if not hooks_of(self.model).histories_on_host:
+            rows = rows.to(self.weight.device)
+        # A general model (BPR) reads the user's id alone.
+        width = self.model.max_seq_length if isinstance(self.model, SequentialRecommender) else None
         if width is not None and width != rows[self.fields[0]].shape[1]:
-            rows.update(id_model.resized_histories(rows, *self.fields, int(width)))
+            rows.update(resized_histories(rows, *self.fields, width))
         scores = self.model.full_sort_predict(rows)  # type: ignore[operator]
         return log_probabilities(scores.view(len(rows), -1))
 
@@ -86,6 +99,7 @@ class IdScores(nn.Module):
         """
         if not self.chosen_on_validation:
             return
+        self._remembered.clear()
 
         def batches() -> Iterator[tuple[Interaction, Tensor, tuple[Tensor, Tensor], Any]]:
             for interaction, place, rows, items in valid_data:
@@ -106,13 +120,14 @@ class IdScores(nn.Module):
         return b"".join(interaction[field].cpu().numpy().tobytes() for field in self.fields)
 
     def choose_weight(self, batches: Iterator[tuple[Interaction, Tensor, tuple[Tensor, Tensor], Any]]) -> None:
-        """Take the weight with the best NDCG@10 on validation; of equals, the one nearest to one half.
+        """Take the weight with the best `valid_metric` on validation; of equals, the one nearest to one half.
 
         Args:
             batches: lines, the model's own scores [lines, items] of them, and where their targets are: ranking and
                 item of each; with the ranking and item of what is left out, or None. Where candidates are sampled,
                 every line is one of them, and int64 [lines], the ranking that it stands in, takes that place.
         """
+        assert self._gain is not None
         gains = torch.zeros(len(WEIGHTS), dtype=torch.float64, device=self.weight.device)
         for interaction, scores, targets, left_out in batches:
             own, theirs = log_probabilities(scores), self(interaction)
@@ -125,30 +140,47 @@ class IdScores(nn.Module):
                 ranked = mixed(own, theirs, torch.tensor(weight, dtype=own.dtype, device=own.device))
                 if left_out is not None:
                     ranked[left_out] = float("-inf")
-                ranks = target_ranks(ranked, *targets).double()
-                gains[index] += torch.where(ranks <= 10, 1 / torch.log2(ranks + 1), 0).sum()
+                gains[index] += self._gain(target_ranks(ranked, *targets)).sum()
         counted = gains.cpu().numpy()
         best = np.flatnonzero(np.isclose(counted, counted.max(), rtol=1e-12))
         self.weight.fill_(WEIGHTS[min(best, key=lambda index: abs(WEIGHTS[index] - 0.5))])
 
 
-def check_id_weight(value: Any) -> float | None:
-    """Return `id_weight`, None if validation chooses it. Raises SettingError for what is no number from 0 to 1."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise SettingError(f"id_weight={value} must be a number from 0 to 1, or ~ to choose it on validation")
-    return float(value)
+def given_id_weight(value: Any) -> float | None:
+    """Return `id_weight`, None if validation chooses it."""
+    return None if value is None else float(value)
+
+
+def validation_gain(config: Any) -> Callable[[Tensor], Tensor]:
+    """Return what `valid_metric` makes of the rank of each target.
+
+    Raises:
+        SettingError: if it is no metric of ranks.
+    """
+    metric = str(config["valid_metric"])
+    gain = gain_of_rank(metric)
+    if gain is None:
+        raise SettingError(
+            f"id_weight=~ chooses the weight by the ranks of the targets, which valid_metric={metric} does not "
+            f"measure: give id_weight, or take a valid_metric such as NDCG@10"
+        )
+    return gain
 
 
 def max_items(config: Any) -> int:
     """Return how many items of a history the language model reads at most: `max_items`, or `MAX_ITEM_LIST_LENGTH`.
 
-    The id model reads `MAX_ITEM_LIST_LENGTH` in any case. Raises SettingError for what is no whole number from 1.
+    The ID model reads `MAX_ITEM_LIST_LENGTH` in any case. Raises SettingError if `max_items` is more than that.
     """
-    name = "MAX_ITEM_LIST_LENGTH" if config["max_items"] is None else "max_items"
-    require_whole(name, config[name])
-    return config[name]
+    longest = config["MAX_ITEM_LIST_LENGTH"]
+    if config["max_items"] is None:
+        return longest
+    if config["max_items"] > longest:
+        raise SettingError(
+            f"max_items={config['max_items']} is more than MAX_ITEM_LIST_LENGTH={longest}, the items of a history that "
+            f"is evaluated: lower it, or raise MAX_ITEM_LIST_LENGTH"
+        )
+    return config["max_items"]
 
 
 def require_scores_of_all_items(model_class: type) -> None:

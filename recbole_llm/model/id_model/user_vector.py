@@ -9,13 +9,21 @@ DIEN, the two CPR models) and general models have no such vector.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_llm.errors import SettingError, TrainingError
+
+
+@runtime_checkable
+class HasUserVectors(Protocol):
+    """A model that says itself what its user vectors are."""
+
+    def user_vectors(self, interaction: Interaction) -> Tensor:
+        """Return the user vectors [batch, interests, size] of RecBole's rows."""
 
 
 def _history(model: Any, rows: Interaction) -> Tensor:
@@ -51,11 +59,6 @@ def _bert4rec(model: Any, rows: Interaction) -> Tensor:
     return model.gather_indexes(model(masked), lengths - 1)
 
 
-def _s3rec(model: Any, rows: Interaction) -> Tensor:
-    states = model(rows[model.ITEM_SEQ], bidirectional=False)
-    return model.gather_indexes(states, rows[model.ITEM_SEQ_LEN] - 1)
-
-
 # RecBole's models by their names.
 _CALLS: dict[str, Callable[[Any, Interaction], Tensor]] = {
     "BERT4Rec": _bert4rec,
@@ -75,7 +78,6 @@ _CALLS: dict[str, Callable[[Any, Interaction], Tensor]] = {
     "NARM": _history_and_length,
     "NPE": _history_and_user,
     "NextItNet": _history,
-    "S3Rec": _s3rec,
     "SASRec": _history_and_length,
     "SASRecF": _history_and_length,
     "SHAN": _history_and_user,
@@ -83,7 +85,7 @@ _CALLS: dict[str, Callable[[Any, Interaction], Tensor]] = {
     "SRGNN": _history_and_length,
     "STAMP": _history_and_length,
 }
-_OURS = ("ComiRec", "MLP4Rec")
+_OURS = ("ComiRec", "MLP4Rec", "S3Rec")
 
 
 def require_user_vector(model_class: type) -> None:
@@ -92,7 +94,7 @@ def require_user_vector(model_class: type) -> None:
     Raises:
         SettingError: if the model has none; the models that have one are named.
     """
-    if not hasattr(model_class, "user_vectors") and _call_of(model_class) is None:
+    if not issubclass(model_class, HasUserVectors) and _call_of(model_class) is None:
         raise SettingError(
             f"the model {model_class.__name__} has no user vector: take one of {', '.join((*_OURS, *_CALLS))}, or give "
             f"the class a method user_vectors(interaction) that returns [batch, interests, size]"
@@ -116,7 +118,7 @@ def user_vectors(model: Any, interaction: Interaction) -> Tensor:
     Raises:
         SettingError: if the model has no user vector.
     """
-    if hasattr(model, "user_vectors"):
+    if isinstance(model, HasUserVectors):
         return model.user_vectors(interaction)
     require_user_vector(type(model))
     call = _call_of(type(model))

@@ -14,17 +14,12 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
-from recbole_llm.errors import SettingError, require_one_of, require_whole
 from recbole_llm.model.layers.next_item_loss import NextItemLoss
 
 
 @dataclass(frozen=True)
 class ComiRecSettings:
-    """The settings of ComiRec, checked; properties/model/ComiRec.yaml describes each.
-
-    Raises:
-        SettingError: for a value that is not allowed.
-    """
+    """The settings of ComiRec, checked; properties/model/ComiRec.yaml describes each."""
 
     extraction: str
     num_interests: int
@@ -34,15 +29,6 @@ class ComiRecSettings:
     dropout_prob: float
     initializer_range: float
     loss_type: str
-
-    def __post_init__(self) -> None:
-        require_one_of("extraction", self.extraction, ("SA", "DR"))
-        for name in ("num_interests", "embedding_size", "attention_size", "routing_iterations"):
-            require_whole(name, getattr(self, name))
-        if not isinstance(self.dropout_prob, (int, float)) or not 0 <= self.dropout_prob < 1:
-            raise SettingError(f"dropout_prob={self.dropout_prob} must be a number from 0 to below 1")
-        if not isinstance(self.initializer_range, (int, float)) or self.initializer_range <= 0:
-            raise SettingError(f"initializer_range={self.initializer_range} must be a number above 0")
 
     @classmethod
     def from_config(cls, config: Any) -> "ComiRecSettings":
@@ -56,9 +42,6 @@ class ComiRec(SequentialRecommender):
     Args:
         config: the settings of the run.
         dataset: the training part of RecBole's `SequentialDataset`.
-
-    Raises:
-        SettingError: for a value that is not allowed.
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:

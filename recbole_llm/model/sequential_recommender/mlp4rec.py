@@ -15,17 +15,12 @@ from recbole.model.layers import FeatureSeqEmbLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_llm.errors import SettingError, require_flag, require_one_of, require_whole
 from recbole_llm.model.layers.next_item_loss import NextItemLoss
 
 
 @dataclass(frozen=True)
 class MLP4RecSettings:
-    """The settings of MLP4Rec, checked; properties/model/MLP4Rec.yaml describes each.
-
-    Raises:
-        SettingError: for a value that is not allowed.
-    """
+    """The settings of MLP4Rec, checked; properties/model/MLP4Rec.yaml describes each."""
 
     n_layers: int
     share_layers: bool
@@ -37,19 +32,6 @@ class MLP4RecSettings:
     selected_features: list[str]
     pooling_mode: str
     loss_type: str
-
-    def __post_init__(self) -> None:
-        for name in ("n_layers", "hidden_size", "expansion"):
-            require_whole(name, getattr(self, name))
-        require_flag("share_layers", self.share_layers)
-        rate = self.hidden_dropout_prob
-        if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-            raise SettingError(f"hidden_dropout_prob={rate} must be a number from 0 to below 1")
-        for name in ("layer_norm_eps", "initializer_range"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or value <= 0:
-                raise SettingError(f"{name}={value} must be a number above 0")
-        require_one_of("pooling_mode", self.pooling_mode, ("mean", "sum", "max"))
 
     @classmethod
     def from_config(cls, config: Any) -> "MLP4RecSettings":
@@ -71,7 +53,7 @@ class MLP4Rec(SequentialRecommender):
         dataset: the training part of RecBole's `SequentialDataset`.
 
     Raises:
-        SettingError: for a value that is not allowed, or an item column that is not loaded.
+        SettingError: for an item column that is not loaded.
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:

@@ -107,7 +107,7 @@ class AdapterInputs:
         Args:
             histories: int64 [batch, items], item ids from the left.
             lengths: int64 [batch], how many of them count.
-            budget: the most tokens of a pass.
+            budget: the maximum number of tokens of a pass.
             plain: without placeholders, for H~.
 
         Raises:
@@ -115,6 +115,27 @@ class AdapterInputs:
         """
         items = histories[np.arange(histories.shape[1]) < lengths[:, None]]
         sequences = self.prompts.sequences(items, np.cumsum(lengths), lengths, np.zeros_like(lengths), not plain)
+        yield from self._passes(sequences, budget, plain)
+
+    def prompts_before(
+        self, ends: np.ndarray, lengths: np.ndarray, budget: int
+    ) -> Iterator[tuple[np.ndarray, PackedPrompts]]:
+        """Yield passes over rows of the dataset, whose histories are cut from the flat array, as `prompts_of` does.
+
+        Args:
+            ends: int64 [rows], the flat index of each row's target, where its history ends.
+            lengths: int64 [rows], how many items of its history the row has.
+            budget: the maximum number of tokens of a pass.
+
+        Raises:
+            DataError: if a history holds an item without text.
+        """
+        labels = np.zeros_like(ends)
+        yield from self._passes(
+            self.prompts.sequences(self.items, ends, lengths, labels, offsets=self.offsets), budget, plain=False
+        )
+
+    def _passes(self, sequences: Sequences, budget: int, plain: bool) -> Iterator[tuple[np.ndarray, PackedPrompts]]:
         for group in within_budget(sequences.tokens(self.prompts.table), budget):
             yield group, self._packed(sequences.select(group), 0 if plain else self.prompts.virtual)
 

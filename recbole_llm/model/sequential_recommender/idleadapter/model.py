@@ -15,8 +15,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,28 +31,33 @@ from recbole_llm.backbone.virtual_tokens import (
     visited_hidden_states,
 )
 from recbole_llm.config import registry
-from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.dataset import HistoryDataset, row_ends
 from recbole_llm.data.prompt_batches import PackedPrompts, PromptStyle
 from recbole_llm.data.prompts import PromptLimits, Prompts
 from recbole_llm.errors import DataError
-from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items
+from recbole_llm.model.id_model.frozen import FrozenIdModel
+from recbole_llm.model.id_model.histories import resized_histories
+from recbole_llm.model.id_model.memory import RowMemory
+from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items, validation_gain
 from recbole_llm.model.id_model.user_vector import check_finite, require_user_vector, user_vector_shape, user_vectors
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.layers.mmd import gaussian_mmd, median_rho
 from recbole_llm.model.layers.virtual_token_adapter import VirtualTokenAdapter, truncated_normal_
+from recbole_llm.model.needs import IdModel
 from recbole_llm.model.sequential_recommender.idleadapter.inputs import AdapterBatch, AdapterInputs
 from recbole_llm.model.sequential_recommender.idleadapter.settings import IDLEAdapterSettings
 from recbole_llm.model.sequential_recommender.idleadapter.trainer import AdapterTrainer
+from recbole_llm.model.text_recommender import TextRecommender
 from recbole_llm.runs.checkpoint import trained_state
-from recbole_llm.stages import id_model
 
 
-class IDLEAdapter(SequentialRecommender):
+class IDLEAdapter(TextRecommender):
     """IDLE-Adapter as a RecBole sequential model.
 
     Args:
         config: the settings of the run.
         dataset: the training part of a `HistoryDataset`.
+        id_model: whose user vectors are read.
 
     Attributes:
         inputs: prompts of histories, and the prefixes to train on.
@@ -72,17 +75,19 @@ class IDLEAdapter(SequentialRecommender):
         TrainingError: if the id model's vectors are not numbers.
     """
 
-    input_type = InputType.POINTWISE
     dataset_class = HistoryDataset
     trainer_class = AdapterTrainer
+    stages = (IdModel(),)
+    histories_on_host = True  # where prompts are put together
     renamed_weights: ClassVar[dict[str, str]] = {"head.weight": "projection.weight"}  # in runs of version 0.1.0
 
-    def __init__(self, config: Any, dataset: HistoryDataset) -> None:
+    def __init__(self, config: Any, dataset: HistoryDataset, id_model: FrozenIdModel) -> None:
         super().__init__(config, dataset)
         self.settings = settings = IDLEAdapterSettings.from_config(config)
         self.precision = resolve_precision(config["precision"], torch.device(self.device))
-        self.id_folder = id_model.find_or_train(config)
-        self.id_model = id_model.load_id_model(self.id_folder, config, dataset)
+        self.id_run = id_model
+        self.id_model = id_model.module
+        self._known_vectors = RowMemory()
         interests, size = user_vector_shape(self.id_model)
         loaded = load_backbone(settings.backbone, dtype=self.precision)
         self.backbone = loaded.model
@@ -102,19 +107,19 @@ class IDLEAdapter(SequentialRecommender):
         self.projection = ItemLinearProjection(loaded.width, self.n_items)
         truncated_normal_(self.projection.weight)
 
-    @staticmethod
-    def before_build(config: Any, dataset: Any) -> None:
-        """Train the id model, if it is not there, before the model is built."""
-        # What is wrong with the settings is said before minutes of training.
+    @classmethod
+    def check_before_stages(cls, config: Any, dataset: Any) -> None:
+        """Refuse what an ID model would be trained in vain for."""
         settings = IDLEAdapterSettings.from_config(config)
         resolve(settings.backbone)
         dataset.item_texts(settings.template.fields, _names_columns(config))
+        if settings.id_weight is None:
+            validation_gain(config)
         if not config["id_model_path"] and config["id_model"]:
             wanted = registry.model_class(config["id_model"])
             require_user_vector(wanted)
             if settings.id_weight != 0:
                 require_scores_of_all_items(wanted)
-        id_model.find_or_train(config)
 
     def _inputs(self, dataset: HistoryDataset, loaded: Backbone) -> AdapterInputs:
         settings = self.settings
@@ -150,10 +155,11 @@ class IDLEAdapter(SequentialRecommender):
             SettingError: if the id model has none.
             TrainingError: if one is not a number.
         """
-        rows = interaction.to(self.device)
+        fields = [name for name in (self.ITEM_SEQ, self.ITEM_SEQ_LEN, self.USER_ID) if name in interaction]
+        rows = Interaction({name: interaction[name] for name in fields}).to(self.device)
         width = int(self.id_model.max_seq_length)  # type: ignore[arg-type]
         if width != rows[self.ITEM_SEQ].shape[1]:
-            rows.update(id_model.resized_histories(rows, self.ITEM_SEQ, self.ITEM_SEQ_LEN, width))
+            rows.update(resized_histories(rows, self.ITEM_SEQ, self.ITEM_SEQ_LEN, width))
         vectors = user_vectors(self.id_model, rows).float()
         check_finite(vectors, self.id_model)
         return vectors
@@ -218,11 +224,19 @@ class IDLEAdapter(SequentialRecommender):
 
     def _states(self, interaction: Interaction) -> Tensor:
         """Return the pooled states [batch, width] of histories, in passes within `eval_batch_tokens`."""
-        tokens = self.virtual_tokens(self.user_vectors(interaction))
-        histories = interaction[self.ITEM_SEQ].cpu().numpy()
-        lengths = interaction[self.ITEM_SEQ_LEN].cpu().numpy()
+        if self.training:  # the batches of an epoch do not come again
+            vectors = self.user_vectors(interaction)
+        else:
+            vectors = self._known_vectors.get(interaction, lambda: self.user_vectors(interaction))
+        tokens = self.virtual_tokens(vectors)
+        lengths, ends = interaction[self.ITEM_SEQ_LEN].cpu().numpy(), row_ends(interaction)
+        if ends is None:
+            histories = interaction[self.ITEM_SEQ].cpu().numpy()
+            passes = self.inputs.prompts_of(histories, lengths, self.settings.eval_batch_tokens)
+        else:
+            passes = self.inputs.prompts_before(ends, lengths, self.settings.eval_batch_tokens)
         states = []
-        for rows, prompts in self.inputs.prompts_of(histories, lengths, self.settings.eval_batch_tokens):
+        for rows, prompts in passes:
             part = tokens[:, torch.from_numpy(rows).to(tokens.device)]
             states.append(self.pooled_states(prompts.to(self.device), part))
         return torch.cat(states)
@@ -274,12 +288,12 @@ class IDLEAdapter(SequentialRecommender):
         own: dict[str, Any] = {"model": type(self.id_model).__name__}
         if self.id_scores is not None:
             own["weight"] = round(float(self.id_scores.weight), 4)
-        own["test"] = id_model.test_metrics(self.id_folder)
+        own["test"] = self.id_run.test_metrics()
         return {"id_model": own, "prompt": self.inputs.prompt_counts()}
 
     def save_extras(self, folder: Path, dataset: Any) -> None:
         """Write what a finished run holds beside its weights: the id model."""
-        id_model.keep_copy(self.id_folder, folder)
+        self.id_run.copy_into(folder)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups with their rates."""

@@ -5,8 +5,8 @@ from typing import Any
 
 from recbole_llm.backbone.tuning import TuningSettings
 from recbole_llm.data.prompts import PromptTemplate
-from recbole_llm.errors import SettingError, require_flag, require_one_of, require_rate, require_whole
-from recbole_llm.model.id_model.scores import check_id_weight, max_items
+from recbole_llm.errors import SettingError
+from recbole_llm.model.id_model.scores import given_id_weight, max_items
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class IDLEAdapterSettings:
         id_weight: the share of the id model's own scores in the ranking; None to choose it on validation.
 
     Raises:
-        SettingError: for a value that is not allowed.
+        SettingError: for values that do not go together.
     """
 
     backbone: str
@@ -57,22 +57,6 @@ class IDLEAdapterSettings:
     tuning: TuningSettings
     backbone_learning_rate: float
     id_weight: float | None
-
-    def __post_init__(self) -> None:
-        for name, shown in (
-            ("virtual_tokens", "num_virtual_tokens"),
-            ("max_prompt_tokens", "max_prompt_tokens"),
-            ("max_attribute_tokens", "max_attribute_tokens"),
-            ("train_batch_tokens", "train_batch_tokens"),
-            ("eval_batch_tokens", "eval_batch_tokens"),
-        ):
-            require_whole(shown, getattr(self, name))
-        for name in ("compile", "layerwise", "refinement"):
-            require_flag(name, getattr(self, name))
-        if not isinstance(self.mmd_weight, int | float) or self.mmd_weight < 0:
-            raise SettingError(f"mmd_weight={self.mmd_weight} must be a number from 0")
-        require_rate("head_dropout", self.head_dropout)
-        require_one_of("mmd_rows", self.mmd_rows, ("layers", "batch"))
 
     @classmethod
     def from_config(cls, config: Any) -> "IDLEAdapterSettings":
@@ -96,12 +80,17 @@ class IDLEAdapterSettings:
             train_batch_tokens=config["train_batch_tokens"],
             eval_batch_tokens=config["eval_batch_tokens"],
             learning_rate=config["learning_rate"],
-            head_learning_rate=config["head_learning_rate"] or config["learning_rate"],
+            head_learning_rate=_rate(config, "head_learning_rate"),
             head_dropout=config["head_dropout"],
             tuning=_tuning(config),
-            backbone_learning_rate=config["backbone_learning_rate"] or config["learning_rate"],
-            id_weight=check_id_weight(config["id_weight"]),
+            backbone_learning_rate=_rate(config, "backbone_learning_rate"),
+            id_weight=given_id_weight(config["id_weight"]),
         )
+
+
+def _rate(config: Any, name: str) -> float:
+    """Return a learning rate; None stands for the general one, and 0 for 0."""
+    return config["learning_rate"] if config[name] is None else config[name]
 
 
 def _tuning(config: Any) -> TuningSettings:

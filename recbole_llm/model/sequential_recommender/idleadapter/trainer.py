@@ -1,7 +1,6 @@
 """Training on a frozen id model and a frozen language model: what neither changes is computed once."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,9 +46,7 @@ class AdapterTrainer(PackedTrainer):
         if size > room:
             logging.getLogger().info("%.1f GB of language model states do not fit: computed in every step", size / 1e9)
             return
-        store = FeatureStore(
-            len(inputs.ends), width, model.precision, device, Path(self.config["run_folder"]), in_memory=size
-        )
+        store = FeatureStore(len(inputs.ends), width, model.precision, device, self.run_folder, in_memory=size)
         with tqdm(total=len(inputs.ends), desc="Hidden states", ncols=100, disable=not show_progress) as bar:
             for prompts in inputs.plain_passes(model.settings.eval_batch_tokens):
                 states = model.language_states(prompts.to(device))

@@ -143,6 +143,19 @@ class ST2SIInputs(CatalogueInputs):
         users = self.window_sequences(self.training_windows(rng))
         return concatenate([users, self.alignment_sequences()]) if self.alignment else users
 
+    def sequences_before(self, ends: np.ndarray, lengths: np.ndarray) -> Sequences:
+        """Return the windows of rows of the dataset, cut from the flat histories and read at their last query.
+
+        Args:
+            ends: int64 [rows], the flat index of each row's target, where its history ends.
+            lengths: int64 [rows], how many items of its history the row has.
+        """
+        starts = self.histories.window_starts(ends - lengths, ends)
+        positions, counts = Windows(starts, ends).positions()
+        read = _last_of_each(counts)
+        rows = self._rows(self.histories.items[positions], counts)
+        return Sequences(rows, counts, read, np.zeros(len(read), dtype=np.int64))
+
     def window_sequences(self, windows: Windows) -> Sequences:
         """Return X_q of every window, with the next item as label wherever that is a training target."""
         positions, counts = windows.positions()

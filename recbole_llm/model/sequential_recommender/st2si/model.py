@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
+from recbole.utils import init_seed
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,30 +28,34 @@ from recbole_llm.backbone.query_token import query_token_id
 from recbole_llm.backbone.resolve import resolve
 from recbole_llm.backbone.tuning import prepare_for_tuning
 from recbole_llm.config import registry
-from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
+from recbole_llm.data.dataset import HISTORY_END, HistoryDataset, row_ends
 from recbole_llm.data.item_text import tokenize_items
 from recbole_llm.data.windows import WindowLimits
 from recbole_llm.errors import BackboneError, DataError, SettingError
-from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items
+from recbole_llm.model.id_model.frozen import FrozenIdModel
+from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items, validation_gain
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.model.needs import IdModel, PretrainedBackbone
 from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
 from recbole_llm.model.sequential_recommender.st2si.scenario import save_scenario
 from recbole_llm.model.sequential_recommender.st2si.settings import ST2SISettings
+from recbole_llm.model.sequential_recommender.st2si.single_history import SingleHistory
+from recbole_llm.model.text_recommender import TextRecommender
 from recbole_llm.packing.batch import PackedBatch
 from recbole_llm.packing.ragged import RaggedTable
 from recbole_llm.packing.sequences import Sequences, concatenate, pack, within_budget
 from recbole_llm.runs.checkpoint import trained_state
-from recbole_llm.stages import id_model
-from recbole_llm.stages.pretraining import use_pretrained
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 
 
-class ST2SI(SequentialRecommender):
+class ST2SI(TextRecommender):
     """ST2SI as a RecBole sequential model.
 
     Args:
         config: the settings of the run.
         dataset: the training part of a `HistoryDataset`.
+        backbone: a preset, a folder or a hub id; None for that of the settings.
+        id_model: whose scores are mixed in; None for none.
 
     Attributes:
         inputs: the token sequences of users and alignment inputs.
@@ -61,7 +64,6 @@ class ST2SI(SequentialRecommender):
         projection: the item linear projection.
         state_cache: the stored hidden states of a frozen backbone, once `fill_state_cache` was called.
         id_scores: the id model whose scores are mixed in, None without one.
-        reads_text_only: whether an item that was never trained on is as good as any other in a history.
 
     Raises:
         BackboneError: if the backbone cannot be had, or is an encoder: its queries would see later items.
@@ -69,14 +71,21 @@ class ST2SI(SequentialRecommender):
         DataError: if no item has a text, or a text field is missing.
     """
 
-    input_type = InputType.POINTWISE
     dataset_class = HistoryDataset
     trainer_class = PackedTrainer
     trains_on_rows = False  # but on windows of whole histories
+    stages = (PretrainedBackbone(), IdModel(required=False))
+    histories_on_host = True  # where item texts are looked up
 
-    def __init__(self, config: Any, dataset: HistoryDataset) -> None:
+    def __init__(
+        self,
+        config: Any,
+        dataset: HistoryDataset,
+        backbone: str | None = None,
+        id_model: FrozenIdModel | None = None,
+    ) -> None:
         super().__init__(config, dataset)
-        self.settings = ST2SISettings.from_config(config)
+        self.settings = ST2SISettings.from_config(config, backbone)
         self.precision = resolve_precision(config["precision"], torch.device(self.device))
         loaded = load_backbone(self.settings.backbone, dtype=self.settings.tuning.load_dtype(self.precision))
         self._check_backbone(loaded)
@@ -86,24 +95,24 @@ class ST2SI(SequentialRecommender):
         use_packed_attention(self.backbone)
         prepare_for_tuning(loaded, self.settings.tuning)
         self.projection = ItemLinearProjection(loaded.width, self.n_items)
-        self.state_cache: QueryStateCache | None = None
+        self.id_run = id_model
         self.id_scores: IdScores | None = None
-        if self.settings.id_model:
-            self.id_folder = id_model.find_or_train(config)
-            self.id_scores = IdScores(config, id_model.load_id_model(self.id_folder, config, dataset))
+        if id_model is not None:
+            self.id_scores = IdScores(config, id_model.module)
+            # Training draws the seed's first numbers, however many an ID model of this kind drew before.
+            init_seed(config["seed"], config["reproducibility"])
         self.reads_text_only = self.id_scores is None
 
-    @staticmethod
-    def before_build(config: Any, dataset: Any) -> None:
-        """Pre-train, if the settings say so, and train the id model, if there is one, before the model is built."""
-        use_pretrained(config, dataset)
+    @classmethod
+    def check_before_stages(cls, config: Any, dataset: Any) -> None:
+        """Refuse what a pre-training or an ID model would be made in vain for."""
         settings = ST2SISettings.from_config(config)
         if settings.id_model:
-            # What is wrong with the settings is said before minutes of training.
             _require_decoder(settings.backbone, resolve(settings.backbone).preset)
+            if config["id_weight"] is None:
+                validation_gain(config)
             if not config["id_model_path"]:
                 require_scores_of_all_items(registry.model_class(config["id_model"]))
-            id_model.find_or_train(config)
 
     def _check_backbone(self, loaded: Backbone) -> None:
         _require_decoder(self.settings.backbone, loaded.preset)
@@ -214,14 +223,21 @@ class ST2SI(SequentialRecommender):
         return self.loss_sum(replace(sequences, labels=labels)) / len(sequences)
 
     def _prefixes(self, interaction: Interaction) -> Sequences:
-        histories = interaction[self.ITEM_SEQ].cpu().numpy()
-        return self.inputs.prefix_sequences(histories, interaction[self.ITEM_SEQ_LEN].cpu().numpy())
+        lengths = interaction[self.ITEM_SEQ_LEN].cpu().numpy()
+        ends = self._ends(interaction)
+        if ends is not None:
+            return self.inputs.sequences_before(ends, lengths)
+        return self.inputs.prefix_sequences(interaction[self.ITEM_SEQ].cpu().numpy(), lengths)
+
+    def _ends(self, interaction: Interaction) -> np.ndarray | None:
+        """Return where the rows' histories end in those that the model holds, None if it does not hold them."""
+        return row_ends(interaction) if isinstance(self.inputs, ST2SIInputs) else None  # another scenario has none
 
     def _last_states(self, interaction: Interaction) -> Tensor:
-        sequences = self._prefixes(interaction)
-        if self.state_cache is None:
-            return self.states_of(sequences).float()
-        return self.state_cache.lookup(sequences, self.states_of).float()
+        ends = self._ends(interaction)
+        if self.state_cache is None or ends is None:
+            return self.states_of(self._prefixes(interaction)).float()
+        return self.state_cache.lookup(ends, lambda rows: self.states_of(self._prefixes(interaction[rows]))).float()
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Return the score of each row's `item_id`: [batch], float32."""
@@ -267,11 +283,11 @@ class ST2SI(SequentialRecommender):
         results: dict[str, Any] = {"ilp_accuracy": accuracy}
         if self.settings.pretraining:
             results["pretraining"] = self.settings.pretraining
-        if self.id_scores is not None:
+        if self.id_scores is not None and self.id_run is not None:
             results["id_model"] = {
                 "model": type(self.id_scores.model).__name__,
                 "weight": round(float(self.id_scores.weight), 4),
-                "test": id_model.test_metrics(self.id_folder),
+                "test": self.id_run.test_metrics(),
             }
         return results
 
@@ -285,7 +301,18 @@ class ST2SI(SequentialRecommender):
         for passed in self.passes(aligned, self.settings.eval_batch_tokens):
             yield passed.labels[passed.read], self.states_of(passed)
 
+    def single_sequence(self) -> SingleHistory | None:
+        """Return what ranks for one history by a CUDA graph; None on the CPU and with an ID model."""
+        if torch.device(self.device).type != "cuda" or self.id_scores is not None:
+            return None
+        return SingleHistory(self)
+
     # -- a frozen backbone's states, computed once -------------------------------------------------------------------
+
+    @property
+    def states_never_change(self) -> bool:
+        """Whether each training sample has the same hidden states in every epoch."""
+        return self.settings.states_never_change
 
     def fill_state_cache(self, evaluated: list[HistoryDataset], folder: Path, progress: Callable[..., Any]) -> None:
         """Compute every hidden state that training and the `evaluated` parts read, once.
@@ -308,10 +335,8 @@ class ST2SI(SequentialRecommender):
         all_starts, all_wanted = np.concatenate(starts), np.concatenate(wanted)
         passes, index = shared_passes(histories.items, all_starts, all_wanted)
         trained = len(starts[0])
-        eval_index = {
-            histories.items[start : last + 1].tobytes(): int(state)
-            for start, last, state in zip(all_starts[trained:], all_wanted[trained:], index[trained:], strict=True)
-        }
+        state_before = np.full(len(histories.items) + 1, -1, dtype=np.int64)
+        state_before[all_wanted[trained:] + 1] = index[trained:]
         samples = RaggedTable(index[:trained], np.concatenate([[0], np.cumsum(users.queries())]))
         labels, aligned = users.labels[users.read], np.arange(0)
         if self.settings.alignment:
@@ -325,7 +350,7 @@ class ST2SI(SequentialRecommender):
         self.eval()
         for part in progress(self.passes(passes, self.settings.eval_batch_tokens)):
             store.append(self.states_of(part))
-        self.state_cache = QueryStateCache(store, samples, labels, eval_index, aligned)
+        self.state_cache = QueryStateCache(store, samples, labels, state_before, aligned)
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -344,8 +369,8 @@ class ST2SI(SequentialRecommender):
 
         The id model, if there is one; otherwise, with a frozen backbone, `scenario.safetensors`.
         """
-        if self.id_scores is not None:
-            id_model.keep_copy(self.id_folder, folder)
+        if self.id_run is not None:
+            self.id_run.copy_into(folder)
         elif self.settings.frozen:
             save_scenario(self, dataset, folder / "scenario.safetensors")
 

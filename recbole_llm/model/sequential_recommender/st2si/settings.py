@@ -5,13 +5,12 @@ from typing import Any
 
 from recbole_llm.backbone.pretrained import read_record
 from recbole_llm.backbone.tuning import TUNING, TuningSettings
-from recbole_llm.errors import SettingError, require_one_of, require_rate, require_whole
-from recbole_llm.model.id_model.scores import check_id_weight, max_items
+from recbole_llm.errors import SettingError
+from recbole_llm.model.id_model.scores import max_items
 
 # Appendix A.3 of the paper; LoRA is not in the paper, its rate is ours.
 _LEARNING_RATES = {"full": 5e-5, "lora": 3e-4, "frozen": 3e-4}
 _AFTER_PRETRAINING = {**_LEARNING_RATES, "frozen": 1e-4}
-_WINDOWS = ("random", "full", "recent")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class ST2SISettings:
         head_dropout: of the hidden states before the projection.
 
     Raises:
-        SettingError: for a value that is not allowed.
+        SettingError: for values that do not go together.
     """
 
     backbone: str
@@ -60,27 +59,25 @@ class ST2SISettings:
     head_dropout: float
 
     def __post_init__(self) -> None:
-        require_one_of("train_window", self.train_window, _WINDOWS)
-        whole = ("max_attribute_tokens", "max_sequence_tokens", "train_batch_tokens", "eval_batch_tokens")
-        for name in whole:
-            require_whole(name, getattr(self, name))
-        require_rate("head_dropout", self.head_dropout)
         if not isinstance(self.item_text_fields, list) or not self.item_text_fields:
             raise SettingError("item_text_fields must be a list of columns of the .item file, such as ['title']")
-        if not self.query_token:
-            raise SettingError("query_token is empty: it must be one token, such as '.'")
 
     @classmethod
-    def from_config(cls, config: Any) -> "ST2SISettings":
-        """Read the settings of a run; what is not given follows from `tuning` and `multi_query`."""
+    def from_config(cls, config: Any, backbone: str | None = None) -> "ST2SISettings":
+        """Read the settings of a run; what is not given follows from `tuning` and `multi_query`.
+
+        Args:
+            config: the settings of the run.
+            backbone: takes the place of the setting, such as the folder that a pre-training gave.
+        """
         tuning = TuningSettings.from_config(config)
-        check_id_weight(config["id_weight"])
         _check_id_settings(config)
         # Without multi-query a window has one query: only new windows in every epoch reach all positions.
         drawn = tuning.tuning != "frozen" or not config["multi_query"]
-        backbone = str(config["pretrained_backbone"] or config["backbone"])
+        backbone = str(backbone or config["pretrained_backbone"] or config["backbone"])
         pretraining = read_record(backbone)
         rates = _LEARNING_RATES if pretraining is None else _AFTER_PRETRAINING
+        rate = config["learning_rate"]
         return cls(
             backbone=backbone,
             pretraining=pretraining,
@@ -96,7 +93,7 @@ class ST2SISettings:
             alignment_instruction=config["alignment_instruction"],
             train_batch_tokens=config["train_batch_tokens"],
             eval_batch_tokens=config["eval_batch_tokens"],
-            learning_rate=config["learning_rate"] or rates[tuning.tuning],
+            learning_rate=rates[tuning.tuning] if rate is None else rate,
             id_model=config["id_model_path"] or config["id_model"] or None,
             head_dropout=config["head_dropout"],
         )

@@ -1,0 +1,102 @@
+"""What this package asks of a model class beyond RecBole's interface, with the answer of a model that says nothing.
+
+Data, trainers, inference and quick_start call these hooks. RecBole's own models do not have them: `hooks_of` and
+`hooks_of_class` answer for these with the defaults. A class that wants another answer inherits `ModelHooks` (a model
+that reads text inherits `recbole_llm.model.text_recommender.TextRecommender`, which has more).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+
+class ModelHooks:
+    """The hooks of a model, to be inherited before the model class of RecBole.
+
+    Attributes:
+        dataset_class: the dataset class that the model reads; None for RecBole's choice, see `data.choose`.
+        trainer_class: the trainer that trains it; None for RecBole's choice, see `trainer.choose`.
+        trains_on_rows: whether its training samples are RecBole's rows, of which `train_share` can take a part.
+        stages: what must be made before the model is built: declarations of `recbole_llm.model.needs`, in the order in
+            which they are made. What each yields is an argument of the constructor.
+        renamed_weights: what weights in checkpoints of older versions are called now.
+        reads_text_only: whether an item that was never trained on is as good as any other in a history.
+        histories_on_host: whether the model looks up histories on the CPU, so that its rows need not be moved to its
+            device before `full_sort_predict` and `predict`.
+    """
+
+    dataset_class: ClassVar[type | None] = None
+    trainer_class: ClassVar[type | None] = None
+    trains_on_rows: ClassVar[bool] = True
+    stages: ClassVar[tuple[Any, ...]] = ()
+    renamed_weights: ClassVar[Mapping[str, str]] = {}
+    reads_text_only: bool = False
+    histories_on_host: bool = False
+
+    @classmethod
+    def check_before_stages(cls, config: Any, dataset: Any) -> None:
+        """Refuse settings that cannot work before minutes of training are spent on a stage. By default nothing.
+
+        Args:
+            config: the settings of the run.
+            dataset: its dataset, all interactions.
+
+        Raises:
+            RecBoleLLMError: one of its kinds.
+        """
+
+    def stored_state(self) -> dict[str, Tensor]:
+        """Return the weights that a checkpoint holds, by name; by default all of them."""
+        model: Any = self
+        return model.state_dict()
+
+    def before_validation(self, valid_data: Any) -> None:
+        """Prepare for a validation that is about to begin, with the weights that it will evaluate. By default nothing.
+
+        `PackedTrainer` calls it.
+
+        Args:
+            valid_data: RecBole's loader of the validation part.
+        """
+
+    def extra_results(self) -> dict[str, Any]:
+        """Return what `result.json` holds beyond what every model's does; by default nothing."""
+        return {}
+
+    def save_extras(self, folder: Path, dataset: Any) -> None:
+        """Write what a finished run holds beside its weights; by default nothing.
+
+        Args:
+            folder: of the run.
+            dataset: its dataset, all interactions.
+        """
+
+    def single_sequence(self) -> Any | None:
+        """Return what ranks for one history faster than `full_sort_predict` does, or None (the default).
+
+        It has a method ``top(history, k, seen)`` that takes item ids int64 [items], the oldest first, and the ids to
+        leave out (or None), and returns scores and ids [k], best first, or None where it cannot.
+        """
+        return None
+
+
+class _Defaults(ModelHooks):
+    """The hooks of a model that has none."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def stored_state(self) -> dict[str, Tensor]:
+        return self._model.state_dict()
+
+
+def hooks_of(model: Any) -> ModelHooks:
+    """Return the hooks of a model: its own, or the defaults."""
+    return model if isinstance(model, ModelHooks) else _Defaults(model)
+
+
+def hooks_of_class(model_class: type) -> type[ModelHooks]:
+    """Return what a model class says before a model is built: its own hooks, or the defaults."""
+    return model_class if issubclass(model_class, ModelHooks) else ModelHooks

@@ -1,0 +1,78 @@
+"""The base class of models that read item texts with a language model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor
+
+from recbole_llm.backbone.feature_cache import QueryStateCache
+from recbole_llm.config.hooks import ModelHooks
+
+
+class TextRecommender(ModelHooks, SequentialRecommender):
+    """A sequential model of RecBole with every hook that this package calls.
+
+    Hooks that any model may have are those of `ModelHooks`: what is declared (`dataset_class`, `trainer_class`,
+    `stages`, ...), `check_before_stages`, `stored_state`, `before_validation`, `extra_results`, `save_extras` and
+    `single_sequence`. What follows is called by `PackedTrainer` alone.
+
+    Args:
+        config: the settings of the run.
+        dataset: the training part.
+
+    Attributes:
+        state_cache: the stored hidden states that training takes the place of its samples, once `fill_state_cache` was
+            called; else None.
+    """
+
+    input_type = InputType.POINTWISE
+    state_cache: QueryStateCache | None = None
+
+    @property
+    def states_never_change(self) -> bool:
+        """Whether each training sample has the same hidden states in every epoch; they are then computed once."""
+        return False
+
+    def fill_state_cache(self, evaluated: list[Any], folder: Path, progress: Callable[..., Any]) -> None:
+        """Compute the hidden states that training and the `evaluated` parts read, once, where `states_never_change`.
+
+        Args:
+            evaluated: validation and test parts.
+            folder: where a large table may be memory-mapped.
+            progress: wraps the list of passes, such as `tqdm.tqdm`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} says that its states never change, but stores none")
+
+    def training_samples(self, rng: np.random.Generator) -> Any:
+        """Return the samples of one epoch: with a length, and a method ``select(indices)``.
+
+        Args:
+            rng: the epoch's own.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no training_samples, which PackedTrainer asks for")
+
+    def prepared_step(self, samples: Any) -> tuple[int, list[Any]]:
+        """Return how many queries the samples of one optimiser step have, and its packed passes, on the CPU.
+
+        Each pass has a method `pin_memory`. This is called in a thread of its own, ahead of training.
+
+        Args:
+            samples: selected from those of the epoch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no prepared_step, which PackedTrainer asks for")
+
+    def pass_loss_sum(self, part: Any) -> Tensor:
+        """Return the loss of one pass, summed over its queries: a scalar on the device.
+
+        Args:
+            part: a pass of `prepared_step`, or stored queries of `state_cache`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no pass_loss_sum, which PackedTrainer asks for")
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return AdamW's groups with their rates; by default one, of all trained weights, with RecBole's own rate."""
+        return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]

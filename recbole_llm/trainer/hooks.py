@@ -1,0 +1,29 @@
+"""What `RunFolderMixin` asks of the trainer behind it, with the answer of RecBole's own trainers."""
+
+import contextlib
+from typing import Any
+
+from recbole.trainer import Trainer
+
+
+class TrainerHooks(Trainer):
+    """A RecBole trainer with nothing of its own to prepare, evaluate or store."""
+
+    def precompute(self, *evaluated: Any, show_progress: bool = False) -> None:
+        """Compute what training and evaluation only read, before the first epoch. By default nothing.
+
+        Args:
+            evaluated: loaders of the parts that will be evaluated; None is skipped.
+            show_progress: whether to show a bar.
+        """
+
+    def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has the weights to evaluate and keep; by default the trained ones."""
+        return contextlib.nullcontext()
+
+    def more_resume_state(self) -> dict[str, Any]:
+        """Return what must be stored, beside weights and optimisers, to resume: plain values and tensors."""
+        return {}
+
+    def load_more_resume_state(self, state: dict[str, Any]) -> None:
+        """Take back what `more_resume_state` returned."""
