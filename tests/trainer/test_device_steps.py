@@ -13,10 +13,10 @@ from recbole.utils import init_seed
 from safetensors.torch import load_file
 
 from recbole_llm.config.config import Config
-from recbole_llm.config.registry import trainer_class
 from recbole_llm.errors import TrainingError
 from recbole_llm.quick_start.run import build, run
 from recbole_llm.trainer import device_steps
+from recbole_llm.trainer.choose import trainer_class
 from recbole_llm.trainer.device_steps import DeviceSteps, EpochLoss
 from recbole_llm.trainer.run_folder_trainer import RunFolderMixin, with_run_folder
 
