@@ -1,17 +1,13 @@
 """What plots are drawn from: finished runs, by themselves or as the cells of a comparison."""
 
-import glob
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from recbole_llm.errors import DataError, SettingError, nearest
-from recbole_llm.runs import folder as run_folder
-
-_MAPPINGS = ("test", "valid", "seconds", "parameters", "settings")
+from recbole_llm.runs.folder import NOT_SHAPING, finished_runs
+from recbole_llm.runs.result import RunResult
 
 
 @dataclass(frozen=True)
@@ -25,7 +21,7 @@ class Record:
         valid, test: metrics of the epoch that was best on validation, as fractions.
         seconds: of every stage.
         parameters: numbers ``trained`` and ``frozen``.
-        history: one entry an epoch: epoch (from 0), train_loss, valid.
+        history: one entry per epoch: epoch (from 0), train_loss, valid.
         best_epoch: the one whose weights were tested; None without validation.
         settings: all settings of a run, or those of a comparison's cell that are not defaults.
         source: its file or folder, for messages.
@@ -92,23 +88,6 @@ class Results:
         return name
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises DataError, which calls the file `what`."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"it holds {constant}, which is not a number")
-
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except FileNotFoundError:
-        raise DataError(f"the {what} {path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a readable {what}: {error}") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path} is not a {what}: it holds a {type(value).__name__}")
-    return value
-
-
 def read_runs(runs: str) -> Results:
     """Read finished runs.
 
@@ -117,38 +96,21 @@ def read_runs(runs: str) -> Results:
 
     Raises:
         SettingError: if nothing is named.
-        DataError: if a run is missing, unfinished or broken.
+        CheckpointError: if a run is missing, unfinished or broken.
     """
-    files: dict[Path, None] = {}
-    for name in runs.replace(",", " ").split():
-        found = [Path(p) for p in sorted(glob.glob(name))] if glob.has_magic(name) else [Path(name)]  # noqa: PTH207
-        finished = [
-            path
-            for path in (p / run_folder.RESULT if p.is_dir() else p for p in found)
-            if path.name == run_folder.RESULT
-        ]
-        if glob.has_magic(name):  # a pattern takes what is finished
-            finished = [path for path in finished if path.is_file()]
-        if not finished:
-            raise DataError(
-                f"{name} names no finished run: a run is a folder with {run_folder.RESULT} in it, such as saved/<run>"
-            )
-        files.update(dict.fromkeys(finished))
-    if not files:
+    folders = dict.fromkeys(folder for name in runs.replace(",", " ").split() for folder in finished_runs(name))
+    if not folders:
         raise SettingError("no run is named: --runs=saved/<run>,saved/<run>")
-    return from_results([(str(path.parent), read_json(path, "result of a run")) for path in files])
+    return from_results([(str(folder), RunResult.read(folder)) for folder in folders])
 
 
-def from_results(results: Sequence[tuple[str, dict[str, Any]]]) -> Results:
-    """Take what `result.json` files hold.
+def from_results(results: Sequence[tuple[str, RunResult]]) -> Results:
+    """Take finished runs.
 
     Args:
-        results: the name of each run, for messages, and what its file holds.
-
-    Raises:
-        DataError: if one lacks what every result has.
+        results: the name of each run, for messages, and its result.
     """
-    records = [_record(result, _own_label(result, name), name) for name, result in results]
+    records = [_record(result.to_dict(), printable(result.label), name) for name, result in results]
     records = _told_apart(records)
     return Results(
         records,
@@ -182,32 +144,15 @@ def printable(text: Any) -> str:
     return "".join(character if character.isprintable() else " " for character in str(text))
 
 
-def _record(result: dict[str, Any], label: str, source: str) -> Record:
-    for name in _MAPPINGS:
-        if not isinstance(result.get(name), dict | None):
-            raise DataError(f"'{name}' in the result of {source} is no mapping of names to values: run it again")
-    for part in ("test", "valid"):
-        for metric, value in (result.get(part) or {}).items():
-            if not isinstance(value, int | float):
-                raise DataError(f"{metric} in the result of {source} is {value!r}, not a number: run it again")
-    try:
-        return Record(
-            dataset=printable(result["dataset"]), label=label, model=printable(result["model"]),
-            backbone=result["backbone"], tuning=result["tuning"], seed=result["seed"], device=result["device"],
-            valid=result["valid"] or {}, test=result["test"] or {}, seconds=result["seconds"],
-            parameters=result["parameters"], history=result["history"],
-            best_epoch=result["best_epoch"], settings=result["settings"], source=source,
-        )  # fmt: skip
-    except KeyError as error:
-        raise DataError(f"the result of {source} lacks {error}: run it again") from None
-
-
-def _own_label(result: dict[str, Any], source: str) -> str:
-    if "model" not in result:
-        raise DataError(f"the result of {source} lacks 'model': run it again")
-    backbone = result.get("backbone")
-    parts = [result["model"], Path(backbone).name if backbone else None, result.get("tuning")]
-    return printable(", ".join(str(part) for part in parts if part))
+def _record(fields: dict[str, Any], label: str, source: str) -> Record:
+    """Return the record of a run from the fields of its result, which a comparison's cell has, too."""
+    return Record(
+        dataset=printable(fields["dataset"]), label=label, model=printable(fields["model"]),
+        backbone=fields["backbone"], tuning=fields["tuning"], seed=fields["seed"], device=fields["device"],
+        valid=fields["valid"] or {}, test=fields["test"] or {}, seconds=fields["seconds"],
+        parameters=fields["parameters"], history=fields["history"],
+        best_epoch=fields["best_epoch"], settings=fields["settings"], source=source,
+    )  # fmt: skip
 
 
 def _told_apart(records: list[Record]) -> list[Record]:
@@ -230,7 +175,7 @@ def _kinds(records: list[Record], names: list[str]) -> int:
 
 def differing(records: Sequence[Record], *allowed: str) -> list[str]:
     """Return the names of settings that shape a result and are not the same in all `records`, but for `allowed`."""
-    names = sorted({name for record in records for name in record.settings} - run_folder.NOT_SHAPING - set(allowed))
+    names = sorted({name for record in records for name in record.settings} - NOT_SHAPING - set(allowed))
     return [name for name in names if any(r.settings.get(name) != records[0].settings.get(name) for r in records)]
 
 

@@ -20,9 +20,10 @@ from recbole_llm.evaluation import candidates
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.ranks import write_ranks
+from recbole_llm.runs.result import RunResult
 from recbole_llm.stages import pretraining
 from recbole_llm.trainer.run_folder_trainer import best_epoch
-from recbole_llm.utils.files import read_yaml, write_json
+from recbole_llm.utils.files import read_yaml
 
 if TYPE_CHECKING:
     from recbole_llm.inference.recommender import Recommender
@@ -144,11 +145,15 @@ def run(
         "fit": fit_seconds,
         "evaluate": evaluated - fitted,
     }
-    result = _result(parts, trainer, test, seconds)
-    result.update(candidates.results(test_ranking, valid_ranking if validated else None))
-    write_json(folder / run_folder.RESULT, result)
+    found = {
+        **_result(parts, trainer, test, seconds),
+        **candidates.results(test_ranking, valid_ranking if validated else None),
+        "kind": config["MODEL_TYPE"].name.lower(),
+    }
+    result = RunResult.from_dict(found, folder / run_folder.RESULT)
+    result.write(folder)
     (folder / checkpoint.RESUME).unlink(missing_ok=True)  # the run is finished: nothing is left to go on with
-    return {**result, "path": str(folder / run_folder.RESULT)}
+    return {**result.to_dict(), "path": str(folder / run_folder.RESULT)}
 
 
 def fit(config: Config, folder: Path, callback: Callable[[int, float], None] | None = None) -> dict[str, Any]:

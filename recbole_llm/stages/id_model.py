@@ -24,7 +24,8 @@ from recbole_llm.data.build import file_hashes
 from recbole_llm.errors import CheckpointError, SettingError
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
-from recbole_llm.utils.files import read_json, replacing_folder, storage_errors
+from recbole_llm.runs.result import RunResult
+from recbole_llm.utils.files import replacing_folder, storage_errors
 
 # Settings of a run that are its id model's too: the data, the protocol, and how a run is kept.
 _SHARED = (
@@ -111,9 +112,9 @@ def keep_copy(folder: Path, run: Path) -> None:
             shutil.copytree(folder / _COPY, temporary / _COPY)
 
 
-def test_metrics(folder: Path) -> dict[str, float]:
-    """Return the id model's own test metrics."""
-    return read_json(folder / run_folder.RESULT)["test"]
+def test_metrics(folder: Path) -> dict[str, float] | None:
+    """Return the ID model's own test metrics. Raises CheckpointError if its result is broken."""
+    return RunResult.read(folder).test
 
 
 def _given(config: Any) -> Path:

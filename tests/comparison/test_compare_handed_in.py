@@ -202,8 +202,8 @@ def test_runs_tested_on_other_targets_are_refused(workdir):
 def test_runs_that_are_none(workdir):
     (workdir / "saved" / "half").mkdir(parents=True)
     for runs, message in (
-        ("saved/half", "saved/half is not a finished run"),
-        ("saved/*", "no finished run is at saved/\\*"),
+        ("saved/half", "saved/half names no finished run"),
+        ("saved/*", r"saved/\* names no finished run"),
         (f"SASRec:{SASREC},{altered(workdir, 'same')}", "are both SASRec on ml-100k with seed 2020: leave one out"),
     ):
         with pytest.raises((CheckpointError, SettingError), match=message):

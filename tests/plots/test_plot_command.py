@@ -101,11 +101,12 @@ def test_a_broken_result_is_named(folder, capsys):
     del broken["seconds"]
     runs(folder, broken=broken)
     assert main(["plot", "--kind=bars", "--runs=saved/broken"]) == 1
-    assert "the result of saved/broken lacks 'seconds'" in capsys.readouterr().err
+    message = "saved/broken/result.json is not the result of a run: it lacks 'seconds'; run it again"
+    assert message in capsys.readouterr().err
     for changed, message in (
         ({"test": {}}, "no run has test metrics: there is nothing to draw"),
-        ({"test": {"ndcg@10": "high"}}, "ndcg@10 in the result of saved/broken is 'high', not a number"),
-        ({"settings": []}, "'settings' in the result of saved/broken is no mapping"),
+        ({"test": {"ndcg@10": "high"}}, "'test.ndcg@10' must be a number, but is 'high'"),
+        ({"settings": []}, "'settings' must be a mapping of names to values, but is []"),
     ):
         runs(folder, broken={**result(), **changed})
         assert main(["plot", "--kind=bars", "--runs=saved/broken"]) == 1

@@ -21,6 +21,7 @@ from recbole_llm.plots.records import from_comparison, from_results, read_runs
 from recbole_llm.plots.sensitivity import sensitivity
 from recbole_llm.plots.style import PALETTE, looks
 from recbole_llm.plots.trade_off import trade_off
+from recbole_llm.runs.result import RunResult
 
 KEPT = Path(__file__).parents[2] / "results" / "runs" / "ml-100k"
 
@@ -39,7 +40,7 @@ def texts(ax):
 
 
 def of(*results):
-    return from_results([(f"run {number}", one) for number, one in enumerate(results)])
+    return from_results([(f"run {n}", RunResult.from_dict(one, f"run {n}")) for n, one in enumerate(results)])
 
 
 def segments(ax):
