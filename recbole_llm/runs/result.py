@@ -246,12 +246,16 @@ class RunResult:
         """What decides who is tested, on which target and among which items; see `runs.protocol.protocol_of`."""
         return protocol_of(self.settings)
 
-    def settings_beside(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings of the run that are not `defaults`, without model, dataset and seed."""
-        identity = ("model", "dataset", "seed")
-        return {
-            name: value for name, value in self.settings.items() if name not in identity and value != defaults.get(name)
-        }
+    def given_settings(self, defaults: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the settings of the run that are not `defaults`, without model, dataset and seed.
+
+        Args:
+            defaults: values by name; None: unknown, so that all settings are returned.
+        """
+        own = {name: value for name, value in self.settings.items() if name not in ("model", "dataset", "seed")}
+        if defaults is None:
+            return own
+        return {name: value for name, value in own.items() if value != defaults.get(name)}
 
 
 def has_result(run: Path) -> bool:

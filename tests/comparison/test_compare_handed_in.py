@@ -8,7 +8,7 @@ import pytest
 from atomic_files import quick_settings, write_atomic_files
 
 from recbole_llm.cli.main import main
-from recbole_llm.comparison import cells as compare_cells
+from recbole_llm.comparison import child_runs
 from recbole_llm.comparison.compare import Options, compare
 from recbole_llm.errors import CheckpointError, SettingError
 from recbole_llm.quick_start.run import run
@@ -19,7 +19,7 @@ POP, SASREC = KEPT / "Pop" / "seed-2020", KEPT / "SASRec-default" / "seed-2020"
 
 
 def test_kept_runs_give_their_table_and_start_nothing(workdir, monkeypatch, capsys):
-    monkeypatch.setattr(compare_cells, "start_run", lambda *_: pytest.fail("a run was started"))
+    monkeypatch.setattr(child_runs, "start_run", lambda *_: pytest.fail("a run was started"))
     names = ["Pop", "SASRec", "ST2SI-ILP-8-items", "ST2SI-ILP-50-items"]
     runs = [f"--runs=SASRec:{SASREC},{KEPT}/*/*", f"--models={','.join(names)}"]
     assert main(["compare", *runs, "--out=here", "--show=ndcg@10,mrr"]) == 0
@@ -65,7 +65,7 @@ def seeds_of(folder, weights=None, **changed):
 
 @pytest.mark.parametrize("weights", ["id_model_path", "pretrained_backbone", "initial_projection"])
 def test_runs_in_folders_of_seeds_are_named_after_the_folder_above(workdir, monkeypatch, capsys, weights):
-    monkeypatch.setattr(compare_cells, "start_run", lambda *_: pytest.fail("a run was started"))
+    monkeypatch.setattr(child_runs, "start_run", lambda *_: pytest.fail("a run was started"))
     seeds_of(workdir / "runs" / "SASRec-mine", weights=weights)
     arguments = ["--show=epochs,mrr,valid.ndcg@10,seeds", "--significance=false", "--out=here"]
     runs = f"--runs=runs/*/*,{KEPT}/*/*"
@@ -90,7 +90,7 @@ def test_runs_of_one_label_must_have_one_setting(workdir):
 
 
 def test_rows_must_be_of_runs_that_are_there(workdir):
-    with pytest.raises(SettingError, match=r"models=SASRec is none of the runs.*did you mean 'SASRec-default'"):
+    with pytest.raises(SettingError, match=r"models=SASRec is none of the given runs.*did you mean 'SASRec-default'"):
         compare(Options(runs=[f"{KEPT}/*/*"], models="Pop,SASRec", out="here"))
     assert not (workdir / "here").exists()
 
@@ -127,8 +127,8 @@ def test_runs_fill_their_cells_of_a_plan(workdir, monkeypatch):
     settings = quick_settings(write_atomic_files(workdir / "small"), load_col=None)
     path = Path(run("Pop", settings=settings)["path"])
     started = []
-    monkeypatch.setattr(compare_cells, "start_run", lambda arguments, *_: started.append(arguments) or 9)
-    monkeypatch.setattr(compare_cells, "reason", lambda *_: "not really started")
+    monkeypatch.setattr(child_runs, "start_run", lambda arguments, *_: started.append(arguments) or 9)
+    monkeypatch.setattr(child_runs, "reason", lambda *_: "not really started")
     shared = {k: v for k, v in settings.items() if k != "dataset"}
     options = Options(models="Pop,BPR", dataset="small", runs=[str(path.parent), str(POP)], settings=shared, show="mrr")
     comparison = compare(options)
@@ -137,7 +137,7 @@ def test_runs_fill_their_cells_of_a_plan(workdir, monkeypatch):
         ("small", "Pop"): ("done", None),
         ("small", "BPR"): ("failed", "not really started"),
         ("ml-100k", "Pop"): ("done", None),
-        ("ml-100k", "BPR"): ("missing", "no run of it was handed in"),
+        ("ml-100k", "BPR"): ("missing", "no run of it was given"),
     }
     assert [arguments[0] for arguments in started] == ["--model=BPR"]
 
@@ -208,14 +208,14 @@ def test_runs_that_are_none(workdir):
     ):
         with pytest.raises((CheckpointError, SettingError), match=message):
             compare(Options(runs=runs))
-    for text, message in (("{", "is broken"), ('{"model": "Pop"}', "lacks 'dataset'")):
+    for text, message in (("{", "is not a readable result"), ('{"model": "Pop"}', "lacks 'dataset'")):
         (workdir / "saved" / "half" / "result.json").write_text(text)
         with pytest.raises(CheckpointError, match=message):
             compare(Options(runs="saved/half"))
     for changed, message in (
-        ({"settings": []}, "its 'settings' is no mapping"),
-        ({"counts": {"users": 3}}, "its counts lack the number of 'items'"),
-        ({"test": {"mrr": "high"}}, "mrr is 'high', not a number"),
+        ({"settings": []}, "'settings' must be a mapping"),
+        ({"counts": {"users": 3}}, "'counts' lacks 'items'"),
+        ({"test": {"mrr": "high"}}, "'test.mrr' must be a number, but is 'high'"),
         ({"test": {}}, "has no test metrics"),
     ):
         result = json.loads((SASREC / "result.json").read_text()) | changed

@@ -92,11 +92,13 @@ def test_fields_are_written_in_the_order_of_the_file(tmp_path):
     assert list(json.loads((tmp_path / RESULT).read_text())) == list(fields)
 
 
-def test_label_and_settings_beside_the_defaults():
+def test_label_and_given_settings_the_defaults():
     result = RunResult.read(ST2SI)
     assert result.label == "ST2SI, smollm2-135m, ilp"
     defaults = {**result.settings, "epochs": -1, "seed": -1, "model": "Other"}
-    assert result.settings_beside(defaults) == {"epochs": result.settings["epochs"]}
+    assert result.given_settings(defaults) == {"epochs": result.settings["epochs"]}
+    everything = {name: one for name, one in result.settings.items() if name not in ("model", "dataset", "seed")}
+    assert result.given_settings(None) == everything
     assert RunResult.from_dict(changed("backbone", None) | {"tuning": None}, "run").label == "ST2SI"
 
 
