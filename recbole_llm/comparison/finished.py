@@ -1,5 +1,6 @@
 """Finished runs that are given to a comparison: found, read, and named."""
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from recbole_llm.config.config import Config, has_folder
 from recbole_llm.errors import CheckpointError, DataError, RecBoleLLMError, SettingError, nearest
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.result import RunResult
-from recbole_llm.utils.files import read_yaml
+from recbole_llm.utils.files import read_json_object, read_yaml
 
 # Folders of weights that a run started from, which have another name for each seed.
 _WEIGHTS = frozenset({"pretrained_backbone", "id_model_path", "initial_projection"})
@@ -98,15 +99,30 @@ def _read(label: str | None, folder: Path) -> _Run:
 
 
 def _stored_settings(folder: Path, error: CheckpointError) -> dict[str, Any]:
-    """Return the settings in `config.yaml` of a run whose result cannot be read; raise `error` if they do not help."""
-    try:
-        settings = read_yaml(folder / run_folder.CONFIG)
-    except DataError:
-        raise error from None
+    """Return settings, model, dataset and seed among them, of a run whose result is refused with `error`.
+
+    They are those of `config.yaml`, or what the result itself still says; without either, `error` is raised.
+    """
     kinds = {"model": str, "dataset": str, "seed": int}
-    if not all(isinstance(settings.get(name), kind) for name, kind in kinds.items()):
-        raise error
-    return settings
+    for read in (_settings_file, _settings_in_result):
+        with contextlib.suppress(DataError):
+            settings = read(folder)
+            if all(isinstance(settings.get(name), kind) for name, kind in kinds.items()):
+                return settings
+    raise error
+
+
+def _settings_file(folder: Path) -> dict[str, Any]:
+    return read_yaml(folder / run_folder.CONFIG)
+
+
+def _settings_in_result(folder: Path) -> dict[str, Any]:
+    fields = read_json_object(folder / run_folder.RESULT, "result of a run")
+    settings = fields.get("settings")
+    return {
+        **(settings if isinstance(settings, dict) else {}),
+        **{k: fields.get(k) for k in ("model", "dataset", "seed")},
+    }
 
 
 def _cell(label: str, run: _Run) -> Cell:

@@ -23,7 +23,7 @@ class Options:
         config_files: YAML files with settings of all models.
         settings: settings of all models; each goes to those that have it, and overrides the files and `model_settings`.
         model_settings: settings of each label, or a YAML file with them; ``model`` names a label's model.
-        runs: finished runs, see `compare_runs.find_runs`; they take the place of the cells that they are.
+        runs: finished runs, see `finished.find_runs`; they take the place of the cells that they are.
         out: the folder; None: ``comparisons/<datasets>-<hash of what is compared>``.
         show: metrics of the table, and other columns: ``seeds``, ``interval.ndcg@10`` over users, and what
             `result.json` has under a name, a dot leading into a mapping: ``epochs``, ``valid.ndcg@10``,

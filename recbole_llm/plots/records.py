@@ -51,7 +51,7 @@ class Results:
     Attributes:
         records: finished runs.
         datasets, labels, metrics: in the order of a table; labels also of cells that failed.
-        intervals: by data set, label and metric: low and high end over users.
+        intervals: by dataset, label and metric: low and high end over users.
         groups: the comparison's groups of targets.
     """
 
@@ -63,11 +63,11 @@ class Results:
     groups: list[dict[str, Any]] = field(default_factory=list)
 
     def of(self, dataset: str, label: str | None = None) -> list[Record]:
-        """Return the records of a data set, all or those of one label."""
+        """Return the records of a dataset, all or those of one label."""
         return [r for r in self.records if r.dataset == dataset and label in (None, r.label)]
 
     def only(self, dataset: str) -> "Results":
-        """Return the same with one data set; labels keep their places, and so their colours."""
+        """Return the same with one dataset; labels keep their places, and so their colours."""
         groups = [group for group in self.groups if group["dataset"] == dataset]
         return Results(self.of(dataset), [dataset], self.labels, self.metrics, self.intervals, groups)
 
@@ -111,7 +111,7 @@ def from_results(results: Sequence[tuple[str, RunResult]]) -> Results:
         results: the name of each run, for messages, and its result.
     """
     records = [_record(result.to_dict(), printable(result.label), name) for name, result in results]
-    records = _told_apart(records)
+    records = _with_distinct_labels(records)
     return Results(
         records,
         list(dict.fromkeys(record.dataset for record in records)),
@@ -155,7 +155,7 @@ def _record(fields: dict[str, Any], label: str, source: str) -> Record:
     )  # fmt: skip
 
 
-def _told_apart(records: list[Record]) -> list[Record]:
+def _with_distinct_labels(records: list[Record]) -> list[Record]:
     """Add to the labels of runs that differ in more than their seed what they differ in."""
     named = []
     for record in records:

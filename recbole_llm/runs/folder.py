@@ -34,7 +34,7 @@ def create(root: Path, settings: dict[str, Any], wanted: str | Path | None = Non
     """Make the folder ``<root>/<model>-<dataset>-<time>-<hash of the settings>`` and write `config.yaml` into it.
 
     Args:
-        root: where runs are kept.
+        root: where runs are stored.
         settings: of the run.
         wanted: the folder itself, if it has a name already; it must not exist.
 

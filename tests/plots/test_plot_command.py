@@ -76,7 +76,7 @@ def test_runs_are_drawn_against_a_setting_by_size_and_by_pretraining(folder, cap
         (["--kind=sensitivity", "--comparison=comparison.json"], "needs the setting to draw against"),
         (["--kind=bars", "--setting=epochs", "--comparison=comparison.json"], "bars has no use for setting=epochs"),
         (["--kind=sensitivity", "--setting=epochs", "--comparison=comparison.json"], "epochs has no two values"),
-        (["--kind=backbones", "--comparison=comparison.json"], "no two runs on one data set have language models"),
+        (["--kind=backbones", "--comparison=comparison.json"], "no two runs on one dataset have language models"),
         (["--kind=pretraining", "--comparison=comparison.json"], "differ in pretrain_datasets"),
         (["--kind=groups", f"--runs={KEPT}/*/*"], "there are no groups of targets with ndcg@10"),
         (["--kind=bars", "--rnus=x"], "plot has no setting 'rnus'; did you mean 'runs'?"),

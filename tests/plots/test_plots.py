@@ -205,7 +205,7 @@ def test_backbones_are_one_line_a_family_over_all_parameters_with_the_best_id_mo
     assert found["opt"] == ([135, 360], [0.2, 0.4]) and found["bge"] == ([38, 340], [0.3, 0.5])
     assert found["SASRec"][1] == [0.15, 0.15] and "SASRec" in texts(ax) and "GRU4Rec" not in found
     assert family_of("/models/SmolLM2-135M") == "smollm2"
-    with pytest.raises(SettingError, match="no two runs on one data set have language models of one family"):
+    with pytest.raises(SettingError, match="no two runs on one dataset have language models of one family"):
         backbones(of(*runs[1:3]), "mrr")
 
 
@@ -235,7 +235,7 @@ def test_pretraining_sets_are_bars_by_target_and_epochs_are_lines():
     ]
     (ax,) = figures["epochs"].axes
     assert lines(ax) == {"Scientific": ([5, 10, 15, 30], [0.12, 0.18, 0.2, 0.17])}
-    with pytest.raises(SettingError, match="no two runs on one data set differ in pretrain_datasets"):
+    with pytest.raises(SettingError, match="no two runs on one dataset differ in pretrain_datasets"):
         pretraining(of(runs[0], runs[4]), "mrr")
 
 
