@@ -56,8 +56,8 @@ def mean_reciprocal_rank(lists: np.ndarray, ranks: np.ndarray) -> float:
     The ST2SI paper's MRR; RecBole's MRR@k counts ranks beyond k as 0.
 
     Args:
-        lists: int64 [targets], names the ranked list of each target: one per user for a general model, one per target for
-            a sequential one, which ranks each after another history.
+        lists: int64 [targets], names the ranked list of each target: one per user for a general model, one per target
+            for a sequential one, which ranks each after another history.
         ranks: int64 [targets], from 1.
     """
     best = pd.Series(ranks).groupby(lists).min()

@@ -17,7 +17,7 @@ _RUN_AGAIN = "run it again"
 _SEQUENTIAL = "sequential"
 # RecBole's folders of models that know a user by an id; those of all other models read histories.
 _FOLDERS_OF_USER_MODELS = ("general", "context_aware", "knowledge_aware", "exlib")
-_LONGEST_VALUE = 60  # characters of a wrong value in a message
+_LONGEST_SHOWN = 60  # characters of a name or a value in a message
 
 
 # -- what a field must hold --------------------------------------------------------------------------------------------
@@ -29,11 +29,18 @@ def _of_kind(is_right: Callable[[Any], bool], expected: str) -> Check:
     def check(name: str, value: Any) -> str | None:
         if is_right(value):
             return None
-        shown = repr(value)
-        shown = shown if len(shown) <= _LONGEST_VALUE else f"{shown[:_LONGEST_VALUE]}..."
-        return f"{name!r} must be {expected}, but is {shown}"
+        return f"{_quoted(name)} must be {expected}, but is {_shortened(repr(value))}"
 
     return check
+
+
+def _quoted(name: str) -> str:
+    printable = "".join(character if character.isprintable() else " " for character in name)
+    return f"'{_shortened(printable)}'"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _is_number(value: Any) -> bool:
@@ -57,7 +64,7 @@ def _mapping(check_value: Check, needed: tuple[str, ...] = (), known: Mapping[st
             return _of_kind(lambda _: False, "a mapping of names to values")(name, value)
         for key in needed:
             if key not in value:
-                return f"{name!r} lacks {key!r}"
+                return f"{_quoted(name)} lacks {_quoted(key)}"
         found = ((known or {}).get(key, check_value)(f"{name}.{key}", one) for key, one in value.items())
         return next(filter(None, found), None)
 
@@ -124,7 +131,7 @@ def fault_in(values: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
     """
     for name in names:
         if name in _NEEDED and name not in values:
-            return f"it lacks {name!r}"
+            return f"it lacks {_quoted(name)}"
         if name in values and (found := (_NEEDED.get(name) or _OPTIONAL[name])(name, values[name])):
             return found
     return None
