@@ -38,10 +38,10 @@ def _child(folder: str, arguments: list[str], end: Any, out: str, error: str) ->
             os.dup2(file.fileno(), stream.fileno())
     import torch
 
-    from recbole_llm.comparison import cells as compare_cells
+    from recbole_llm.comparison import child_runs
 
     torch.set_num_threads(1)
-    compare_cells.start_run = lambda run, log, lock: _forked_run(run, log, end)
+    child_runs.start_run = lambda run, log, lock, environment: _forked_run(run, log, end)
     os._exit(_main(["compare", *arguments]))
 
 

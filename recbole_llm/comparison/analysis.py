@@ -10,51 +10,49 @@ import numpy as np
 import pandas as pd
 from recbole.evaluator.register import smaller_metrics
 
+from recbole_llm.comparison.collect import Collected
 from recbole_llm.comparison.columns import interval_metrics, is_column, mean_and_deviation, require_columns
 from recbole_llm.comparison.groups import group_metrics, read_facts
-from recbole_llm.comparison.protocol import is_general
 from recbole_llm.comparison.significance import bootstrap_means, compare_pairs, percentiles
 from recbole_llm.comparison.user_values import has_user_values, mean_over_seeds, ranked_together, user_values
-from recbole_llm.config import registry
 from recbole_llm.config.paper import printed_values
 from recbole_llm.errors import RecBoleLLMError, SettingError, nearest
 
 _PACKAGES = ("recbole", "torch", "transformers", "peft", "tokenizers", "numpy", "scipy", "pandas", "scikit-learn")
 _ROUNDING = 5e-4  # several times that of RecBole's four decimals
-Ranks = Sequence[pd.DataFrame | None]
+_Runs = Sequence[Collected]  # of one label on one dataset, all with ranks
 
 
 def analyse(
-    cells: list[dict[str, Any]],
-    ranks: Ranks,
-    settings: dict[str, dict[str, Any]],
+    collected: Sequence[Collected],
     show: Sequence[str] = (),
     ours: Sequence[str] = (),
     baselines: Sequence[str] = (),
     papers: bool = False,
     significance: bool = True,
+    data_path: str | None = None,
 ) -> dict[str, Any]:
     """Return what `comparison.json` holds beside its version, time and command.
 
     Args:
-        cells: as in the file, in the order of the table; all of one data set were measured by one protocol.
-        ranks: of each cell's test targets; None where it has none.
-        settings: of a run on each data set, from which it can be built again.
-        show: metrics of the table and other columns (`comparison_columns`); empty: see `shown_metrics`.
+        collected: the cells in the order of the table; all of one dataset were measured by one protocol.
+        show: metrics of the table and other columns (`comparison.columns`); empty: see `shown_metrics`.
         ours: labels; empty: see `sides`.
         baselines: labels; empty: see `sides`.
         papers: whether to add what the papers print.
         significance: whether to add tests and intervals over users and metrics by group, and the improvement of our
-            models where `ours` names none.
+            models if `ours` names none.
+        data_path: where the datasets are; None: where the runs found them.
 
     Raises:
-        SettingError: for a metric or a label that is not there.
+        SettingError: for an unknown metric or label.
     """
+    cells = [found.entry for found in collected]
     datasets = list(dict.fromkeys(cell["dataset"] for cell in cells))
     labels = list(dict.fromkeys(cell["label"] for cell in cells))
     metrics = shown_metrics(cells, show)
     require_columns(cells, [name for name in show if is_column(name)])
-    ours, baselines = sides(cells, ours, baselines, by_default=significance)
+    ours, baselines = sides(collected, ours, baselines, by_default=significance)
     summary = _summary(cells, datasets, labels, metrics)
     analysis: dict[str, Any] = {
         "datasets": datasets,
@@ -72,19 +70,20 @@ def analyse(
         "counts": {dataset: _counts(cells, dataset) for dataset in datasets},
         "packages": _packages(),
         "papers": printed_values(datasets) if papers else None,
-        "notes": [],
+        "notes": [found.note for found in collected if found.note is not None],
     }
-    by_target: set[tuple[str, str]] = set()
     tested = [metric for metric in metrics if has_user_values(metric)] if significance else []
     measured = list(dict.fromkeys([*tested, *interval_metrics(show)]))
+    by_target: set[tuple[str, str]] = set()
     for dataset in datasets if measured else ():
-        runs = _runs_of(cells, ranks, dataset, labels, analysis["notes"])
+        here = [found for found in collected if found.entry["dataset"] == dataset]
+        runs = _runs_with_ranks(here, analysis["notes"])
         if not runs:
             continue
         _add_users(analysis, dataset, runs, measured, tested, ours)
         by_target |= {(dataset, label) for label, of_label in runs.items() if _has_lists_by_target(of_label)}
         if tested:
-            _add_groups(analysis, dataset, runs, tested, settings[dataset])
+            _add_groups(analysis, dataset, runs, tested, _data_settings(here, data_path))
     _add_marks(summary, analysis["significance"], ours, baselines)
     analysis["notes"] += _differences(summary, analysis["intervals"], by_target)
     return analysis
@@ -113,12 +112,12 @@ def shown_metrics(cells: Sequence[dict[str, Any]], show: Sequence[str]) -> list[
 
 
 def sides(
-    cells: Sequence[dict[str, Any]], ours: Sequence[str], baselines: Sequence[str], by_default: bool = True
+    collected: Sequence[Collected], ours: Sequence[str], baselines: Sequence[str], by_default: bool = True
 ) -> tuple[list[str], list[str]]:
-    """Return our labels and the baselines: by default, models of this package that read text, and all others.
+    """Return our labels and the baselines: by default, models that read text, and all others.
 
     Args:
-        cells: of the comparison.
+        collected: the cells of the comparison.
         ours: labels; empty: those that read text, or none without `by_default`.
         baselines: labels; empty: all that are not ours.
         by_default: whether models are ours that nobody named.
@@ -126,14 +125,15 @@ def sides(
     Raises:
         SettingError: for a label that is not compared.
     """
-    models = {cell["label"]: cell["model"] for cell in cells}
+    labels = list(dict.fromkeys(found.entry["label"] for found in collected))
     for option, names in (("ours", ours), ("baselines", baselines)):
         for name in names:
-            if name not in models:
-                raise SettingError(f"{option}={name} is not compared{nearest(name, models)}")
-    reading = [name for name, model in models.items() if registry.reads_text(model) and name not in baselines]
-    chosen = ours or (reading if by_default else [])
-    return list(chosen), list(baselines or [name for name in models if name not in chosen])
+            if name not in labels:
+                raise SettingError(f"{option}={name} is not compared{nearest(name, labels)}")
+    text_readers = {found.entry["label"] for found in collected if found.reads_text}
+    defaults = [name for name in labels if name in text_readers and name not in baselines] if by_default else []
+    chosen = ours or defaults
+    return list(chosen), list(baselines or [name for name in labels if name not in chosen])
 
 
 def is_better(metric: str, value: float, other: float) -> bool:
@@ -144,7 +144,7 @@ def is_better(metric: str, value: float, other: float) -> bool:
 def _summary(
     cells: Sequence[dict[str, Any]], datasets: Sequence[str], labels: Sequence[str], metrics: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return one entry a data set, label and metric that has a value, the best and second-best marked."""
+    """Return one entry per dataset, label and metric that has a value, the best and second-best marked."""
     entries = []
     for dataset in datasets:
         for metric in metrics:
@@ -185,9 +185,14 @@ def _add_marks(
                 entry["mark"] = test["mark"] if gain > 0 else ""
 
 
-def _has_lists_by_target(runs: Sequence[tuple[str, pd.DataFrame]]) -> bool:
-    model, ranks = runs[0]
-    return bool(ranks["user"].duplicated().any()) and not ranked_together(is_general(model), ranks)
+def _has_lists_by_target(runs: _Runs) -> bool:
+    ranks = _ranks(runs[0])
+    return bool(ranks["user"].duplicated().any()) and not ranked_together(runs[0].is_sequential, ranks)
+
+
+def _ranks(run: Collected) -> pd.DataFrame:
+    assert run.ranks is not None
+    return run.ranks
 
 
 def _differences(
@@ -198,15 +203,15 @@ def _differences(
     Args:
         summary: of `comparison.json`.
         intervals: likewise.
-        by_target: data set and label where users have several targets, each with a ranked list of its own.
+        by_target: dataset and label if users have several targets, each with a ranked list of its own.
     """
     means = {(entry["dataset"], entry["label"], entry["metric"]): entry["mean"] for entry in intervals}
     differing: dict[tuple[str, str], list[str]] = {}
     for entry in summary:
         found = means.get((entry["dataset"], entry["label"], entry["metric"]), entry["mean"])
         if abs(found - entry["mean"]) > _ROUNDING:
-            told = f"{entry['metric']} {entry['mean']:.4f} and {found:.4f}"
-            differing.setdefault((entry["dataset"], entry["label"]), []).append(told)
+            values = f"{entry['metric']} {entry['mean']:.4f} and {found:.4f}"
+            differing.setdefault((entry["dataset"], entry["label"]), []).append(values)
     several = (
         "has several targets a user. The table weighs every target alike, as RecBole does; tests and intervals weigh "
         "every user alike"
@@ -216,34 +221,41 @@ def _differences(
         "and groups count a tie against the target"
     )
     return [
-        f"{label} on {dataset} {several if (dataset, label) in by_target else tied}: {', '.join(told)}"
-        for (dataset, label), told in differing.items()
+        f"{label} on {dataset} {several if (dataset, label) in by_target else tied}: {', '.join(values)}"
+        for (dataset, label), values in differing.items()
     ]
 
 
-def _runs_of(
-    cells: Sequence[dict[str, Any]], ranks: Ranks, dataset: str, labels: Sequence[str], notes: list[str]
-) -> dict[str, list[tuple[str, pd.DataFrame]]]:
-    """Return for each label the (model, ranks) of its runs on one data set."""
-    runs: dict[str, list[tuple[str, pd.DataFrame]]] = {}
-    for label in labels:
-        done = [
-            (cell, found)
-            for cell, found in zip(cells, ranks, strict=True)
-            if (cell["dataset"], cell["label"], cell["status"]) == (dataset, label, "done")
-        ]
-        with_ranks = [(cell["model"], found) for cell, found in done if found is not None]
-        if len(with_ranks) < len(done):
-            notes.append(f"{label} on {dataset}: a run has no ranks, so no tests, intervals and groups are given")
-        elif done:
-            runs[label] = with_ranks
+def _runs_with_ranks(collected: Sequence[Collected], notes: list[str]) -> dict[str, list[Collected]]:
+    """Return the finished runs of one dataset by label; a label of which a run has no ranks gets a note instead."""
+    by_label: dict[str, list[Collected]] = {}
+    for found in collected:
+        if found.entry["status"] == "done":
+            by_label.setdefault(found.entry["label"], []).append(found)
+    runs = {label: done for label, done in by_label.items() if all(found.ranks is not None for found in done)}
+    for label, done in by_label.items():
+        if label not in runs:
+            where = f"{label} on {done[0].entry['dataset']}"
+            notes.append(f"{where}: a run has no ranks, so no tests, intervals and groups are given")
     return runs
+
+
+def _data_settings(collected: Sequence[Collected], data_path: str | None) -> dict[str, Any]:
+    """Return the settings of a run of one dataset, from which the dataset can be built: of one that reads text, if any.
+
+    Args:
+        collected: the cells of the dataset.
+        data_path: where the dataset is; None: where the run found it.
+    """
+    ordered = sorted(collected, key=lambda found: not found.reads_text)
+    settings = next((found.settings for found in ordered if found.settings is not None), {})
+    return settings if data_path is None else {**settings, "data_path": data_path}
 
 
 def _add_users(
     analysis: dict[str, Any],
     dataset: str,
-    runs: dict[str, list[tuple[str, pd.DataFrame]]],
+    runs: dict[str, list[Collected]],
     metrics: Sequence[str],
     tested: Sequence[str],
     ours: Sequence[str],
@@ -251,8 +263,7 @@ def _add_users(
     """Add the intervals over users of `metrics`, and the tests of those that are `tested`."""
     tables = {}
     for label, of_label in runs.items():
-        seeds = [user_values(ranks, metrics, ranked_together(is_general(model), ranks)) for model, ranks in of_label]
-        tables[label] = mean_over_seeds(seeds)
+        tables[label] = mean_over_seeds([_user_values(run, metrics) for run in of_label])
     # ours first, so that a difference is what ours gain
     labels = sorted(tables, key=lambda label: label not in ours)
     columns = [tables[label][metric].to_numpy() for metric in metrics for label in labels]
@@ -269,16 +280,21 @@ def _add_users(
             analysis["intervals"].append({"dataset": dataset, "label": label, "metric": metric, **bounds})
 
 
+def _user_values(run: Collected, metrics: Sequence[str]) -> pd.DataFrame:
+    ranks = _ranks(run)
+    return user_values(ranks, metrics, ranked_together(run.is_sequential, ranks))
+
+
 def _add_groups(
     analysis: dict[str, Any],
     dataset: str,
-    runs: dict[str, list[tuple[str, pd.DataFrame]]],
+    runs: dict[str, list[Collected]],
     metrics: Sequence[str],
     settings: dict[str, Any],
 ) -> None:
     try:
         facts = read_facts(settings)
-        groups = group_metrics(facts, {label: [ranks for _, ranks in runs[label]] for label in runs}, metrics)
+        groups = group_metrics(facts, {label: [_ranks(run) for run in runs[label]] for label in runs}, metrics)
     except RecBoleLLMError as error:
         analysis["notes"].append(f"{dataset}: metrics by group are left out: {error}")
         return

@@ -6,7 +6,8 @@ from typing import Any
 
 from recbole_llm import __version__
 from recbole_llm.errors import DataError
-from recbole_llm.plots.records import read_json
+from recbole_llm.runs.result import fault_in
+from recbole_llm.utils.files import read_json_object
 
 _NAMES = ("datasets", "models", "metrics", "seeds", "notes")
 _BOUNDS = ("low", "high")
@@ -26,6 +27,11 @@ _ENTRIES = {
     "intervals": ("dataset", "label", "metric", "mean", *_BOUNDS),
     "groups": ("dataset", "label", "by", "group", "order", "targets", "metrics"),
 }
+# Fields of a finished cell that are those of its run's result.
+_OF_RESULT = (
+    *("model", "dataset", "backbone", "tuning", "seed", "valid", "test", "best_epoch", "seconds", "parameters"),
+    *("device", "history", "settings"),
+)
 _OBJECTS = ("settings", "valid", "test", "seconds", "parameters")
 _AGAIN = "make the comparison again with `recbole-llm compare`"
 _STATES = ("done", "failed", "missing")
@@ -38,13 +44,13 @@ def read_comparison(path: str | Path) -> dict[str, Any]:
         DataError: if the file is missing, broken, or not a comparison.
     """
     path = Path(path)
-    comparison = read_json(path, "comparison")
+    comparison = read_json_object(path, "comparison")
     for name in (*_NAMES, *_ENTRIES):
         if not isinstance(comparison.get(name), list):
             raise DataError(f"{path} is not a comparison: it has no list '{name}'; `recbole-llm compare` writes one")
     for name in ("version", "created"):
         if not isinstance(comparison.get(name), str):
-            raise DataError(f"{path} does not tell its '{name}': {_AGAIN}")
+            raise DataError(f"{path} lacks '{name}': {_AGAIN}")
     if not comparison["cells"]:
         raise DataError(f"{path} is a comparison without cells: there is nothing to show")
     for name, needed in _ENTRIES.items():
@@ -67,3 +73,5 @@ def _check_entry(entry: Any, needed: Sequence[str], where: str, version: str) ->
     for name in ("mean", "low", "high", "difference"):
         if not isinstance(entry.get(name, 0.0), int | float):
             raise DataError(f"'{name}' of {where} is not a number: {_AGAIN}")
+    if entry.get("status") == "done" and (fault := fault_in(entry, _OF_RESULT)):
+        raise DataError(f"{where} does not hold what a run found: {fault}; {_AGAIN}")

@@ -1,95 +1,42 @@
-"""Finished runs that are handed to a comparison: found, read, and named."""
+"""Finished runs that are given to a comparison: found, read, and named."""
 
-import glob
-import json
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from recbole_llm.comparison.cells import Cell
 from recbole_llm.config import renamed
 from recbole_llm.config.config import Config
-from recbole_llm.errors import CheckpointError, RecBoleLLMError, SettingError, nearest
+from recbole_llm.errors import CheckpointError, DataError, RecBoleLLMError, SettingError, nearest
 from recbole_llm.runs import folder as run_folder
-from recbole_llm.runs.archive import archived_run, find_archived, split_path
+from recbole_llm.runs.finished import finished_runs, read_result
+from recbole_llm.runs.result import RunResult
+from recbole_llm.utils.files import read_json_object, read_yaml
 
-_MAPPINGS = ("settings", "counts", "test", "valid")
-_COUNTS = ("users", "items", "valid", "test")
-# What the runs of all models record.
-RESULT_FIELDS = (
-    *("model", "dataset", "backbone", "tuning", "seed", "valid", "test", "epochs", "best_epoch", "history", "seconds"),
-    *("parameters", "peak_memory_bytes", "peak_gpu_memory_bytes", "device", "counts", "settings", "commit"),
-)
-# Folders of weights that a run started from, which have another name for every seed.
+# Folders of weights that a run started from, which have another name for each seed.
 _WEIGHTS = frozenset({"pretrained_backbone", "id_model_path"})
 _OF_SEED = re.compile(r"seed-\d+")
-
-
-def read_result(run: Path) -> dict[str, Any]:
-    """Return what the `result.json` of a finished run holds.
-
-    Args:
-        run: its folder, or its path in an archive (`runs.archive`).
-
-    Raises:
-        CheckpointError: if the run is not finished, or the file is broken.
-    """
-    path = run / run_folder.RESULT
-    try:
-        result = archived_run(run).result if split_path(run) else json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{run} is not a finished run: it has no {run_folder.RESULT}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is broken: {error}") from None
-    needed = ("model", "dataset", "seed", "test", "valid", "settings", "counts")
-    missing = [name for name in needed if name not in result] if isinstance(result, dict) else needed
-    if missing:
-        raise CheckpointError(f"{path} is not the result of a run: it lacks '{missing[0]}'")
-    _check_types(result, path)
-    return {**result, "settings": renamed.translate(result["settings"])}
-
-
-def _check_types(result: dict[str, Any], path: Path) -> None:
-    for name in _MAPPINGS:
-        if not isinstance(result[name], dict) and (result[name] is not None or name in ("settings", "counts")):
-            raise CheckpointError(f"{path} is not the result of a run: its '{name}' is no mapping of names to values")
-    for name in _COUNTS:
-        if not isinstance(result["counts"].get(name), int):
-            raise CheckpointError(f"{path} is not the result of a run: its counts lack the number of '{name}'")
-    if not result["test"]:
-        raise CheckpointError(f"{path} has no test metrics: there is nothing to compare")
-    for metric, value in result["test"].items():
-        if not isinstance(value, int | float):
-            raise CheckpointError(f"{path} is broken: {metric} is {value!r}, not a number")
 
 
 def find_runs(patterns: Sequence[str]) -> list[tuple[str | None, Path]]:
     """Return (label or None, folder) of each run that is named.
 
     Args:
-        patterns: folders, archives (`runs.archive`), runs in archives, or patterns such as ``saved/*``, each of which
-            may begin with ``label:``. Folders without a result that a pattern meets are passed over. A run in a folder
-            ``<label>/seed-<number>`` has that label, as has every run of an archive.
+        patterns: folders, archives or runs in them (`runs.archive`), or patterns such as ``saved/*``, each of which may
+            begin with ``label:``. A pattern passes over folders without a result. A run in a folder
+            ``<label>/seed-<number>``, and every run of an archive, has that label.
 
     Raises:
-        CheckpointError: if a folder that is named is no finished run, or a pattern meets none.
+        CheckpointError: if a named folder is no finished run, or a pattern names none.
         DataError: if an archive cannot be read.
     """
     found: dict[Path, str | None] = {}
     for pattern in patterns:
         label, path = _label(pattern)
-        if split_path(path):
-            folders = find_archived(path)
-        elif not glob.has_magic(path):
-            folders = [Path(path).parent if Path(path).name == run_folder.RESULT else Path(path)]
-            read_result(folders[0])
-        else:
-            folders = [Path(name) for name in sorted(glob.glob(path))]  # noqa: PTH207 (a pattern may be absolute)
-            folders = [folder for folder in folders if (folder / run_folder.RESULT).is_file()]
-            if not folders:
-                raise CheckpointError(f"no finished run is at {path}")
-        for folder in folders:
+        for folder in finished_runs(path):
             of_seed = _OF_SEED.fullmatch(folder.name)
             found.setdefault(folder, folder.absolute().parent.name if label is None and of_seed else label)
     return [(label, folder) for folder, label in found.items()]
@@ -100,59 +47,114 @@ def _label(pattern: str) -> tuple[str | None, str]:
     return (label, path) if separator and "/" not in label else (None, pattern)
 
 
-def cells_of_runs(runs: Sequence[tuple[str | None, Path]], models: Sequence[str] = ()) -> list[Cell]:
-    """Return a finished cell for each run.
+@dataclass(frozen=True)
+class _Run:
+    """A finished run before it has a label; a `result` that cannot be read is None, and `reason` says why."""
 
-    A run without a label is named after its model; where runs of one model on one data set have different settings,
-    these are added.
+    label: str | None
+    folder: Path
+    model: str
+    dataset: str
+    seed: int
+    settings: dict[str, Any]
+    result: RunResult | None = None
+    reason: str | None = None
+
+
+def cells_of_runs(runs: Sequence[tuple[str | None, Path]], labels: Sequence[str] = ()) -> list[Cell]:
+    """Return a cell for each run: done, or failed if its result cannot be read.
+
+    A run without a label is named after its model; if runs of one model on one dataset have different settings, these
+    are added.
 
     Args:
         runs: label or None, and folder.
-        models: labels, in the order of the cells on each data set; the other runs are left out. Empty: all.
+        labels: in the order of the cells on each dataset; other runs are left out. Empty: all.
 
     Raises:
-        SettingError: if two runs are the same cell, runs of one label differ in more than the seed, or a label of
-            `models` is of no run.
-        CheckpointError: see `read_result`.
+        SettingError: if two runs are the same cell, runs of one label differ in more than the seed, or no run has a
+            label of `labels`.
+        CheckpointError: if neither result nor settings of a run say which run it is.
     """
-    results = [(label, folder, read_result(folder)) for label, folder in runs]
-    labels = _labels([result for label, _, result in results if label is None])
-    named = [(labels.pop(0) if label is None else label, folder, result) for label, folder, result in results]
+    read = [_read(label, folder) for label, folder in runs]
+    named = [(_own_label(run, read) if run.label is None else run.label, run) for run in read]
     cells: dict[str, Cell] = {}
-    for name, folder, result in _chosen(named, models):
-        settings = result["settings"]
-        cell = Cell(result["dataset"], name, result["model"], result["seed"], given_settings(result), settings, folder)
-        cell.status = "done"
+    for label, run in _chosen(named, labels):
+        cell = _cell(label, run)
         twin = cells.setdefault(cell.key, cell)
         if twin is not cell:
             raise SettingError(
-                f"{twin.run} and {folder} are both {name} on {cell.dataset} with seed {cell.seed}: leave one out, or "
-                f"give it another name with --runs=NAME:{folder}"
+                f"{twin.run} and {run.folder} are both {label} on {cell.dataset} with seed {cell.seed}: leave one out, "
+                f"or give it another name with --runs=NAME:{run.folder}"
             )
-    _require_one_setting(list(cells.values()))
+    _require_one_setting([cell for cell in cells.values() if cell.status == "done"])
     return list(cells.values())
 
 
-_Named = tuple[str, Path, dict[str, Any]]
+def _read(label: str | None, folder: Path) -> _Run:
+    try:
+        result = read_result(folder)
+        if not result.test:
+            raise CheckpointError(f"{folder / run_folder.RESULT} has no test metrics: there is nothing to compare")
+    except CheckpointError as error:
+        settings = _stored_settings(folder, error)
+        return _Run(label, folder, settings["model"], settings["dataset"], settings["seed"], settings, None, str(error))
+    # Runs of older versions stand beside today's: under today's names.
+    result = replace(result, settings=renamed.translate(result.settings, result.model))
+    return _Run(label, folder, result.model, result.dataset, result.seed, result.settings, result)
 
 
-def _chosen(runs: list[_Named], models: Sequence[str]) -> list[_Named]:
-    known = list(dict.fromkeys(label for label, _, _ in runs))
-    for name in models:
+def _stored_settings(folder: Path, error: CheckpointError) -> dict[str, Any]:
+    """Return settings, model, dataset and seed among them, of a run whose result is refused with `error`.
+
+    They are those of `config.yaml`, or what the result itself still says; without either, `error` is raised.
+    """
+    kinds = {"model": str, "dataset": str, "seed": int}
+    for read in (_settings_file, _settings_in_result):
+        with contextlib.suppress(DataError):
+            settings = read(folder)
+            if all(isinstance(settings.get(name), kind) for name, kind in kinds.items()):
+                return settings
+    raise error
+
+
+def _settings_file(folder: Path) -> dict[str, Any]:
+    return read_yaml(folder / run_folder.CONFIG)
+
+
+def _settings_in_result(folder: Path) -> dict[str, Any]:
+    fields = read_json_object(folder / run_folder.RESULT, "result of a run")
+    settings = fields.get("settings")
+    return {
+        **(settings if isinstance(settings, dict) else {}),
+        **{k: fields.get(k) for k in ("model", "dataset", "seed")},
+    }
+
+
+def _cell(label: str, run: _Run) -> Cell:
+    if run.result is None:
+        return Cell(run.dataset, label, run.model, run.seed, {}, run.settings, run.folder, None, "failed", run.reason)
+    given = given_settings(run.result)
+    return Cell(run.dataset, label, run.model, run.seed, given, run.settings, run.folder, run.result, "done")
+
+
+def _chosen(runs: list[tuple[str, _Run]], labels: Sequence[str]) -> list[tuple[str, _Run]]:
+    known = list(dict.fromkeys(label for label, _ in runs))
+    for name in labels:
         if name not in known:
             raise SettingError(
-                f"models={name} is none of the runs that were handed in{nearest(name, known)} They are "
-                f"{', '.join(known)}; --dataset would start others"
+                f"models={name} is none of the given runs{nearest(name, known)} They are {', '.join(known)}; --dataset "
+                f"would start others"
             )
-    if not models:
+    if not labels:
         return runs
-    datasets = list(dict.fromkeys(result["dataset"] for _, _, result in runs))
-    kept = [run for run in runs if run[0] in models]
-    return sorted(kept, key=lambda run: (datasets.index(run[2]["dataset"]), models.index(run[0])))
+    datasets = list(dict.fromkeys(run.dataset for _, run in runs))
+    chosen = [(label, run) for label, run in runs if label in labels]
+    return sorted(chosen, key=lambda entry: (datasets.index(entry[1].dataset), labels.index(entry[0])))
 
 
 def _require_one_setting(cells: Sequence[Cell]) -> None:
-    """Check that runs of one label on one data set differ in their seeds alone, as far as both know a setting."""
+    """Check that runs of one label on one dataset differ in their seeds alone, as far as both know a setting."""
     first: dict[tuple[str, str], Cell] = {}
     for cell in cells:
         other = first.setdefault((cell.dataset, cell.label), cell)
@@ -165,27 +167,31 @@ def _require_one_setting(cells: Sequence[Cell]) -> None:
                 )
 
 
-def _labels(results: Sequence[dict[str, Any]]) -> list[str]:
-    labels = []
-    for result in results:
-        same = [r["settings"] for r in results if (r["model"], r["dataset"]) == (result["model"], result["dataset"])]
-        differing = [
-            name
-            for name in sorted(set().union(*same) - run_folder.NOT_SHAPING - {"pretrained_backbone"})
-            if any(settings.get(name) != same[0].get(name) for settings in same)
-        ]
-        values = {name: result["settings"].get(name) for name in differing}
-        own = ", ".join(f"{name}={value}" for name, value in values.items() if value is not None)
-        labels.append(f"{result['model']} ({own})" if own else result["model"])
-    return labels
+def _own_label(run: _Run, runs: Sequence[_Run]) -> str:
+    """Return the model's name, with the settings in which runs of it on the same dataset differ."""
+    if run.result is None:
+        return run.model
+    unnamed = [other for other in runs if other.label is None and other.result is not None]
+    same = [other.settings for other in unnamed if (other.model, other.dataset) == (run.model, run.dataset)]
+    differing = [
+        name
+        for name in sorted(set().union(*same) - run_folder.NOT_SHAPING - {"pretrained_backbone"})
+        if any(settings.get(name) != same[0].get(name) for settings in same)
+    ]
+    own = ", ".join(f"{name}={run.settings[name]}" for name in differing if run.settings.get(name) is not None)
+    return f"{run.model} ({own})" if own else run.model
 
 
-def given_settings(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a finished run that are not the defaults of its model and data set here."""
-    settings = {k: v for k, v in result["settings"].items() if k not in ("model", "dataset", "seed")}
+def given_settings(result: RunResult) -> dict[str, Any]:
+    """Return the settings of a finished run that are not the defaults of its model and dataset here."""
+    place = {"data_path": result.settings["data_path"]} if "data_path" in result.settings else {}
+    given = result.given_settings(_defaults(result, place))
+    return {name: value for name, value in result.settings.items() if name in given or name in place}
+
+
+def _defaults(result: RunResult, place: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the default settings of a run's model on its dataset; None if either is not here."""
     try:
-        places = {name: settings[name] for name in ("data_path",) if name in settings}
-        defaults = run_folder.plain(Config(result["model"], result["dataset"], config_dict=places).merged)
+        return run_folder.plain(Config(result.model, result.dataset, config_dict=dict(place)).merged)
     except RecBoleLLMError:
-        return settings  # a model or data that are not here
-    return {k: v for k, v in settings.items() if k in places or v != defaults.get(k)}
+        return None

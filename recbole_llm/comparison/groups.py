@@ -53,7 +53,7 @@ class Facts:
 
 
 def read_facts(settings: dict[str, Any]) -> Facts:
-    """Build the data set of a run, without its model, and count.
+    """Build the dataset of a run, without its model, and count.
 
     Args:
         settings: of the run.
@@ -133,7 +133,7 @@ def target_groups(facts: Facts, ranks: pd.DataFrame) -> dict[str, tuple[np.ndarr
     """Return for each kind of group the group of every target and the groups' names.
 
     Args:
-        facts: of the data set.
+        facts: of the dataset.
         ranks: columns user and item, from `read_ranks`.
 
     Raises:
@@ -166,7 +166,7 @@ def group_metrics(
     """Return the metrics of models in each group.
 
     Args:
-        facts: of the data set.
+        facts: of the dataset.
         runs: by label the ranks of its runs (seeds), columns user, item and rank; all have the same targets.
         metrics: names that `user_values.has_user_values`.
         draws: of the bootstrap.

@@ -25,7 +25,7 @@ _WEIGHTS = 4_000_000  # the most numbers of one piece of the bootstrap
 
 @dataclass
 class Comparison:
-    """One pair of models in one data set and metric.
+    """One pair of models in one dataset and metric.
 
     Attributes:
         label, against: the models.

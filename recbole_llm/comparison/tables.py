@@ -43,7 +43,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table before it is written: models by data sets and metrics."""
+    """A table before it is written: models by datasets and metrics."""
 
     models: list[str]
     columns: list[tuple[str, str]]
@@ -52,7 +52,7 @@ class Grid:
 
 
 def columns_of(comparison: dict[str, Any]) -> list[str]:
-    """Return the columns of one data set: metrics, and what else `show` named, in its order."""
+    """Return the columns of one dataset: metrics, and what else `show` named, in its order."""
     return list(comparison.get("columns") or comparison["metrics"])
 
 
@@ -96,8 +96,8 @@ def _why(comparison: dict[str, Any], dataset: str, label: str) -> str:
     for cell in cells:
         if cell["status"] != "done":
             reasons.setdefault(f"{cell['status']}: {cell['reason']}", []).append(str(cell["seed"]))
-    told = "; ".join(f"seed {', '.join(seeds)} {reason}" for reason, seeds in reasons.items())
-    return f"{label} on {dataset}, {told}" if told else ""
+    states = "; ".join(f"seed {', '.join(seeds)} {reason}" for reason, seeds in reasons.items())
+    return f"{label} on {dataset}, {states}" if states else ""
 
 
 def caption(comparison: dict[str, Any]) -> list[str]:
@@ -123,7 +123,7 @@ def caption(comparison: dict[str, Any]) -> list[str]:
             "cannot be compared directly with the others."
         )
     elif comparison["papers"] is not None:
-        sentences.append("The papers print no numbers for these data sets.")
+        sentences.append("The papers print no numbers for these datasets.")
     return sentences
 
 
@@ -237,7 +237,7 @@ _FIELDS = (
 
 
 def csv_table(comparison: dict[str, Any]) -> str:
-    """Return one line a data set, model and metric, or other column of numbers.
+    """Return one line per dataset, model and metric, or other column of numbers.
 
     ``low`` and ``high`` are the interval over users. The papers' numbers have the source ``paper``.
     """

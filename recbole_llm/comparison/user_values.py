@@ -63,14 +63,14 @@ def list_values(metric: str, lists: np.ndarray, ranks: np.ndarray) -> np.ndarray
     return np.bincount(lists, weights=inside * place / ranks) / ideal_length
 
 
-def ranked_together(general: bool, ranks: pd.DataFrame) -> bool:
-    """Tell whether a user's targets share one ranked list: RecBole does so for general models with several targets.
+def ranked_together(is_sequential: bool, ranks: pd.DataFrame) -> bool:
+    """Tell whether a user's targets share one ranked list: RecBole does so for models that read no history.
 
     Args:
-        general: whether the model is one of RecBole's general models.
-        ranks: columns user, item and rank, from `read_ranks`.
+        is_sequential: whether the model reads histories, see `RunResult.is_sequential`.
+        ranks: columns user, item and rank, from `read_ranks`; with one target per user there is no difference.
     """
-    return general and bool(ranks["user"].duplicated().any())
+    return not is_sequential and bool(ranks["user"].duplicated().any())
 
 
 def user_values(ranks: pd.DataFrame, metrics: Sequence[str], together: bool) -> pd.DataFrame:

@@ -84,8 +84,8 @@ def mean_reciprocal_rank(lists: np.ndarray, ranks: np.ndarray) -> float:
     The ST2SI paper's MRR; RecBole's MRR@k counts ranks beyond k as 0.
 
     Args:
-        lists: int64 [targets], names the ranked list of each target: one a user for a general model, one a target for a
-            sequential one, which ranks each after another history.
+        lists: int64 [targets], names the ranked list of each target: one per user for a general model, one per target
+            for a sequential one, which ranks each after another history.
         ranks: int64 [targets], from 1.
     """
     best = pd.Series(ranks).groupby(lists).min()
@@ -120,12 +120,12 @@ class RankCollector(Collector):
         self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor, positive_i: Tensor
     ) -> None:
         """Collect one batch: RecBole's resources and the ranks of its targets."""
-        if scores_tensor.dim() == 2:  # one score a row, where RecBole measures labelled rows and ranks nothing
+        if scores_tensor.dim() == 2:  # one score per row, where RecBole measures labelled rows and ranks nothing
             rows, targets = positive_u.to(scores_tensor.device), positive_i.to(scores_tensor.device)
             ranks = target_ranks(scores_tensor, rows, targets).cpu().numpy()
             users = interaction[self._user_field].cpu().numpy()
             if len(users) != len(scores_tensor):
-                # With sampled candidates the interaction has one line a candidate, those of a user together.
+                # With sampled candidates the interaction has one line per candidate, those of a user together.
                 users = users[np.concatenate([[True], users[1:] != users[:-1]])]
             if self.candidates is not None:
                 self.candidates.collect(scores_tensor, targets)

@@ -1,6 +1,5 @@
 """The verb ``tune``: what it takes, and what it shows."""
 
-import json
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from recbole_llm.errors import SettingError, require_flag, require_one_of, requi
 from recbole_llm.hyper_search import hyperopt_search, optuna_search
 from recbole_llm.hyper_search.space import default_file, read_space
 from recbole_llm.hyper_search.study import BEST, Study
+from recbole_llm.runs.result import RunResult
 from recbole_llm.runs.table import result_table
 
 ALGOS = ("exhaustive", "random", "bayes")
@@ -135,6 +135,6 @@ def trials_table(outcome: dict[str, Any]) -> str:
     table = tabulate(rows, headers=headers, floatfmt=("", "", ".4f", "", "", ".1f"), missingval="-")
     folder = Path(outcome["path"]).parent
     run = folder / outcome["result"]
-    winner = result_table(json.loads(run.read_text(encoding="utf-8")))
+    winner = result_table(RunResult.read(run))
     what = f"trial {outcome['best']} is the best on validation: its run is {run.parent}, its settings {folder / BEST}"
     return f"\n{table}\n{winner}\n\n{what}"

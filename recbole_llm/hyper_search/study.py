@@ -25,6 +25,7 @@ from recbole_llm.hyper_search.space import Space
 from recbole_llm.quick_start import run as quick_start
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
+from recbole_llm.runs.result import RunResult
 from recbole_llm.utils.files import read_yaml, replacing_folder, storage_errors, write_json, write_text
 
 TUNE = "tune.json"
@@ -200,17 +201,16 @@ class Study:
                 quick_start.fit(Config(config_dict=self.settings(best.settings)), folder)  # its weights were removed
             here = {name: value for name, value in self.base.merged.items() if in_same_place(name)}
             quick_start.run(resume=folder, settings=here)  # the trial may have run on another machine
-        result = json.loads((folder / run_folder.RESULT).read_text(encoding="utf-8"))
-        return {**self._write_json(records, best, result), "path": str(self.folder / TUNE)}
+        return {**self._write_json(records, best, RunResult.read(folder)), "path": str(self.folder / TUNE)}
 
-    def _write_json(self, records: list[Record], best: Record | None, result: dict[str, Any] | None) -> dict[str, Any]:
+    def _write_json(self, records: list[Record], best: Record | None, result: RunResult | None) -> dict[str, Any]:
         content = {
             **run_folder.plain(self._definition()),
             "bigger": self.bigger,
             "trials": [run_folder.plain(dataclasses.asdict(record)) for record in records],
             "best": None if best is None else best.number,
             "finished": result is not None,
-            "test": None if result is None else result["test"],
+            "test": None if result is None else result.test,
             "result": None,
             "commit": run_folder.git_commit(),
         }

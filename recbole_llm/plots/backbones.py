@@ -1,4 +1,4 @@
-"""A metric against the size of the language model, one line a family (IDLE-Adapter, Figure 2)."""
+"""A metric against the size of the language model, one line per family (IDLE-Adapter, Figure 2)."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from recbole_llm.plots.records import Point, Record, Results, mean, point
 from recbole_llm.plots.sensitivity import draw_lines
 from recbole_llm.plots.style import MUTED, grid, looks, metric_name, styled
 
-# What a run with another language model differs in by its nature: how it is found, kept and fed.
+# What a run with another language model differs in by its nature: how it is found, stored and fed.
 _OF_THE_BACKBONE = (
     *("backbone", "weights", "precision", "gradient_checkpointing", "compile"),
     *("train_batch_size", "train_batch_tokens", "train_batch_samples"),
@@ -18,7 +18,7 @@ _OF_THE_BACKBONE = (
 
 @styled
 def backbones(results: Results, metric: str) -> Figure:
-    """Return one panel a data set: test metric against all parameters of the model, trained and frozen.
+    """Return one panel per dataset: test metric against all parameters of the model, trained and frozen.
 
     The best run without a language model is a dashed line, for reference, as in the paper.
 
@@ -33,7 +33,7 @@ def backbones(results: Results, metric: str) -> Figure:
     sizes = {name: by_family for name, by_family in lines.items() if any(len(s) > 1 for s in by_family.values())}
     if not sizes:
         raise SettingError(
-            "no two runs on one data set have language models of one family and different sizes, such as "
+            "no two runs on one dataset have language models of one family and different sizes, such as "
             "backbone=opt-125m and backbone=opt-350m: give runs of both"
         )
     look = looks([family for by_family in lines.values() for family in by_family])

@@ -1,4 +1,4 @@
-"""The table as bars: one panel a data set and metric, one bar a model."""
+"""The table as bars: one panel per dataset and metric, one bar per model."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +11,7 @@ from recbole_llm.plots.style import INK, MUTED, looks, metric_name, panels, plai
 
 @styled
 def bars(results: Results, metrics: list[str]) -> Figure:
-    """Return bars of the test metrics, the mean over seeds, with a row of panels a data set and a column a metric.
+    """Return bars of the test metrics, the mean over seeds, with a row of panels per dataset and a column per metric.
 
     The whisker is the comparison's interval over users; for runs by themselves it is one standard deviation over
     seeds, and there is none for one seed. Labels without a finished run keep their place.

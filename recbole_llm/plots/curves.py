@@ -12,7 +12,7 @@ _HEIGHT = 3.0  # inches of one row of panels
 
 @styled
 def curves(results: Results, metric: str) -> Figure:
-    """Return one row of panels a data set, a line a run: validation left, with the epoch that was tested; loss right.
+    """Return one row of panels per dataset, a line per run: validation left, its tested epoch marked; loss right.
 
     Losses of different models are no common measure (RecBole adds up the batches of an epoch), so only their course
     can be compared.

@@ -22,7 +22,7 @@ _SPREAD = 0.5  # how much of a group's width its points take
 
 @styled
 def groups(results: Results, metric: str) -> Figure:
-    """Return one panel a data set and way to group, with a point and its interval a label and group.
+    """Return one panel per dataset and way to group, with a point and its interval per label and group.
 
     Args:
         results: a comparison's, which has groups.
@@ -55,9 +55,9 @@ def _draw(ax: Axes, entries: list[dict[str, Any]], labels: list[str], metric: st
     ends = []
     for number, label in enumerate(drawn):
         shift = _SPREAD * ((number + 0.5) / len(drawn) - 0.5)
-        mine = sorted((e for e in entries if e["label"] == label), key=lambda e: e["order"])
-        places = [names.index(entry["group"]) + shift for entry in mine]
-        ends.append(_line(ax, places, [entry["metrics"][metric] for entry in mine], label, look[label]))
+        ordered = sorted((e for e in entries if e["label"] == label), key=lambda e: e["order"])
+        places = [names.index(entry["group"]) + shift for entry in ordered]
+        ends.append(_line(ax, places, [entry["metrics"][metric] for entry in ordered], label, look[label]))
     ticks = [f"{textwrap.fill(printable(name), 14)}\n({plain_number(targets[name])})" for name in names]
     ax.set_xticks(range(len(names)), ticks)
     ax.set_xlabel("group (number of targets)")

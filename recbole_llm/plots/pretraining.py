@@ -1,4 +1,4 @@
-"""What pre-training gives: by its data sets (ST2SI, Figures 3 and 4) and by its epochs (Figure 5)."""
+"""What pre-training gives: by its datasets (ST2SI, Figures 3 and 4) and by its epochs (Figure 5)."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ _NONE = "none"
 
 
 def sources_of(record: Record) -> str:
-    """Return the data sets of a run's pre-training, as ``Food + Cell``, or ``none``."""
+    """Return the datasets of a run's pre-training, as ``Food + Cell``, or ``none``."""
     value = setting_value(record, "pretrain_datasets")
     names = value.split(",") if isinstance(value, str) else value or ()
     return " + ".join(str(name).strip() for name in names) or _NONE
@@ -53,7 +53,7 @@ def pretraining(results: Results, metric: str) -> dict[str, Figure]:
     found = {name: figure for name, figure in figures.items() if figure is not None}
     if not found:
         raise SettingError(
-            "no two runs on one data set differ in pretrain_datasets, or in the epochs of their pre-training: "
+            "no two runs on one dataset differ in pretrain_datasets, or in the epochs of their pre-training: "
             "give runs that do"
         )
     return found
@@ -61,7 +61,7 @@ def pretraining(results: Results, metric: str) -> dict[str, Figure]:
 
 @styled
 def _sets(records: list[Record], metric: str) -> Figure | None:
-    """Draw bars by target and sources, one panel a kind of tuning."""
+    """Draw bars by target and sources, one panel per kind of tuning."""
     pretrained = Counter(epochs_of(r) for r in records if sources_of(r) != _NONE)
     if not pretrained:
         return None
@@ -104,7 +104,7 @@ def _sets(records: list[Record], metric: str) -> Figure | None:
 
 @styled
 def _epochs(records: list[Record], metric: str) -> Figure | None:
-    """Draw one line a target, and a line of its own for every set of sources and kind of tuning."""
+    """Draw one line per target, and a line of its own for every set of sources and kind of tuning."""
     lines: dict[tuple[str, str, str], dict[float, list[Record]]] = {}
     for record in records:
         if sources_of(record) != _NONE:

@@ -1,19 +1,15 @@
 """What plots are drawn from: finished runs, by themselves or as the cells of a comparison."""
 
-import glob
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from recbole_llm.config import renamed
 from recbole_llm.errors import DataError, SettingError, nearest
-from recbole_llm.runs import folder as run_folder
-from recbole_llm.runs.archive import archived_run, find_archived, split_path
-
-_MAPPINGS = ("test", "valid", "seconds", "parameters", "settings")
+from recbole_llm.runs.finished import finished_runs, read_result
+from recbole_llm.runs.folder import NOT_SHAPING
+from recbole_llm.runs.result import RunResult
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,7 @@ class Record:
         valid, test: metrics of the epoch that was best on validation, as fractions.
         seconds: of every stage.
         parameters: numbers ``trained`` and ``frozen``.
-        history: one entry an epoch: epoch (from 0), train_loss, valid.
+        history: one entry per epoch: epoch (from 0), train_loss, valid.
         best_epoch: the one whose weights were tested; None without validation.
         settings: all settings of a run, or those of a comparison's cell that are not defaults.
         source: its file or folder, for messages.
@@ -57,7 +53,7 @@ class Results:
     Attributes:
         records: finished runs.
         datasets, labels, metrics: in the order of a table; labels also of cells that failed.
-        intervals: by data set, label and metric: low and high end over users.
+        intervals: by dataset, label and metric: low and high end over users.
         groups: the comparison's groups of targets.
     """
 
@@ -69,11 +65,11 @@ class Results:
     groups: list[dict[str, Any]] = field(default_factory=list)
 
     def of(self, dataset: str, label: str | None = None) -> list[Record]:
-        """Return the records of a data set, all or those of one label."""
+        """Return the records of a dataset, all or those of one label."""
         return [r for r in self.records if r.dataset == dataset and label in (None, r.label)]
 
     def only(self, dataset: str) -> "Results":
-        """Return the same with one data set; labels keep their places, and so their colours."""
+        """Return the same with one dataset; labels keep their places, and so their colours."""
         groups = [group for group in self.groups if group["dataset"] == dataset]
         return Results(self.of(dataset), [dataset], self.labels, self.metrics, self.intervals, groups)
 
@@ -94,23 +90,6 @@ class Results:
         return name
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises DataError, which calls the file `what`."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"it holds {constant}, which is not a number")
-
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except FileNotFoundError:
-        raise DataError(f"the {what} {path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a readable {what}: {error}") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path} is not a {what}: it holds a {type(value).__name__}")
-    return value
-
-
 def read_runs(runs: str) -> Results:
     """Read finished runs.
 
@@ -120,47 +99,22 @@ def read_runs(runs: str) -> Results:
 
     Raises:
         SettingError: if nothing is named.
-        CheckpointError: if an archive, or a run in it, is missing.
-        DataError: if a run is missing, unfinished or broken.
+        CheckpointError: if a run is missing, unfinished or broken.
     """
-    files: dict[Path, None] = {}
-    for name in runs.replace(",", " ").split():
-        if split_path(name):
-            files.update(dict.fromkeys(run / run_folder.RESULT for run in find_archived(name)))
-            continue
-        found = [Path(p) for p in sorted(glob.glob(name))] if glob.has_magic(name) else [Path(name)]  # noqa: PTH207
-        finished = [
-            path
-            for path in (p / run_folder.RESULT if p.is_dir() else p for p in found)
-            if path.name == run_folder.RESULT
-        ]
-        if glob.has_magic(name):  # a pattern takes what is finished
-            finished = [path for path in finished if path.is_file()]
-        if not finished:
-            raise DataError(
-                f"{name} names no finished run: a run is a folder with {run_folder.RESULT} in it, such as saved/<run>"
-            )
-        files.update(dict.fromkeys(finished))
-    if not files:
+    folders = dict.fromkeys(folder for name in runs.replace(",", " ").split() for folder in finished_runs(name))
+    if not folders:
         raise SettingError("no run is named: --runs=saved/<run>,saved/<run>")
-    return from_results([(str(path.parent), _result(path)) for path in files])
+    return from_results([(str(folder), read_result(folder)) for folder in folders])
 
 
-def _result(path: Path) -> dict[str, Any]:
-    return archived_run(path.parent).result if split_path(path) else read_json(path, "result of a run")
-
-
-def from_results(results: Sequence[tuple[str, dict[str, Any]]]) -> Results:
-    """Take what `result.json` files hold.
+def from_results(results: Sequence[tuple[str, RunResult]]) -> Results:
+    """Take finished runs.
 
     Args:
-        results: the name of each run, for messages, and what its file holds.
-
-    Raises:
-        DataError: if one lacks what every result has.
+        results: the name of each run, for messages, and its result.
     """
-    records = [_record(result, _own_label(result, name), name) for name, result in results]
-    records = _told_apart(records)
+    records = [_record(result.to_dict(), printable(result.label), name) for name, result in results]
+    records = _with_distinct_labels(records)
     return Results(
         records,
         list(dict.fromkeys(record.dataset for record in records)),
@@ -193,36 +147,18 @@ def printable(text: Any) -> str:
     return "".join(character if character.isprintable() else " " for character in str(text))
 
 
-def _record(result: dict[str, Any], label: str, source: str) -> Record:
-    for name in _MAPPINGS:
-        if not isinstance(result.get(name), dict | None):
-            raise DataError(f"'{name}' in the result of {source} is no mapping of names to values: run it again")
-    for part in ("test", "valid"):
-        for metric, value in (result.get(part) or {}).items():
-            if not isinstance(value, int | float):
-                raise DataError(f"{metric} in the result of {source} is {value!r}, not a number: run it again")
-    try:
-        return Record(
-            dataset=printable(result["dataset"]), label=label, model=printable(result["model"]),
-            backbone=result["backbone"], tuning=result["tuning"], seed=result["seed"], device=result["device"],
-            valid=result["valid"] or {}, test=result["test"] or {}, seconds=result["seconds"],
-            parameters=result["parameters"], history=result["history"],
-            best_epoch=result["best_epoch"],
-            settings=renamed.translate(result["settings"] or {}, result["model"]), source=source,
-        )  # fmt: skip
-    except KeyError as error:
-        raise DataError(f"the result of {source} lacks {error}: run it again") from None
+def _record(fields: dict[str, Any], label: str, source: str) -> Record:
+    """Return the record of a run from the fields of its result, which a comparison's cell has, too."""
+    return Record(
+        dataset=printable(fields["dataset"]), label=label, model=printable(fields["model"]),
+        backbone=fields["backbone"], tuning=fields["tuning"], seed=fields["seed"], device=fields["device"],
+        valid=fields["valid"] or {}, test=fields["test"] or {}, seconds=fields["seconds"],
+        parameters=fields["parameters"], history=fields["history"],
+        best_epoch=fields["best_epoch"], settings=renamed.translate(fields["settings"], fields["model"]), source=source,
+    )  # fmt: skip
 
 
-def _own_label(result: dict[str, Any], source: str) -> str:
-    if "model" not in result:
-        raise DataError(f"the result of {source} lacks 'model': run it again")
-    backbone = result.get("backbone")
-    parts = [result["model"], Path(backbone).name if backbone else None, result.get("tuning")]
-    return printable(", ".join(str(part) for part in parts if part))
-
-
-def _told_apart(records: list[Record]) -> list[Record]:
+def _with_distinct_labels(records: list[Record]) -> list[Record]:
     """Add to the labels of runs that differ in more than their seed what they differ in."""
     named = []
     for record in records:
@@ -242,7 +178,7 @@ def _kinds(records: list[Record], names: list[str]) -> int:
 
 def differing(records: Sequence[Record], *allowed: str) -> list[str]:
     """Return the names of settings that shape a result and are not the same in all `records`, but for `allowed`."""
-    names = sorted({name for record in records for name in record.settings} - run_folder.NOT_SHAPING - set(allowed))
+    names = sorted({name for record in records for name in record.settings} - NOT_SHAPING - set(allowed))
     return [name for name in names if any(r.settings.get(name) != records[0].settings.get(name) for r in records)]
 
 

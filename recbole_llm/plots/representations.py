@@ -1,4 +1,4 @@
-"""Where a run's representations lie: id model, language model and adapter (IDLE-Adapter, Figure 4).
+"""Where a run's representations lie: ID model, language model and adapter (IDLE-Adapter, Figure 4).
 
 The paper plots "the embedding distribution" of the three "with Gaussian kernel density estimation" and says no more. A
 user vector has d numbers and a language model's state d' of them, so that the three share no space into which points
@@ -37,7 +37,7 @@ class Representations:
     """Vectors of the same histories, float32 on the CPU.
 
     Attributes:
-        users: u of the id model [histories, interests, d] (eq. 2).
+        users: u of the ID model [histories, interests, d] (eq. 2).
         language: H~ [L, histories, d'], every layer's pooled input without virtual tokens, as in eq. 12.
         adapted: [L, histories, d'], D of eq. 7, averaged over a layer's virtual tokens, as in eq. 12.
     """
@@ -63,7 +63,7 @@ def read_run(run: str | Path, data_path: str | None = None) -> Parts:
     if stored.get("model") != _MODEL:
         raise SettingError(f"{folder} is a run of {stored.get('model')}: representations are drawn of one of {_MODEL}")
     if not (folder / run_folder.RESULT).is_file():
-        raise CheckpointError(f"the run {folder} is not finished: go on with it by --resume={folder}")
+        raise CheckpointError(f"the run {folder} is not finished: resume it with --resume={folder}")
     return load(folder, None if data_path is None else {"data_path": data_path})
 
 
@@ -154,14 +154,14 @@ def distances(found: Representations, model: Any) -> dict[str, Any]:
     """
     layers = []
     for number, (language, adapted) in enumerate(zip(found.language, found.adapted, strict=True), start=1):
-        mine, theirs = adapted[None], language[None]
-        rho = float(median_rho(mine, theirs))
+        adapter_states, language_states = adapted[None], language[None]
+        rho = float(median_rho(adapter_states, language_states))
         coordinates = found.at(number)
         layers.append(
             {
                 "layer": number,
                 **{name: _spread(coordinates[name]) for name in (LANGUAGE_MODEL, ADAPTER)},
-                "mmd": float(gaussian_mmd(mine, theirs, rho)),
+                "mmd": float(gaussian_mmd(adapter_states, language_states, rho)),
                 "rho": rho,
                 "wasserstein": {
                     f"{one} to {other}": float(wasserstein_distance(coordinates[one], coordinates[other]))
@@ -200,7 +200,7 @@ def representations(
         raise SettingError(f"layer={layer} is none of the {model.layers} layers of {config['backbone']}")
     found = compute(parts, histories)
     title = f"{config['dataset']}, layer {layer} of {model.layers}"
-    kept = {
+    about = {
         "run": str(run),
         "dataset": config["dataset"],
         "id_model": type(model.id_model).__name__,
@@ -209,7 +209,7 @@ def representations(
         "seed": config["seed"],
         "drawn_layer": layer,
     }
-    return draw(found, layer, title), {**kept, **distances(found, model)}
+    return draw(found, layer, title), {**about, **distances(found, model)}
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:

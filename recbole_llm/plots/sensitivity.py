@@ -20,7 +20,7 @@ _HEIGHT = 3.1
 
 @styled
 def sensitivity(results: Results, setting: str, metric: str) -> Figure:
-    """Return one line a data set, and a line of its own for every model, backbone and kind of tuning among the runs.
+    """Return one line per dataset, and a line of its own for every model, backbone and kind of tuning among the runs.
 
     Args:
         results: runs that differ in `setting` and in their seed alone, of one line each; seeds are averaged.
@@ -58,7 +58,7 @@ def sensitivity(results: Results, setting: str, metric: str) -> Figure:
     figure, (ax,) = grid(1, 5.4, _HEIGHT)
     on_one_line = [[record for runs in by_value.values() for record in runs] for by_value in lines.values()]
     others = {name for runs in on_one_line for name in differing(runs, setting)}
-    if others:  # such as a learning rate chosen anew for every value: the reader must know
+    if others:  # such as a learning rate chosen again for every value: the reader must know
         ax.set_title(
             wrapped(f"these runs differ also in {', '.join(sorted(others))}", 60), color=MUTED, weight="normal"
         )

@@ -76,7 +76,7 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
     return {
         label: Look(
             PALETTE[place % len(PALETTE)],
-            _MARKERS[(place + place // len(PALETTE)) % len(_MARKERS)],  # another one when a colour comes again
+            _MARKERS[(place + place // len(PALETTE)) % len(_MARKERS)],  # another one when a colour is used again
             _DASHES[place // len(PALETTE) % len(_DASHES)],
         )
         for label, place in places.items()

@@ -20,14 +20,14 @@ from recbole_llm.plots.style import (
 )
 
 _WIDTH, _HEIGHT = 4.8, 3.3  # inches of a panel
-_BESIDE = 6  # points whose names find room beside them; more have theirs right of the panel
+_BESIDE = 6  # points whose names find room beside them; names of more stand right of the panel
 _NAME = 0.42  # inches of a name there, in two lines
 _Box = tuple[float, float, float, float]
 
 
 @styled
 def trade_off(results: Results, metric: str) -> Figure:
-    """Return one panel a data set, with one point a label: seconds of training and test metric, means over seeds.
+    """Return one panel per dataset, with one point per label: seconds of training and test metric, means over seeds.
 
     Seconds are those of the stage ``fit``, and of ``pretrain`` where a run has it. If the runs were on different
     devices, each label names its own. More than six labels stand right of the panel, with lines to their points.

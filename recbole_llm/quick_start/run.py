@@ -24,10 +24,11 @@ from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.context import RunContext
 from recbole_llm.runs.ranks import write_ranks
+from recbole_llm.runs.result import RunResult
 from recbole_llm.stages import pretraining
 from recbole_llm.stages.runner import Runner
 from recbole_llm.trainer.run_folder_trainer import best_epoch
-from recbole_llm.utils.files import read_yaml, write_json
+from recbole_llm.utils.files import read_yaml
 
 __all__ = ["Parts", "build", "compare", "fit", "load", "pretrain", "recommender", "run", "tune"]
 
@@ -121,11 +122,15 @@ def _run(config: Config, folder: Path, data: SharedData, started: float, new: bo
         "fit": fit_seconds,
         "evaluate": evaluated - fitted,
     }
-    result = _result(parts, trainer, test, seconds)
-    result.update(candidates.results(rankings["test"], rankings["valid"] if validated else None))
-    write_json(folder / run_folder.RESULT, result)
+    found = {
+        **_result(parts, trainer, test, seconds),
+        **candidates.results(rankings["test"], rankings["valid"] if validated else None),
+        "kind": config["MODEL_TYPE"].name.lower(),
+    }
+    result = RunResult.from_dict(found, folder / run_folder.RESULT)
+    result.write(folder)
     (folder / checkpoint.RESUME).unlink(missing_ok=True)  # the run is finished: nothing is left to resume from
-    return {**result, "path": str(folder / run_folder.RESULT)}
+    return {**result.to_dict(), "path": str(folder / run_folder.RESULT)}
 
 
 def _evaluate(parts: Parts, trainer: Any, rankings: dict[str, Any]) -> tuple[Any, bool]:

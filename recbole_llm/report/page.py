@@ -94,13 +94,13 @@ def breakable(value: Any) -> Markup:
 
 
 def _pictures(results: Results) -> dict[str, list[Picture]]:
-    """Return the figures that the results suffice for, one a data set and kind."""
+    """Return the figures that the results suffice for, one per dataset and kind."""
     found: dict[str, list[Picture]] = {"bar_pictures": [], "group_pictures": [], "other_pictures": []}
     if not results.records:
         return found
     metric = results.metric(None)
     name = metric_name(metric)
-    # (list of the page, figure of one data set, caption)
+    # (list of the page, figure of one dataset, caption)
     kinds: list[tuple[str, Callable[[Results], Figure], str]] = [
         *(
             ("bar_pictures", lambda one, m=each: bars(one, [m]), f"Test {metric_name(each)}")

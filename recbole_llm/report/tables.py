@@ -43,7 +43,7 @@ class Table:
 
 
 def result_tables(comparison: dict[str, Any]) -> list[Table]:
-    """Return one table a data set: a row a label, a column a metric, mean and deviation over seeds."""
+    """Return one table per dataset: a row per label, a column per metric, mean and deviation over seeds."""
     return [_result_table(comparison, dataset) for dataset in comparison["datasets"]]
 
 
@@ -83,7 +83,7 @@ def _summary(entry: dict[str, Any]) -> Cell:
 
 
 def significance_tables(comparison: dict[str, Any]) -> list[Table]:
-    """Return one table a data set and metric: paired tests over users."""
+    """Return one table per dataset and metric: paired tests over users."""
     columns = ["Model", "Against", "Difference", "t-test p", "Holm", "Wilcoxon p", "Holm", "Users", "Mark"]
     tables = []
     for dataset, metric in dict.fromkeys((entry["dataset"], entry["metric"]) for entry in comparison["significance"]):
@@ -111,15 +111,15 @@ def significance_tables(comparison: dict[str, Any]) -> list[Table]:
 
 
 def interval_tables(comparison: dict[str, Any]) -> list[Table]:
-    """Return one table a data set: the interval of every metric over users."""
+    """Return one table per dataset: the interval of every metric over users."""
     tables = []
     for dataset in comparison["datasets"]:
         entries = [entry for entry in comparison["intervals"] if entry["dataset"] == dataset]
         metrics = list(dict.fromkeys(entry["metric"] for entry in entries))
         rows = []
         for label in dict.fromkeys(entry["label"] for entry in entries):
-            mine = {entry["metric"]: entry for entry in entries if entry["label"] == label}
-            rows.append([text(label), *(_estimate(mine.get(metric)) for metric in metrics)])
+            estimates = {entry["metric"]: entry for entry in entries if entry["label"] == label}
+            rows.append([text(label), *(_estimate(estimates.get(metric)) for metric in metrics)])
         if rows:
             tables.append(Table(dataset, ["Model", *map(metric_name, metrics)], rows))
     return tables
@@ -133,7 +133,7 @@ _WAYS = {
 
 
 def group_tables(comparison: dict[str, Any]) -> list[Table]:
-    """Return one table a data set and way to group its targets."""
+    """Return one table per dataset and way to group its targets."""
     tables = []
     for dataset in comparison["datasets"]:
         here = [entry for entry in comparison["groups"] if entry["dataset"] == dataset]
@@ -156,7 +156,7 @@ def group_tables(comparison: dict[str, Any]) -> list[Table]:
 
 
 def paper_tables(comparison: dict[str, Any]) -> list[Table]:
-    """Return one table a data set that a paper has numbers of: theirs, ours, and the distance."""
+    """Return one table per dataset that a paper has numbers of: the paper's, ours, and the distance."""
     means = {(e["dataset"], e["label"], e["metric"]): e["mean"] for e in comparison["summary"]}
     tables = []
     for dataset, labels in (comparison.get("papers") or {}).items():
@@ -180,7 +180,7 @@ def paper_tables(comparison: dict[str, Any]) -> list[Table]:
 
 
 def count_table(comparison: dict[str, Any]) -> Table:
-    """Return the sizes of the data sets."""
+    """Return the sizes of the datasets."""
     counts = comparison.get("counts") or {}
     names = list(dict.fromkeys(name for sizes in counts.values() for name in sizes))
     rows = [[text(dataset), *(number(sizes.get(name)) for name in names)] for dataset, sizes in counts.items()]

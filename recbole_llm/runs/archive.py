@@ -27,9 +27,9 @@ import pandas as pd
 import polars as pl
 
 from recbole_llm.errors import CheckpointError, DataError
-from recbole_llm.runs.folder import RESULT
 from recbole_llm.runs.ranks import read_ranks
-from recbole_llm.utils.files import read_json, replacing
+from recbole_llm.runs.result import RESULT
+from recbole_llm.utils.files import read_json_object, replacing
 
 SUFFIX = ".parquet"
 SPLITS = ("test", "valid")
@@ -142,8 +142,8 @@ def _row_of_archived(run: ArchivedRun) -> dict[str, Any]:
 
 def _row_of_folder(folder: Path) -> dict[str, Any]:
     folder = folder.absolute()
-    result = read_json(folder / RESULT)
-    seed = result.get("seed") if isinstance(result, dict) else None
+    result = read_json_object(folder / RESULT, "result of a run")
+    seed = result.get("seed")
     if not isinstance(seed, int) or folder.name != f"seed-{seed}":
         raise DataError(f"{folder} must be a run's folder with the name seed-<number>, where its seed is {seed}")
     text = json.dumps(result, ensure_ascii=False, separators=(",", ":"))

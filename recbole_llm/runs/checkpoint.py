@@ -1,6 +1,6 @@
-"""What a run stores: weights in safetensors, and the state that training goes on from. Nothing here is unpickled.
+"""What a run stores: weights in safetensors, and the state that training resumes from. Nothing here is unpickled.
 
-* ``model.safetensors``: the weights of the best epoch. Its header names the model, the data set and a hash of the item
+* ``model.safetensors``: the weights of the best epoch. Its header names the model, the dataset and a hash of the item
   vocabulary, so that it is never loaded for another catalogue; that of a model with a row a user, of its users, too.
 * ``resume.pt``: weights, optimiser, schedule and random states after the last epoch, read with ``weights_only=True``.
 """
@@ -38,7 +38,7 @@ def describe(config: Any, dataset: Any, model: Any = None) -> dict[str, str]:
 
     Args:
         config: the settings of the run.
-        dataset: its data set.
+        dataset: its dataset.
         model: the model; one with a row for every user (BPR, FPMC, Caser, HGN, ItemKNN, ...) belongs to its users, too.
     """
     found = {
@@ -53,7 +53,7 @@ def describe(config: Any, dataset: Any, model: Any = None) -> dict[str, str]:
 
 
 def _has_rows_of_users(model: Any, users: int) -> bool:
-    # A table with as many rows is one of items, or of something else, in a model that never asked how many users are.
+    # A table with as many rows is one of items, or of something else, in a model that never reads the number of users.
     if not (hasattr(model, "n_users") or hasattr(model, "n_user")):
         return False
     tables = [*model.parameters(), *(model.other_parameter() or {}).values()]
@@ -287,10 +287,10 @@ def load_resume(path: Path, description: dict[str, str]) -> dict[str, Any]:
     """
     state = _read_resume(path)
     found = {"users": description.get("users"), **state["description"]}  # older versions do not tell them
-    for key, mine in description.items():
-        if found.get(key) != mine:
+    for key, own in description.items():
+        if found.get(key) != own:
             raise CheckpointError(
-                f"{path} belongs to another run: its {key} is {found.get(key)}, this run's is {mine}: start a new run"
+                f"{path} belongs to another run: its {key} is {found.get(key)}, this run's is {own}: start a new run"
             )
     return state
 
@@ -300,4 +300,6 @@ def _read_resume(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {**state, "description": state["description"]}
     except Exception as error:  # torch reports a broken archive in many ways
-        raise CheckpointError(f"{path} is broken and training cannot go on from it: remove it and run again") from error
+        raise CheckpointError(
+            f"{path} is broken and training cannot be resumed from it: remove it and run again"
+        ) from error

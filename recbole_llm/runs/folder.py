@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import glob
 import hashlib
 import json
 import os
@@ -16,10 +17,10 @@ import yaml
 
 import recbole_llm
 from recbole_llm.errors import CheckpointError, StorageError
+from recbole_llm.runs.result import RESULT, has_result
 from recbole_llm.utils.files import read_yaml, remove_unfinished, storage_errors, write_text
 
 CONFIG = "config.yaml"
-RESULT = "result.json"
 # Settings of where and how a run is computed, not of what: runs that differ in these alone are of one setting.
 NOT_SHAPING = frozenset(
     {
@@ -34,7 +35,7 @@ def create(root: Path, settings: dict[str, Any], wanted: str | Path | None = Non
     """Make the folder ``<root>/<model>-<dataset>-<time>-<hash of the settings>`` and write `config.yaml` into it.
 
     Args:
-        root: where runs are kept.
+        root: where runs are stored.
         settings: of the run.
         wanted: the folder itself, if it has a name already; it must not exist.
 
@@ -97,16 +98,35 @@ def open_existing(run: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def open_unfinished(run: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Return what `open_existing` does for a run to go on with, cleared of files that were cut short.
+    """Return what `open_existing` does for a run to resume, cleared of files that were cut short.
 
     Raises:
         CheckpointError: if it is not the folder of a run, or the run is finished.
     """
     folder, settings = open_existing(run)
-    if (folder / RESULT).exists():
+    if has_result(folder):
         raise CheckpointError(f"the run {folder} is finished, its results are in {folder / RESULT}: start a new run")
     remove_unfinished(folder)
     return folder, settings
+
+
+def finished_runs(pattern: str) -> list[Path]:
+    """Return the folders of the finished runs that are named, in the order of their names.
+
+    Args:
+        pattern: a folder or its `result.json`, or a pattern such as ``saved/*``, which passes over unfinished runs.
+
+    Raises:
+        CheckpointError: if no finished run is there.
+    """
+    names = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207 (may be absolute)
+    folders = [Path(name).parent if Path(name).name == RESULT else Path(name) for name in names]
+    finished = [folder for folder in dict.fromkeys(folders) if has_result(folder)]
+    if not finished:
+        raise CheckpointError(
+            f"{pattern} names no finished run: a run is a folder with {RESULT} in it, such as saved/<run>"
+        )
+    return finished
 
 
 def plain(value: Any) -> Any:

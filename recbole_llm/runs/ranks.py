@@ -14,11 +14,11 @@ from recbole_llm.utils.files import replacing
 
 
 def write_ranks(path: Path, dataset: Any, users: np.ndarray, targets: np.ndarray, ranks: np.ndarray) -> None:
-    """Write one line a target, ``user item rank`` separated by tabs, gzipped: the same ranks give the same bytes.
+    """Write one line per target, ``user item rank`` separated by tabs, gzipped: the same ranks give the same bytes.
 
     Args:
         path: ending in ``.tsv.gz``.
-        dataset: a RecBole data set, whose tokens name users and items.
+        dataset: a RecBole dataset, whose tokens name users and items.
         users: int64 [targets], internal ids.
         targets: int64 [targets], internal ids.
         ranks: int64 [targets].

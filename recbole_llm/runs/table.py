@@ -4,28 +4,40 @@ from typing import Any
 
 from tabulate import tabulate
 
+from recbole_llm.runs.result import RunResult
 
-def result_table(result: dict[str, Any]) -> str:
-    """Return a short table of what `result.json` holds: the metrics of the best epoch, then time, memory and size."""
-    names = list(result["test"] or {})
-    valid = result["valid"] or {}
-    rows = [[name, valid.get(name), result["test"][name]] for name in names]
+
+def result_table(result: RunResult | dict[str, Any]) -> str:
+    """Return a short table of one run: the metrics of the best epoch, then time, memory and size.
+
+    Args:
+        result: of the run, or the fields of its `result.json`, as `recbole_llm.run` returns them.
+    """
+    result = result if isinstance(result, RunResult) else RunResult.from_dict(result, "this")
+    test, valid = result.test or {}, result.valid or {}
+    rows = [[name, valid.get(name), value] for name, value in test.items()]
     table = tabulate(rows, headers=["metric", "valid", "test"], floatfmt=".4f", missingval="-")
-    what = [result["model"], result["dataset"], *(str(result[key]) for key in ("backbone", "tuning") if result[key])]
-    seconds, parameters = result["seconds"], result["parameters"]
+    title = [part for part in (result.model, result.dataset, result.backbone, result.tuning) if part]
+    seconds, parameters = result.seconds, result.parameters
     facts = (
-        f"epochs {result['epochs']} (best {_or_dash(result['best_epoch'])}), "
+        f"epochs {result.epochs} (best {_or_dash(result.best_epoch)}), "
         f"prepare {seconds['prepare']:.0f} s, fit {seconds['fit']:.0f} s, evaluate {seconds['evaluate']:.0f} s, "
-        f"peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB, "
-        f"trained {parameters['trained']:,} and frozen {parameters['frozen']:,} parameters, on {result['device']}"
+        f"{_peak_memory(result)}"
+        f"trained {parameters['trained']:,} and frozen {parameters['frozen']:,} parameters, on {result.device}"
     )
-    return f"\n{' · '.join(what)}\n\n{table}\n\n{_candidates(result)}{facts}"
+    return f"\n{' · '.join(title)}\n\n{table}\n\n{_candidates(result.candidates)}{facts}"
 
 
-def _candidates(result: dict[str, Any]) -> str:
-    if "candidates" not in result:
+def _peak_memory(result: RunResult) -> str:
+    if result.peak_memory_bytes is None:
         return ""
-    size, seeds, ratio = (result["candidates"][key] for key in ("size", "seeds", "hit@1"))
+    return f"peak memory {result.peak_memory_bytes / 2**30:.2f} GiB, "
+
+
+def _candidates(candidates: dict[str, Any] | None) -> str:
+    if candidates is None:
+        return ""
+    size, seeds, ratio = (candidates[key] for key in ("size", "seeds", "hit@1"))
     return f"hit@1 among {size} candidates: {ratio['mean']:.4f} +- {ratio['std']:.4f} over {seeds} draws\n\n"
 
 

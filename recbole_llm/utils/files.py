@@ -156,18 +156,30 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Return the value in a JSON file.
+def read_json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Args:
+        path: of the file.
+        what: what the file is, for messages, such as ``comparison``.
 
     Raises:
-        DataError: if the file is missing or is not JSON.
+        DataError: if the file is missing, is not JSON (NaN and Infinity are not), or holds something other than an
+            object.
     """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"it holds {constant}, which is not a number")
+
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
     except FileNotFoundError:
-        raise DataError(f"the file {path} does not exist") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from None
+        raise DataError(f"the {what} {path} does not exist") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not a readable {what}: {error}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} is not a {what}: it holds a {type(value).__name__}")
+    return value
 
 
 class _Loader(yaml.SafeLoader):

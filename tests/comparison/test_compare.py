@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shlex
 
 import forked_compare
@@ -11,9 +12,11 @@ from kept_runs import ML_100K
 from small_data import write_dataset
 
 from recbole_llm.cli.main import main
-from recbole_llm.comparison import cells as compare_cells
-from recbole_llm.comparison.cells import Cell, plan_cells, reason, start_run, written
+from recbole_llm.comparison import child_runs
+from recbole_llm.comparison.cells import Cell, written
+from recbole_llm.comparison.child_runs import reason, start_run
 from recbole_llm.comparison.compare import Options, compare, parse_options
+from recbole_llm.comparison.plan import plan_cells
 from recbole_llm.config.config import parse_value
 from recbole_llm.config.names import has_setting
 from recbole_llm.errors import SettingError
@@ -118,9 +121,9 @@ def test_ended_in_the_middle_and_gone_on_with_is_the_same_table(whole, tiny, tmp
     assert out == printed
     assert sorted(path.name.split("-")[0] for path in (tmp_path / "saved").iterdir()) == sorted(MODELS)
     assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished run was made again"
-    assert "SASRec on ml-100k, seed 2020: going on" in error
+    assert "SASRec on ml-100k, seed 2020: resumed" in error
     assert "ST2SI on ml-100k, seed 2020: started" in error
-    assert error.count(": started") + error.count(": going on") == 2
+    assert error.count(": started") + error.count(": resumed") == 2
 
 
 def test_a_run_that_outlives_its_comparison_is_waited_for(whole, tiny, tmp_path):
@@ -131,7 +134,7 @@ def test_a_run_that_outlives_its_comparison_is_waited_for(whole, tiny, tmp_path)
     code, out, error = forked_compare.compare(tmp_path, arguments)
     assert code == 0, error
     assert "waiting: another process, or a run that it started, still works on comparisons" in error
-    assert ": started" not in error and ": going on" not in error
+    assert ": started" not in error and ": resumed" not in error
     assert len(list((tmp_path / "saved").iterdir())) == 2
     found = without_times(json.loads((tmp_path / out.splitlines()[-1]).read_text()))
     expected = [cell for cell in without_times(whole[2])["cells"] if cell["label"] in ("Pop", "ST2SI")]
@@ -220,7 +223,7 @@ def test_start_run_is_the_command_line_of_this_very_package(workdir, tiny):
     (workdir / "random.py").write_text("raise SystemExit('a file of the working folder was imported')")
     with (workdir / "lock").open("w") as lock:
         arguments = ["--model=Pop", "--dataset=small", "--data_path=.", "--topk=[1]", "--valid_metric=NDCG@9"]
-        code = start_run(arguments, workdir / "log.txt", lock.fileno())
+        code = start_run(arguments, workdir / "log.txt", lock.fileno(), os.environ)
     assert code == 2
     assert reason(workdir / "log.txt", code).startswith("valid_metric=NDCG@9 is not computed")
 
@@ -228,11 +231,11 @@ def test_start_run_is_the_command_line_of_this_very_package(workdir, tiny):
 def test_a_library_may_complain_behind_a_run(workdir, monkeypatch, capsys):
     """The path of the result need not be the last line of the log: standard error goes there, too."""
 
-    def start_run(arguments, log, lock):
+    def start_run(arguments, log, lock, environment):
         log.write_text(f"a table\n{POP / 'result.json'}\n[W] a process group was not destroyed\n")
         return 0
 
-    monkeypatch.setattr(compare_cells, "start_run", start_run)
+    monkeypatch.setattr(child_runs, "start_run", start_run)
     assert main(["compare", "--models=Pop", "--dataset=ml-100k", "--out=here"]) == 0, capsys.readouterr().err
     (cell,) = json.loads((workdir / "here" / "comparison.json").read_text())["cells"]
     assert cell["status"] == "done" and cell["test"]["ndcg@10"] == 0.0201
@@ -256,7 +259,7 @@ def test_reasons(tmp_path):
     ("arguments", "message"),
     [
         ([], "nothing is named to compare"),
-        (["--models=Pop"], "no data set is named"),
+        (["--models=Pop"], "no dataset is named"),
         (["--models=Pop,SASRek", "--dataset=ml-100k"], "there is no model 'SASRek'; did you mean 'SASRec'?"),
         (["--models=Pop,Pop", "--dataset=ml-100k"], "two models are called Pop"),
         (["--models=Pop", "--dataset=ml-100k", "--seeds=0"], "seeds=0 must be how many"),
@@ -286,7 +289,7 @@ def test_reasons(tmp_path):
     ],
 )
 def test_mistakes_are_told_before_anything_runs(workdir, monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(compare_cells, "start_run", lambda *_: pytest.fail("a run was started"))
+    monkeypatch.setattr(child_runs, "start_run", lambda *_: pytest.fail("a run was started"))
     (workdir / "own.yaml").write_text("Pip: {seed: 3}\n")
     assert main(["compare", *arguments]) in (1, 2)
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -296,7 +299,7 @@ def test_mistakes_are_told_before_anything_runs(workdir, monkeypatch, capsys, ar
 
 
 def test_protocols_of_planned_models_are_compared_before_anything_runs(workdir, monkeypatch):
-    monkeypatch.setattr(compare_cells, "start_run", lambda *_: pytest.fail("a run was started"))
+    monkeypatch.setattr(child_runs, "start_run", lambda *_: pytest.fail("a run was started"))
     own = {"BPR": {"mask_history": True}}
     with pytest.raises(SettingError, match="Pop on ml-100k and BPR on ml-100k cannot stand in one table: mask_history"):
         compare(Options(models="Pop,BPR", dataset="ml-100k", model_settings=own))

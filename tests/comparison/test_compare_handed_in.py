@@ -1,15 +1,16 @@
-"""Comparisons of runs that are handed in: labels, tables and intervals, and which runs may stand side by side."""
+"""Comparisons of finished runs that are given: labels, tables and intervals, and which runs may stand side by side."""
 
 import json
 import os
 from pathlib import Path
 
 import pytest
+import yaml
 from atomic_files import quick_settings, write_atomic_files
 from kept_runs import KEPT_RUNS, ML_100K, kept_result, unpack
 
 from recbole_llm.cli.main import main
-from recbole_llm.comparison import cells as compare_cells
+from recbole_llm.comparison import child_runs
 from recbole_llm.comparison.compare import Options, compare
 from recbole_llm.errors import CheckpointError, SettingError
 from recbole_llm.quick_start.run import run
@@ -19,7 +20,7 @@ POP, SASREC = ML_100K / "Pop" / "seed-2020", ML_100K / "SASRec-default" / "seed-
 
 
 def test_kept_runs_give_their_table_and_start_nothing(workdir, monkeypatch, capsys):
-    monkeypatch.setattr(compare_cells, "start_run", lambda *_: pytest.fail("a run was started"))
+    monkeypatch.setattr(child_runs, "start_run", lambda *_: pytest.fail("a run was started"))
     names = ["Pop", "SASRec", "ST2SI-ILP-8-items", "ST2SI-ILP-50-items"]
     runs = [f"--runs=SASRec:{SASREC},{ML_100K}", f"--models={','.join(names)}"]
     assert main(["compare", *runs, "--out=here", "--show=ndcg@10,mrr"]) == 0
@@ -66,7 +67,7 @@ def seeds_of(folder, weights=None, **changed):
 
 @pytest.mark.parametrize("weights", ["id_model_path", "pretrained_backbone"])
 def test_runs_in_folders_of_seeds_are_named_after_the_folder_above(workdir, monkeypatch, capsys, weights):
-    monkeypatch.setattr(compare_cells, "start_run", lambda *_: pytest.fail("a run was started"))
+    monkeypatch.setattr(child_runs, "start_run", lambda *_: pytest.fail("a run was started"))
     seeds_of(workdir / "runs" / "SASRec-mine", weights=weights)
     arguments = ["--show=epochs,mrr,valid.ndcg@10,seeds", "--significance=false", "--out=here"]
     runs = f"--runs=runs/*/*,{ML_100K}"
@@ -91,7 +92,7 @@ def test_runs_of_one_label_must_have_one_setting(workdir):
 
 
 def test_rows_must_be_of_runs_that_are_there(workdir):
-    with pytest.raises(SettingError, match=r"models=SASRec is none of the runs.*did you mean 'SASRec-default'"):
+    with pytest.raises(SettingError, match=r"models=SASRec is none of the given runs.*did you mean 'SASRec-default'"):
         compare(Options(runs=[f"{ML_100K}"], models="Pop,SASRec", out="here"))
     assert not (workdir / "here").exists()
 
@@ -124,12 +125,12 @@ def test_nothing_is_fetched_to_compare_runs(workdir, monkeypatch):
 
 
 def test_runs_fill_their_cells_of_a_plan(workdir, monkeypatch):
-    """A run that is handed in is not made again; the data set that it lacks is missing, with the reason."""
+    """A given run is not started again; on the dataset where none is given the cell is missing, with the reason."""
     settings = quick_settings(write_atomic_files(workdir / "small"), load_col=None)
     path = Path(run("Pop", settings=settings)["path"])
     started = []
-    monkeypatch.setattr(compare_cells, "start_run", lambda arguments, *_: started.append(arguments) or 9)
-    monkeypatch.setattr(compare_cells, "reason", lambda *_: "not really started")
+    monkeypatch.setattr(child_runs, "start_run", lambda arguments, *_: started.append(arguments) or 9)
+    monkeypatch.setattr(child_runs, "reason", lambda *_: "not really started")
     shared = {k: v for k, v in settings.items() if k != "dataset"}
     options = Options(models="Pop,BPR", dataset="small", runs=[str(path.parent), str(POP)], settings=shared, show="mrr")
     comparison = compare(options)
@@ -138,7 +139,7 @@ def test_runs_fill_their_cells_of_a_plan(workdir, monkeypatch):
         ("small", "Pop"): ("done", None),
         ("small", "BPR"): ("failed", "not really started"),
         ("ml-100k", "Pop"): ("done", None),
-        ("ml-100k", "BPR"): ("missing", "no run of it was handed in"),
+        ("ml-100k", "BPR"): ("missing", "no run of it was given"),
     }
     assert [arguments[0] for arguments in started] == ["--model=BPR"]
 
@@ -202,23 +203,110 @@ def test_runs_tested_on_other_targets_are_refused(workdir):
 def test_runs_that_are_none(workdir):
     (workdir / "saved" / "half").mkdir(parents=True)
     for runs, message in (
-        ("saved/half", "saved/half is not a finished run"),
-        ("saved/*", "no finished run is at saved/\\*"),
+        ("saved/half", "saved/half names no finished run"),
+        ("saved/*", r"saved/\* names no finished run"),
         (f"SASRec:{SASREC},{altered(workdir, 'same')}", "are both SASRec on ml-100k with seed 2020: leave one out"),
     ):
         with pytest.raises((CheckpointError, SettingError), match=message):
             compare(Options(runs=runs))
-    for text, message in (("{", "is broken"), ('{"model": "Pop"}', "lacks 'dataset'")):
+    for text, message in (("{", "is not a readable result"), ('{"model": "Pop"}', "lacks 'dataset'")):
         (workdir / "saved" / "half" / "result.json").write_text(text)
         with pytest.raises(CheckpointError, match=message):
             compare(Options(runs="saved/half"))
     for changed, message in (
-        ({"settings": []}, "its 'settings' is no mapping"),
-        ({"counts": {"users": 3}}, "its counts lack the number of 'items'"),
-        ({"test": {"mrr": "high"}}, "mrr is 'high', not a number"),
+        ({"settings": []}, "'settings' must be a mapping"),
+        ({"counts": {"users": 3}}, "'counts' lacks 'items'"),
+        ({"test": {"mrr": "high"}}, "'test.mrr' must be a number, but is 'high'"),
         ({"test": {}}, "has no test metrics"),
     ):
         result = archived_run(SASREC).result | changed
         (workdir / "saved" / "half" / "result.json").write_text(json.dumps(result))
         with pytest.raises(CheckpointError, match=message):
             compare(Options(runs="saved/half"))
+
+
+# -- broken files ------------------------------------------------------------------------------------------------------
+
+
+def with_settings(folder, **fields):
+    """Write the `config.yaml` of a kept run, which has only its result."""
+    settings = archived_run(SASREC).result["settings"]
+    (folder / "config.yaml").write_text(yaml.safe_dump({**settings, **fields}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is not a readable result of a run"), ({"test": {"mrr": "high"}}, "'test.mrr' must be a number")],
+    ids=["cut", "by hand"],
+)
+def test_one_broken_result_leaves_its_cell_and_the_rest_of_the_table_is_whole(workdir, content, message):
+    whole = compare(Options(runs=[f"{ML_100K}"], out="whole", show=["mrr", "epochs"]))
+    seeds_of(workdir / "runs" / "SASRec-default")
+    path = workdir / "runs" / "SASRec-default" / "seed-2" / "result.json"
+    if content == "{":  # else the result itself says which run it is
+        with_settings(path.parent, seed=2)
+    path.write_text(content if isinstance(content, str) else json.dumps(json.loads(path.read_text()) | content))
+    found = compare(
+        Options(
+            runs=[f"{ML_100K}/Pop/*", "runs/*/*", f"{ML_100K}/GRU4Rec-default/*"], out="here", show=["mrr", "epochs"]
+        )
+    )
+    cells = {(cell["label"], cell["seed"]): cell for cell in found["cells"]}
+    broken = cells["SASRec-default", 2]
+    assert (broken["status"], broken["run"], broken["test"]) == ("failed", None, {})
+    assert message in broken["reason"] and str(path.relative_to(workdir)) in broken["reason"]
+    assert {seed: cells["SASRec-default", seed]["status"] for seed in (1, 3)} == {1: "done", 3: "done"}
+    entry = next(entry for entry in found["summary"] if entry["label"] == "SASRec-default")
+    assert (entry["seeds"], entry["mean"]) == (2, pytest.approx((0.06 + 0.08) / 2))
+    for label in ("Pop", "GRU4Rec-default"):
+        same = [[e["mean"] for e in part["summary"] if e["label"] == label] for part in (whole, found)]
+        assert same[0] == same[1] != []
+    table = (workdir / "here" / "comparison.md").read_text()
+    assert "SASRec-default on ml-100k, seed 2 failed: " in table and message in table
+
+
+def test_a_broken_result_without_settings_is_refused(workdir):
+    folder = altered(workdir, "broken")
+    (folder / "result.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"broken/result\.json is not a readable result of a run"):
+        compare(Options(runs=[str(POP), str(folder)], out="here"))
+
+
+def test_a_broken_run_takes_no_planned_cells_place(workdir, monkeypatch):
+    """It is run instead; the result that its process leaves broken is the reason in the cell."""
+    folder = altered(workdir, "given")
+    with_settings(folder)
+    (folder / "result.json").write_text("{")
+    (workdir / "made").mkdir()
+    (workdir / "made" / "result.json").write_text('{"model": "SASRec"}')
+
+    def start_run(arguments, log, lock, environment):
+        log.write_text("made/result.json\n")
+        return 0
+
+    monkeypatch.setattr(child_runs, "start_run", start_run)
+    found = compare(Options(models="SASRec", dataset="ml-100k", runs=[str(folder)], out="here"))
+    (cell,) = found["cells"]
+    assert (cell["status"], cell["run"]) == ("failed", None)
+    assert cell["reason"].startswith("made/result.json is not the result of a run: it lacks 'dataset'")
+
+
+def test_broken_ranks_are_noted_and_the_table_is_whole(workdir):
+    other = altered(workdir, "SASRec")
+    (other / "ranks-test.tsv.gz").write_bytes((other / "ranks-test.tsv.gz").read_bytes()[:100])
+    found = compare(Options(runs=[str(POP), str(other)], out="here", show="mrr"))
+    assert [cell["status"] for cell in found["cells"]] == ["done", "done"]
+    assert len(found["summary"]) == 2 and [entry["label"] for entry in found["intervals"]] == ["Pop"]
+    assert any("ranks-test.tsv.gz is not a whole file of ranks" in note for note in found["notes"])
+
+
+@pytest.mark.xfail(reason="a Config sets CUDA_VISIBLE_DEVICES of its process", strict=True)
+def test_the_environment_of_the_caller_stays(workdir, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    before = dict(os.environ)
+    given = []
+    monkeypatch.setattr(child_runs, "start_run", lambda *arguments: given.append(arguments[-1]) or 9)
+    monkeypatch.setattr(child_runs, "reason", lambda *_: "not really started")
+    compare(Options(models="SASRec", dataset="ml-100k", runs=[str(POP)], out="here"))
+    assert given == [before], "the run has the environment of the caller"
+    assert dict(os.environ) == before

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recbole_llm.comparison.analysis import analyse
+from recbole_llm.comparison.collect import Collected
 from recbole_llm.comparison.columns import column_name, metric_name
 from recbole_llm.comparison.tables import csv_table, latex, latex_table, markdown_table
 
@@ -34,10 +35,14 @@ def cells():
             }  # fmt: skip
 
 
+def collected(entries):
+    return [Collected(entry, reads_text=entry["model"] == "ST2SI") for entry in entries]
+
+
 @pytest.fixture
 def comparison():
     entries = list(cells())
-    found = analyse(entries, [None] * len(entries), {}, show=["ndcg@10", "auc"], papers=True)
+    found = analyse(collected(entries), show=["ndcg@10", "auc"], papers=True)
     for entry in found["summary"]:
         if (entry["dataset"], entry["label"], entry["metric"]) == ("Games", "ST2SI", "ndcg@10"):
             entry["mark"] = "**"
@@ -87,7 +92,7 @@ def test_what_is_missing_is_told_in_footnotes(comparison):
 
 def test_one_data_set_and_seed_need_no_names_of_them():
     entries = [cell for cell in cells() if cell["dataset"] == "Games" and cell["seed"] == 0]
-    comparison = analyse(entries, [None] * len(entries), {}, show=["ndcg@10"])
+    comparison = analyse(collected(entries), show=["ndcg@10"])
     table = markdown_table(comparison)
     assert table.startswith("Games\n\n| Model | NDCG@10 |")
     assert "| ST2SI | **0.0500** |" in table
@@ -99,14 +104,14 @@ def test_errors_are_better_when_smaller():
         {**cell, "test": {"rmse": value}, "status": "done"}
         for cell, value in zip(cells(), [0.9, 0.9, 0.8], strict=False)
     ]
-    (pop, sasrec) = analyse(entries, [None] * 3, {}, ours=["SASRec"])["summary"]
+    (pop, sasrec) = analyse(collected(entries), ours=["SASRec"])["summary"]
     assert (pop["second"], sasrec["best"]) == (True, True)
     assert sasrec["improvement"] == pytest.approx(100 * 0.1 / 0.9)
 
 
 def test_equal_values_are_both_best():
     entries = [{**cell, "test": {"mrr": 0.5}, "status": "done"} for cell in cells() if cell["seed"] == 0][:3]
-    summary = analyse(entries, [None] * 3, {})["summary"]
+    summary = analyse(collected(entries))["summary"]
     assert [(entry["best"], entry["second"]) for entry in summary] == [(True, False)] * 3
 
 
@@ -199,7 +204,7 @@ def test_other_columns_stand_in_every_form(rows):
     for number, entry in enumerate(entries):
         entry |= {"seconds": {"fit": 0.5 + number}, "extras": {"probe": {"size": 1000 * number}}, "device": "cpu"}
     show = ["auc", "seconds.fit", "probe.size", "device", "seeds"]
-    found = analyse(entries, [None] * len(entries), {}, show=show)
+    found = analyse(collected(entries), show=show)
     assert (found["metrics"], found["columns"]) == (["auc"], show)
     header, table = rows_of(markdown_table(found, rows))
     if rows == "models":

@@ -13,6 +13,7 @@ from scipy import stats
 
 import recbole_llm.compat.numpy_names  # noqa: F401 (names that RecBole's metrics read)
 from recbole_llm.comparison.analysis import analyse
+from recbole_llm.comparison.collect import Collected
 from recbole_llm.comparison.significance import (
     bootstrap_intervals,
     bootstrap_means,
@@ -84,8 +85,8 @@ def test_several_targets_of_one_user():
     own_lists = user_values(ranks, ["recall@10", "ndcg@10", "mrr"], together=False)
     np.testing.assert_allclose(own_lists["ndcg@10"], [0.5, 0.5])
     np.testing.assert_allclose(own_lists["mrr"], [1 / 3, (1 + 1 / 20) / 2])
-    assert ranked_together(True, ranks) and not ranked_together(False, ranks)
-    assert not ranked_together(True, ranks.iloc[:2])
+    assert ranked_together(False, ranks) and not ranked_together(True, ranks)
+    assert not ranked_together(False, ranks.iloc[:2])
 
 
 def test_seeds_are_averaged_user_by_user():
@@ -271,8 +272,8 @@ def test_a_table_that_differs_from_its_tests_says_why(users, told):
     ranks = pd.DataFrame({"user": users, "item": list("abcd"), "rank": [1, 1, 1, 9]})
     test = {"hit@1": 0.75 if users[0] == users[1] else 0.5}
     cell = {"dataset": "D", "label": "SASRec", "model": "SASRec", "seed": 1, "status": "done", "counts": {}}
-    nowhere = {"D": {"model": "SASRec", "dataset": "no-such"}}
-    found = analyse([{**cell, "test": test}], [ranks], nowhere, show=["hit@1"])
+    nowhere = {"model": "SASRec", "dataset": "no-such"}
+    found = analyse([Collected({**cell, "test": test}, settings=nowhere, ranks=ranks)], show=["hit@1"])
     (note,) = [note for note in found["notes"] if "by group" not in note]
     assert told in note
     assert found["intervals"][0]["mean"] == (0.5 if users[0] == users[1] else 0.75)

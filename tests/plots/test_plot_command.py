@@ -77,7 +77,7 @@ def test_runs_are_drawn_against_a_setting_by_size_and_by_pretraining(folder, cap
         (["--kind=sensitivity", "--comparison=comparison.json"], "needs the setting to draw against"),
         (["--kind=bars", "--setting=epochs", "--comparison=comparison.json"], "bars has no use for setting=epochs"),
         (["--kind=sensitivity", "--setting=epochs", "--comparison=comparison.json"], "epochs has no two values"),
-        (["--kind=backbones", "--comparison=comparison.json"], "no two runs on one data set have language models"),
+        (["--kind=backbones", "--comparison=comparison.json"], "no two runs on one dataset have language models"),
         (["--kind=pretraining", "--comparison=comparison.json"], "differ in pretrain_datasets"),
         (["--kind=groups", f"--runs={ML_100K}"], "there are no groups of targets with ndcg@10"),
         (["--kind=bars", "--rnus=x"], "plot has no setting 'rnus'; did you mean 'runs'?"),
@@ -102,11 +102,12 @@ def test_a_broken_result_is_named(folder, capsys):
     del broken["seconds"]
     runs(folder, broken=broken)
     assert main(["plot", "--kind=bars", "--runs=saved/broken"]) == 1
-    assert "the result of saved/broken lacks 'seconds'" in capsys.readouterr().err
+    message = "saved/broken/result.json is not the result of a run: it lacks 'seconds'; run it again"
+    assert message in capsys.readouterr().err
     for changed, message in (
         ({"test": {}}, "no run has test metrics: there is nothing to draw"),
-        ({"test": {"ndcg@10": "high"}}, "ndcg@10 in the result of saved/broken is 'high', not a number"),
-        ({"settings": []}, "'settings' in the result of saved/broken is no mapping"),
+        ({"test": {"ndcg@10": "high"}}, "'test.ndcg@10' must be a number, but is 'high'"),
+        ({"settings": []}, "'settings' must be a mapping of names to values, but is []"),
     ):
         runs(folder, broken={**result(), **changed})
         assert main(["plot", "--kind=bars", "--runs=saved/broken"]) == 1

@@ -21,6 +21,7 @@ from recbole_llm.plots.records import from_comparison, from_results, read_runs
 from recbole_llm.plots.sensitivity import sensitivity
 from recbole_llm.plots.style import PALETTE, looks
 from recbole_llm.plots.trade_off import trade_off
+from recbole_llm.runs.result import RunResult
 
 
 def lines(ax):
@@ -37,7 +38,7 @@ def texts(ax):
 
 
 def of(*results):
-    return from_results([(f"run {number}", one) for number, one in enumerate(results)])
+    return from_results([(f"run {n}", RunResult.from_dict(one, f"run {n}")) for n, one in enumerate(results)])
 
 
 def segments(ax):
@@ -202,7 +203,7 @@ def test_backbones_are_one_line_a_family_over_all_parameters_with_the_best_id_mo
     assert found["opt"] == ([135, 360], [0.2, 0.4]) and found["bge"] == ([38, 340], [0.3, 0.5])
     assert found["SASRec"][1] == [0.15, 0.15] and "SASRec" in texts(ax) and "GRU4Rec" not in found
     assert family_of("/models/SmolLM2-135M") == "smollm2"
-    with pytest.raises(SettingError, match="no two runs on one data set have language models of one family"):
+    with pytest.raises(SettingError, match="no two runs on one dataset have language models of one family"):
         backbones(of(*runs[1:3]), "mrr")
 
 
@@ -232,7 +233,7 @@ def test_pretraining_sets_are_bars_by_target_and_epochs_are_lines():
     ]
     (ax,) = figures["epochs"].axes
     assert lines(ax) == {"Scientific": ([5, 10, 15, 30], [0.12, 0.18, 0.2, 0.17])}
-    with pytest.raises(SettingError, match="no two runs on one data set differ in pretrain_datasets"):
+    with pytest.raises(SettingError, match="no two runs on one dataset differ in pretrain_datasets"):
         pretraining(of(runs[0], runs[4]), "mrr")
 
 

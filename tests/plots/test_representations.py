@@ -165,7 +165,7 @@ def test_the_command_writes_pictures_and_distances(here, capsys):
         (["--run={saved}/encoder", "--layer=last"], "layer=last must be a whole number from 1"),
         (["--runs={saved}/encoder"], "--kind=representations has no use for --runs"),
         ([], "needs the folder of a finished run: --run=saved/<run>"),
-        (["--run=unfinished"], "the run unfinished is not finished: go on with it by --resume=unfinished"),
+        (["--run=unfinished"], "the run unfinished is not finished: resume it with --resume=unfinished"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_one_sentence(here, capsys, arguments, message):

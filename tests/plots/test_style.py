@@ -19,6 +19,7 @@ from recbole_llm.plots.curves import curves
 from recbole_llm.plots.records import from_comparison, from_results
 from recbole_llm.plots.style import DARK_PALETTE, PALETTE, grid, label_ends, looks, plain_number, save
 from recbole_llm.plots.trade_off import trade_off
+from recbole_llm.runs.result import RunResult
 
 # Machado, Oliveira, Fernandes 2009, severity 1, for linear sRGB.
 SIGHT = {
@@ -119,7 +120,7 @@ def test_files_have_the_same_bytes_in_another_process(tmp_path):
 
 def test_labels_are_text_and_cannot_break_out_of_the_picture(tmp_path):
     hostile = '</svg><script>alert(1)</script> $\\frac{$ "a" & b\x00\x1b'
-    figure = bars(from_results([("run", result(hostile))]), ["mrr"])
+    figure = bars(from_results([("run", RunResult.from_dict(result(hostile), "run"))]), ["mrr"])
     _, svg = save(figure, tmp_path, "bars", hostile.replace("\x00", "").replace("\x1b", ""))
     root = ElementTree.parse(svg).getroot()
     assert not [element for element in root.iter() if element.tag.endswith("script")]
@@ -130,5 +131,6 @@ def test_labels_are_text_and_cannot_break_out_of_the_picture(tmp_path):
 def test_nothing_half_written_stays_where_a_file_cannot_be(tmp_path):
     (tmp_path / "plots").write_text("a file")
     with pytest.raises(StorageError, match="plots"):
-        save(bars(from_results([("run", result())]), ["mrr"]), tmp_path / "plots", "bars", "bars")
+        one = from_results([("run", RunResult.from_dict(result(), "run"))])
+        save(bars(one, ["mrr"]), tmp_path / "plots", "bars", "bars")
     assert [path.name for path in tmp_path.iterdir()] == ["plots"]

@@ -8,7 +8,8 @@ from torch import nn
 
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
-from recbole_llm.utils.files import read_json, replacing_folder
+from recbole_llm.runs.result import RunResult
+from recbole_llm.utils.files import replacing_folder
 
 COPY = "id_model"  # the folder in a run that holds what loading its ID model takes
 
@@ -25,9 +26,9 @@ class FrozenIdModel:
     module: nn.Module
     folder: Path
 
-    def test_metrics(self) -> dict[str, float]:
+    def test_metrics(self) -> dict[str, float] | None:
         """Return the ID model's own test metrics."""
-        return read_json(self.folder / run_folder.RESULT)["test"]
+        return RunResult.read(self.folder).test
 
     def copy_into(self, run: Path) -> None:
         """Put what loading the ID model takes into the folder of the host's run, which then needs no other folder.

@@ -1,0 +1,119 @@
+"""What a comparison takes from its cells once their runs have ended: each result and its ranks."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from recbole_llm.comparison.cells import Cell
+from recbole_llm.comparison.protocol import Measured, require_one_protocol
+from recbole_llm.errors import DataError
+from recbole_llm.runs.finished import read_test_ranks
+from recbole_llm.runs.folder import plain
+from recbole_llm.runs.protocol import protocol_of
+from recbole_llm.runs.result import RunResult
+
+_MAPPINGS = ("valid", "test", "seconds", "parameters", "counts")
+_VALUES = (
+    *("epochs", "best_epoch", "device", "backbone", "tuning"),
+    *("peak_memory_bytes", "peak_gpu_memory_bytes", "commit"),
+)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """One cell with what its run found.
+
+    Attributes:
+        entry: the cell as `comparison.json` holds it.
+        is_sequential: whether its model reads histories.
+        reads_text: whether its model reads item text with a language model.
+        settings: all settings of its run; None without a result.
+        ranks: of the run's test targets, columns user, item and rank; None if it has none.
+        note: why the ranks could not be read, or None.
+    """
+
+    entry: dict[str, Any]
+    is_sequential: bool = True
+    reads_text: bool = False
+    settings: dict[str, Any] | None = None
+    ranks: pd.DataFrame | None = None
+    note: str | None = None
+
+
+def collect(cells: Sequence[Cell], folder: Path) -> list[Collected]:
+    """Return what the cells' runs found.
+
+    Args:
+        cells: all that a comparison has, each ended.
+        folder: of the comparison, from which `comparison.json` names the runs.
+
+    Raises:
+        SettingError: if runs on one dataset were not measured in the same way.
+    """
+    collected = [_collect(cell, folder) for cell in cells]
+    done = [(cell, found) for cell, found in zip(cells, collected, strict=True) if cell.result is not None]
+    for dataset in dict.fromkeys(cell.dataset for cell, _ in done):
+        require_one_protocol([_measured(cell, found) for cell, found in done if cell.dataset == dataset])
+    return collected
+
+
+def require_one_protocol_of_all(cells: Iterable[Cell]) -> None:
+    """Check that the runs of each dataset, also those still to be started, are measured in the same way.
+
+    Raises:
+        SettingError: naming the first difference.
+    """
+    known = [cell for cell in cells if cell.merged and cell.status != "failed"]
+    for dataset in dict.fromkeys(cell.dataset for cell in known):
+        here = [cell for cell in known if cell.dataset == dataset]
+        require_one_protocol([Measured(_name(cell), protocol_of(cell.merged), cell.is_sequential) for cell in here])
+
+
+def _collect(cell: Cell, folder: Path) -> Collected:
+    ranks, note = None, None
+    if cell.result is not None and cell.run is not None:
+        try:
+            ranks = read_test_ranks(cell.run)
+        except DataError as error:
+            note = f"{cell.label} on {cell.dataset}: {error}"
+    settings = None if cell.result is None else cell.result.settings
+    return Collected(_entry(cell, folder), cell.is_sequential, cell.reads_text, settings, ranks, note)
+
+
+def _measured(cell: Cell, found: Collected) -> Measured:
+    counts = None if cell.result is None else cell.result.counts
+    return Measured(_name(cell), protocol_of(found.settings or {}), found.is_sequential, counts, found.ranks)
+
+
+def _name(cell: Cell) -> str:
+    return f"the run {cell.run}" if cell.run else f"{cell.label} on {cell.dataset}"
+
+
+def _entry(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Return the cell as `comparison.json` holds it; `run` is relative to the folder of that file."""
+    result = {} if cell.result is None else cell.result.to_dict()
+    run = None if cell.run is None or cell.result is None else os.path.relpath(cell.run, folder)
+    return {
+        "dataset": cell.dataset,
+        "label": cell.label,
+        "model": cell.model,
+        "seed": cell.seed,
+        "status": cell.status,
+        "reason": cell.reason,
+        "run": run,
+        "command": cell.command(),
+        **{name: result.get(name) or {} for name in _MAPPINGS},
+        **{name: result.get(name) for name in _VALUES},
+        "settings": plain(cell.given),
+        "history": result.get("history", []),
+        "extras": {} if cell.result is None else _extras(cell.result),
+    }
+
+
+def _extras(result: RunResult) -> dict[str, Any]:
+    candidates = {} if result.candidates is None else {"candidates": result.candidates}
+    return {**result.extras, **candidates}
