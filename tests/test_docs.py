@@ -22,13 +22,13 @@ from doc_commands import KEPT, READ, RUN
 from doc_pages import PAGES, ROOT, SMALL, World, blocks, commands, with_options
 
 from recbole_llm.cli import main as cli
+from recbole_llm.cli import prepare as prepare_verb
+from recbole_llm.cli import tune as tune_verb
+from recbole_llm.cli.compare import parse_options
 from recbole_llm.comparison import cells as compare_cells
-from recbole_llm.comparison.compare import parse_options
-from recbole_llm.config import config, registry
+from recbole_llm.config import config, names, registry
 from recbole_llm.errors import RecBoleLLMError
-from recbole_llm.hyper_search.command import _OPTIONS as TUNE_OPTIONS
 from recbole_llm.hyper_search.space import default_file
-from recbole_llm.prepare.command import _Parser, add_arguments
 from recbole_llm.prepare.spec import load_spec
 from recbole_llm.quick_start import run as quick_start
 from recbole_llm.runs.ranks import read_ranks
@@ -85,8 +85,7 @@ def test_command_runs(command, world, monkeypatch):
     if verb == "compare":
         # Its runs are processes, which tests/test_compare.py has; here each would import everything anew.
         monkeypatch.setattr(compare_cells, "start_run", run_here)
-        monkeypatch.setattr("recbole_llm.comparison.compare.signal.signal", lambda *_: None)
-    code, out, error = in_process(verb, arguments)
+        code, out, error = in_process(verb, arguments)
     assert code == 0, error
     CHECKS.get(verb, lambda *_: None)(out, arguments)
 
@@ -97,7 +96,7 @@ def small_options(verb, given):
         return {}
     if verb == "compare":  # refuses a setting that no model has
         models = [name for name in parse_options(given).models if name in registry.known_models()]
-        return {k: v for k, v in SMALL.items() if any(config.has_setting(model, k) for model in models)}
+        return {k: v for k, v in SMALL.items() if any(names.has_setting(model, k) for model in models)}
     if verb == "tune":  # refuses a setting that is searched
         model = next(argument.partition("=")[2] for argument in given if argument.startswith("--model="))
         searched = [line.split()[0] for line in default_file(model).read_text().splitlines() if line.strip()]
@@ -169,7 +168,7 @@ CHECKS = {
     "pretrain": lambda out, _: next(Path(out.splitlines()[-1]).glob("*.safetensors")),
     "report": lambda out, _: Path(out.strip()).read_text().index("</html>"),
     "doctor": lambda out, _: out.index("What to do"),
-    "help": lambda out, _: [out.index(f"recbole-llm {verb} ") for verb in cli._VERBS if verb != "run"],
+    "help": lambda out, _: [out.index(f"recbole-llm {verb} ") for verb in cli.VERBS if verb != "run"],
 }
 
 
@@ -211,11 +210,9 @@ def read(command):
         read_program(shlex.split(command))
         return
     verb, given = own
-    assert verb in {*cli._VERBS, "help"}
+    assert verb in {*cli.VERBS, "help"}
     if verb == "prepare":
-        parser = _Parser(prog="prepare")
-        add_arguments(parser)
-        load_spec(parser.parse_args(given).dataset)
+        load_spec(prepare_verb.parser().read(given).options["dataset"])
     elif verb in SETTINGS_VERBS and not any(argument.startswith(("--resume", "--runs")) for argument in given):
         read_settings(verb, given)
 
@@ -230,11 +227,12 @@ def read_settings(verb, given):
         )
         for label in options.models:
             model = own.get(label, {}).get("model", label)
-            known = {name: value for name, value in options.settings.items() if config.has_setting(model, name)}
+            known = {name: value for name, value in options.settings.items() if names.has_setting(model, name)}
             config.Config(model, options.dataset[0], files, known)
         return
     if verb == "tune":
-        settings = [a for a in settings if a.removeprefix("--").partition("=")[0] not in TUNE_OPTIONS]
+        own = tune_verb.parser().read(settings)
+        settings = [f"--{name}={own.options[name]}" for name in ("model", "dataset")] + own.settings
     if verb == "pretrain":  # of no data set: any stands for it
         settings = with_options(settings, {"model": "ST2SI", "dataset": "ml-100k"})
     config.Config(config_file_list=files, command_line=settings)

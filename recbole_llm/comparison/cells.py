@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import recbole_llm
-from recbole_llm.config.config import Config, has_setting, parse_value
+from recbole_llm.config.config import Config
+from recbole_llm.config.names import has_setting
 from recbole_llm.errors import DataError, SettingError
+from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.utils.files import read_yaml, storage_errors, write_json
+from recbole_llm.utils.values import write_value
 
 STATE = "state.json"
 _LOCK = ".lock"
@@ -63,18 +66,11 @@ class Cell:
     def arguments(self) -> list[str]:
         """Return the arguments of ``run`` that repeat the cell."""
         settings = {"model": self.model, "dataset": self.dataset, "seed": self.seed, **self.given}
-        return [f"--{name}={written(value)}" for name, value in settings.items()]
+        return [f"--{name}={write_value(value)}" for name, value in settings.items()]
 
     def command(self) -> str:
         """Return the command that repeats the cell."""
         return shlex.join(["recbole-llm", "run", *self.arguments()])
-
-
-def written(value: Any) -> str:
-    """Return `value` as the command line must have it, to be read as the same value."""
-    if isinstance(value, str) and parse_value(value) == value:
-        return value
-    return repr(value)
 
 
 def plan_cells(
@@ -191,6 +187,15 @@ class CellRunner:
         note["run"] = str(folder)
         self._write()
 
+    def has_stored(self, cells: Sequence[Cell]) -> bool:
+        """Tell whether a run of this comparison has ended, or has stored a state to resume from."""
+        for cell in cells:
+            note = self._state["cells"].get(cell.key)
+            folder = _own_run(cell, note["before"]) if note and cell.merged else None
+            if folder is not None and any((folder / name).is_file() for name in (run_folder.RESULT, checkpoint.RESUME)):
+                return True
+        return False
+
     def _write(self) -> None:
         write_json(self.folder / STATE, self._state)
 
@@ -214,7 +219,7 @@ def start_run(arguments: Sequence[str], log: Path, lock: int) -> int:
     """
     package = str(Path(recbole_llm.__file__).resolve().parent.parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-P", "-m", "recbole_llm.cli.main", "run", *arguments]
+    command = [sys.executable, "-P", "-m", "recbole_llm", "run", *arguments]
     with storage_errors(log):
         output = log.open("ab")
     with output:

@@ -1,12 +1,9 @@
-"""The verb ``compare``: models side by side, from runs that are finished and runs that it starts."""
+"""Models side by side, from runs that are finished and runs that are started for it."""
 
 import datetime
 import hashlib
 import json
-import logging
 import os
-import shlex
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -21,14 +18,17 @@ from recbole_llm.comparison.finished import RESULT_FIELDS, cells_of_runs, find_r
 from recbole_llm.comparison.protocol import Measured, require_one_protocol
 from recbole_llm.comparison.tables import ROWS, csv_table, latex_table, markdown_table
 from recbole_llm.config import registry
-from recbole_llm.config.config import Config, has_setting, parse_command_line, parse_value
+from recbole_llm.config.config import Config
+from recbole_llm.config.names import has_setting
 from recbole_llm.errors import SettingError, nearest, require_one_of
 from recbole_llm.runs.folder import plain
 from recbole_llm.runs.ranks import read_ranks
 from recbole_llm.utils.files import read_yaml, write_json, write_text
+from recbole_llm.utils.interruption import noting_what_is_stored
+from recbole_llm.utils.values import names_of
 
 JSON = "comparison.json"
-_PRINTED: dict[str, Callable[[dict[str, Any], str], str]] = {
+PRINTED: dict[str, Callable[[dict[str, Any], str], str]] = {
     "markdown": markdown_table,
     "latex": latex_table,
     "csv": lambda comparison, _: csv_table(comparison),
@@ -90,7 +90,7 @@ class Options:
             raise SettingError("no data set is named: add --dataset=ml-100k, or several separated by commas")
         if isinstance(self.seeds, bool) or not (isinstance(self.seeds, int) and self.seeds >= 1):
             self.seeds = _seed_list(self.seeds)
-        for name, allowed in (("rows", ROWS), ("format", tuple(_PRINTED))):
+        for name, allowed in (("rows", ROWS), ("format", tuple(PRINTED))):
             require_one_of(name, getattr(self, name), allowed)
         for name, verb in (("model", "--models"), ("dataset", "--dataset")):
             if name in self.settings:
@@ -124,11 +124,6 @@ def _seed_list(value: Any) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def names_of(text: str) -> list[str]:
-    """Return the names in a list that is separated by commas, in brackets or not."""
-    return [name.strip().strip("'\"") for name in text.strip().strip("[]").split(",") if name.strip()]
-
-
 def compare(options: Options, command: str | None = None) -> dict[str, Any]:
     """Finish what runs are missing, and write the comparison's tables and `comparison.json`.
 
@@ -152,7 +147,8 @@ def compare(options: Options, command: str | None = None) -> dict[str, Any]:
     asked = _asked(options, cells)
     folder = Path(options.out) if options.out is not None else _default_folder(cells, asked)
     runner = CellRunner(folder, asked, lambda text: print(text, file=sys.stderr))
-    finish_all(cells, runner)
+    with noting_what_is_stored(folder, lambda: runner.has_stored(cells)):
+        finish_all(cells, runner)
     _require_one_protocol([cell for cell in cells if cell.status == "done"], before=False)
     of_users = options.significance or interval_metrics(options.show)
     comparison = {
@@ -175,6 +171,22 @@ def compare(options: Options, command: str | None = None) -> dict[str, Any]:
     write_text(folder / "comparison.tex", latex_table(comparison, options.rows) + "\n")
     write_text(folder / "comparison.csv", csv_table(comparison))
     return {**comparison, "path": str(folder / JSON)}
+
+
+def compare_models(**options: Any) -> dict[str, Any]:
+    """Compare models side by side: `recbole_llm.compare`, and what the verb ``compare`` does.
+
+    Args:
+        options: see `Options`, such as ``models=["ST2SI", "SASRec"], dataset=["ml-100k"], seeds=3,
+            settings={"epochs": 10}``.
+
+    Returns:
+        What `comparison.json` holds, and under "path" where that file is.
+
+    Raises:
+        RecBoleLLMError: one of its kinds, whose message says what to do.
+    """
+    return compare(Options(**options))
 
 
 def _planned(options: Options) -> list[Cell]:
@@ -293,59 +305,3 @@ def _data_settings(cells: list[Cell], options: Options) -> dict[str, dict[str, A
             place = {name: options.settings[name] for name in ("data_path",) if name in options.settings}
             chosen[cell.dataset] = {**read_result(cell.run)["settings"], **place}
     return chosen
-
-
-# -- the command line --------------------------------------------------------------------------------------------------
-
-_OWN = {option.name for option in fields(Options)} - {"settings"}
-
-
-def compare_command(arguments: list[str]) -> int:
-    """Compare, print the table and, last, the path of `comparison.json`.
-
-    Raises:
-        SettingError: for options that are not understood.
-    """
-    options = parse_options(arguments)
-    signal.signal(signal.SIGTERM, _interrupted)  # so that the run that is going is ended, too
-    try:
-        comparison = compare(options, shlex.join(["recbole-llm", "compare", *arguments]))
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
-    print(_PRINTED[options.format](comparison, options.rows).rstrip("\n"))
-    for note in comparison["notes"]:
-        logging.getLogger().warning(note)
-    print(comparison["path"])
-    return 0
-
-
-def _interrupted(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def parse_options(arguments: Sequence[str]) -> Options:
-    """Return the options in ``--name=value`` arguments; names that are none of compare's own are settings of the runs.
-
-    Raises:
-        SettingError: for an argument of another form, or a value that is not possible.
-    """
-    given: dict[str, Any] = {}
-    rest = []
-    for argument in arguments:
-        name, _, value = argument.removeprefix("--").partition("=")
-        if argument == "--papers":
-            given["papers"] = True
-        elif argument.startswith("--") and "=" in argument and name in _OWN:
-            if given.setdefault(name, value) != value:
-                raise SettingError(f"--{name} is given twice, as '{given[name]}' and '{value}'")
-        else:
-            rest.append(argument)
-    for name in ("seeds", "papers", "significance"):
-        if isinstance(given.get(name), str):
-            given[name] = parse_value(given[name])
-    for name in ("papers", "significance"):
-        if not isinstance(given.get(name, False), bool):
-            raise SettingError(f"{name}={given[name]} must be true or false")
-    given["config_files"] = given.get("config_files", "").split()
-    return Options(**given, settings=parse_command_line(rest))

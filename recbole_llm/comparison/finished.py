@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.comparison.cells import Cell
-from recbole_llm.config.config import Config, has_folder
+from recbole_llm.config.config import Config
+from recbole_llm.config.names import has_folder
 from recbole_llm.errors import CheckpointError, RecBoleLLMError, SettingError, nearest
 from recbole_llm.runs import folder as run_folder
 

@@ -25,7 +25,8 @@ from recbole.utils import ModelType
 
 from recbole_llm.comparison.significance import DRAWS, SEED, bootstrap_intervals
 from recbole_llm.comparison.user_values import list_values
-from recbole_llm.config.config import Config, has_folder
+from recbole_llm.config.config import Config
+from recbole_llm.config.names import has_folder
 from recbole_llm.data.build import create_dataset
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import DataError

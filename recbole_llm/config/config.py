@@ -3,43 +3,25 @@
 Precedence, as in RecBole: command line > dict > files > our properties > RecBole's properties.
 """
 
-import ast
 import copy
-import functools
-import inspect
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import recbole
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import ModelType
-from recbole.utils.argument_list import (
-    dataset_arguments,
-    evaluation_arguments,
-    general_arguments,
-    training_arguments,
-)
 
 from recbole_llm.compat.repairs import alias_numpy_names
 from recbole_llm.config import attributes, registry
+from recbole_llm.config.names import dataset_files, dataset_folders, general_names, require_dataset, require_setting
 from recbole_llm.errors import SettingError, nearest, require_flag, require_one_of, require_whole
 from recbole_llm.evaluation import candidates
 from recbole_llm.trainer.weight_average import check_decay
 from recbole_llm.utils.files import read_yaml
-from recbole_llm.utils.paths import has_interactions, shipped
+from recbole_llm.utils.paths import shipped
+from recbole_llm.utils.values import parse_literal, parse_value
 
-_RECBOLE = Path(inspect.getfile(recbole)).parent
-
-# Names that RecBole reads although none of its YAML files has them.
-_WITHOUT_DEFAULT = frozenset(
-    {
-        *("model", "dataset", "config_files", "encoding", "nproc", "world_size", "offset", "ip", "port", "local_rank"),
-        *("additional_feat_suffix", "benchmark_filename", "numerical_features", "discretization"),
-        *("token_num_threshold", "xgb_early_stopping_rounds"),
-    }
-)
 # Settings of all models that are counts, and the least that makes sense.
 _WHOLE_NUMBERS = {
     "epochs": 0,
@@ -54,21 +36,6 @@ _WHOLE_NUMBERS = {
 }
 # Keys of dataset_configs/*.yaml that are not settings of a run.
 _NOT_SETTINGS = ("prepare",)
-
-
-def parse_value(text: str) -> Any:
-    """Read a value of the command line: a Python literal, ``true``/``false``, ``~`` (YAML's None), or the text itself.
-
-    RecBole evaluates such text as an expression; a literal is enough and runs nothing.
-    """
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text == "~":
-        return None
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
 
 
 def parse_command_line(arguments: Sequence[str]) -> dict[str, Any]:
@@ -155,7 +122,7 @@ class Config(RecBoleConfig):
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         # HyperTuning hands lists over as text.
-        return {name: parse_value(value) if isinstance(value, str) else value for name, value in config_dict.items()}
+        return {name: parse_literal(value) if isinstance(value, str) else value for name, value in config_dict.items()}
 
     def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
         model = model if model is not None else self.external_config_dict.get("model")
@@ -175,9 +142,7 @@ class Config(RecBoleConfig):
             if path.is_file():
                 settings = {k: v for k, v in read_yaml(path).items() if k not in _NOT_SETTINGS}
                 self.internal_config_dict.update(settings)
-        self.is_new_dataset = not any(
-            (folder / f"{dataset}.yaml").is_file() for folder in (_RECBOLE / "properties/dataset", datasets)
-        )
+        self.is_new_dataset = not dataset_files(dataset)
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         self._check_names()
@@ -206,14 +171,11 @@ class Config(RecBoleConfig):
         self.final_config_dict["data_path"] = str(_dataset_folder(self.dataset, data_path))
 
     def _check_names(self) -> None:
-        own = set(self.internal_config_dict) | _general_names()
-        everywhere = own | _names_of_all_models()
+        own = set(self.internal_config_dict) | general_names()
         if self.model not in registry.known_models():
             return  # somebody's own model class: only it knows its settings
         for name in self.external_config_dict:
-            if name not in everywhere:
-                close = nearest(name, own) or nearest(name, everywhere)
-                raise SettingError(f"there is no setting '{name}'{close}")
+            require_setting(name, own)
             if name not in own:
                 logging.getLogger().warning("the setting '%s' is not one of %s and has no effect", name, self.model)
 
@@ -235,44 +197,6 @@ def _check_loss_type(config: Config) -> None:
         raise SettingError(f"loss_type={config['loss_type']} of {config['model']} is not one of CE, BPR")
 
 
-@functools.cache
-def _general_names() -> frozenset[str]:
-    files = [_RECBOLE / "properties/overall.yaml", _RECBOLE / "properties/dataset/sample.yaml"]
-    files += sorted((_RECBOLE / "properties/quick_start_config").glob("*.yaml"))
-    names = {name for file in [*files, shipped("properties") / "overall.yaml"] for name in read_yaml(file)}
-    lists: Iterable[str] = (*general_arguments, *training_arguments, *evaluation_arguments, *dataset_arguments)
-    return frozenset(names | set(lists) | _WITHOUT_DEFAULT)
-
-
-@functools.cache
-def _names_of_all_models() -> frozenset[str]:
-    folders = (_RECBOLE / "properties/model", shipped("properties") / "model")
-    return frozenset(name for folder in folders for file in folder.glob("*.yaml") for name in read_yaml(file))
-
-
-def has_setting(model: str, name: str) -> bool:
-    """Tell whether a setting is one of `model`, or none of a model's own; an unknown name is left to `Config`."""
-    if name in _general_names() or name not in _names_of_all_models():
-        return True
-    files = [folder / "properties/model" / f"{model}.yaml" for folder in (_RECBOLE, shipped("properties").parent)]
-    return any(name in read_yaml(file) for file in files if file.is_file())
-
-
-def known_datasets(data_path: Path) -> list[str]:
-    """Return the names of the data sets that are here or that this package can prepare."""
-    here = [folder.name for folder in data_path.glob("*") if has_interactions(folder)]
-    return sorted({*here, "ml-100k", *(path.stem for path in shipped("dataset_configs").glob("*.yaml"))})
-
-
-def has_folder(dataset: str, data_path: Path) -> bool:
-    """Tell whether a data set is in `data_path` or among RecBole's examples."""
-    return any(folder.is_dir() for folder in _folders(dataset, data_path))
-
-
-def _folders(dataset: str, data_path: Path) -> tuple[Path, Path]:
-    return data_path / dataset, _RECBOLE / "dataset_example" / dataset
-
-
 def _dataset_folder(dataset: str, data_path: Path) -> Path:
     """Return the folder of a data set's atomic files: in `data_path`, else among RecBole's examples, else made anew.
 
@@ -280,14 +204,10 @@ def _dataset_folder(dataset: str, data_path: Path) -> Path:
         SettingError: if no such data set is known; the nearest name is told.
         DataError: if it is known but can neither be found nor be made here; the files to put in place are named.
     """
-    for folder in _folders(dataset, data_path):
+    require_dataset(dataset, data_path)
+    for folder in dataset_folders(dataset, data_path):
         if folder.is_dir():
             return folder
-    if (shipped("dataset_configs") / f"{dataset}.yaml").is_file():
-        from recbole_llm.prepare import ensure
+    from recbole_llm.prepare import ensure
 
-        return ensure(dataset, data_path)
-    raise SettingError(
-        f"there is no data set '{dataset}' in {data_path}{nearest(dataset, known_datasets(data_path))} A data set is a "
-        f"folder {dataset} with {dataset}.inter in it; data_path names the folder that holds it"
-    )
+    return ensure(dataset, data_path)

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.config.config import Config, parse_value
+from recbole_llm.config.config import Config
 from recbole_llm.errors import DataError, SettingError, nearest
 from recbole_llm.utils.paths import shipped
+from recbole_llm.utils.values import parse_value
 
 _NUMBERS = {"uniform": 2, "quniform": 3, "loguniform": 2}
 

@@ -23,6 +23,7 @@ from recbole_llm.stages import pretraining
 from recbole_llm.trainer.choose import trainer_class
 from recbole_llm.trainer.run_folder_trainer import best_epoch
 from recbole_llm.utils.files import read_yaml, write_json
+from recbole_llm.utils.interruption import noting_what_is_stored
 
 if TYPE_CHECKING:
     from recbole_llm.inference.recommender import Recommender
@@ -109,8 +110,17 @@ def run(
     if resume is None:
         kept = run_folder.create(Path(config["checkpoint_dir"]), config.merged, folder)
     folder = kept
-    _begin(config, folder)
+    with noting_what_is_stored(folder, (folder / checkpoint.RESUME).is_file):
+        try:
+            return _train_and_evaluate(config, folder, started, resume)
+        except KeyboardInterrupt:
+            if resume is None and not (folder / checkpoint.RESUME).is_file():
+                shutil.rmtree(folder, ignore_errors=True)  # there is nothing to resume from
+            raise
 
+
+def _train_and_evaluate(config: Config, folder: Path, started: float, resume: str | Path | None) -> dict[str, Any]:
+    _begin(config, folder)
     try:
         parts, trainer = _parts_and_trainer(config, folder)
         valid_ranking = candidates.candidate_ranking(config, parts.valid, [parts.train])
@@ -252,39 +262,6 @@ def build(config: Config, test: bool = True) -> Parts:
     return Parts(config, dataset, train, valid, tested, model, pretrain_seconds)
 
 
-def tune(
-    model: str | None = None,
-    dataset: str | None = None,
-    config_files: Sequence[str | Path] = (),
-    settings: dict[str, Any] | None = None,
-    command_line: Sequence[str] = (),
-    **options: Any,
-) -> dict[str, Any]:
-    """Search the settings of a model that are best on validation, and evaluate the winner on the test part, once.
-
-    Args:
-        model: a model of this package or of RecBole, by name.
-        dataset: a data set name.
-        config_files: YAML files with settings that all trials share.
-        settings: such settings by name; they override the files.
-        command_line: ``--name=value`` settings; they override all others.
-        options: `params_file` (what is searched, in RecBole's form; the model's own if there is none), `algo`
-            (exhaustive, random or bayes), `trials`, `early_stop`, `out` (the study's folder); with `storage`, a journal
-            file or the URL of a database, any number of processes share the study by Optuna, and `pruner` says how bad
-            trials are ended early (median, halving, hyperband or none); with `defaults_first` the first trial has the
-            settings that the model has without a search, so that none ends below them.
-
-    Returns:
-        What `tune.json` holds, and under "path" where that file is.
-
-    Raises:
-        RecBoleLLMError: one of its kinds, whose message says what to do.
-    """
-    from recbole_llm.hyper_search.command import tune as search
-
-    return search(Config(model, dataset, config_files, settings, command_line), **options)
-
-
 def pretrain(
     model: str | type = "ST2SI",
     config_files: Sequence[str | Path] = (),
@@ -314,24 +291,6 @@ def pretrain(
     config = Config(given.get("model", model), sources[0], config_dict=given)
     init_logger(config)
     return pretraining.pretrain(config)
-
-
-def compare(**options: Any) -> dict[str, Any]:
-    """Compare models side by side: what the verb ``compare`` does, from Python.
-
-    Args:
-        options: see `recbole_llm.comparison.compare.Options`, such as
-            ``models=["ST2SI", "SASRec"], dataset=["ml-100k"], seeds=3, settings={"epochs": 10}``.
-
-    Returns:
-        What `comparison.json` holds, and under "path" where that file is.
-
-    Raises:
-        RecBoleLLMError: one of its kinds, whose message says what to do.
-    """
-    from recbole_llm.comparison import compare as comparing
-
-    return comparing.compare(comparing.Options(**options))
 
 
 def load(run: str | Path, settings: dict[str, Any] | None = None, test: bool = True) -> Parts:

@@ -38,6 +38,7 @@ from recbole_llm.runs import folder as run_folder
 from recbole_llm.stages.pretraining_trainer import PretrainingTrainer, epoch_folder
 from recbole_llm.utils.files import storage_errors, write_text
 from recbole_llm.utils.hashing import content_hash
+from recbole_llm.utils.interruption import noting_what_is_stored
 
 # Settings of a run that are its pre-training's too: those that change the result (beside backbone), and those that do
 # not. All others (learning rates, tuning, train_window, label_smoothing, ilp_dropout, weight_average, epochs, seed,
@@ -167,7 +168,11 @@ def pretrain(config: Any, target: Any = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         lock.acquire()
-    with lock:
+
+    def is_stored() -> bool:
+        return (folder / checkpoint.RESUME).is_file() or any(folder.glob(f"*/{RECORD}"))
+
+    with lock, noting_what_is_stored(folder, is_stored):
         if all((path / RECORD).is_file() for path in wanted):
             logging.getLogger().info("The pre-trained backbone %s is there already", wanted[-1])
         else:

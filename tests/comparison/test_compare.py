@@ -10,12 +10,14 @@ import pytest
 from atomic_files import write_atomic_files
 from small_data import write_dataset
 
+from recbole_llm.cli.compare import parse_options
 from recbole_llm.cli.main import main
 from recbole_llm.comparison import cells as compare_cells
-from recbole_llm.comparison.cells import Cell, plan_cells, reason, start_run, written
-from recbole_llm.comparison.compare import Options, compare, parse_options
-from recbole_llm.config.config import has_setting, parse_value
+from recbole_llm.comparison.cells import Cell, plan_cells, reason, start_run
+from recbole_llm.comparison.compare import Options, compare
+from recbole_llm.config.names import has_setting
 from recbole_llm.errors import SettingError
+from recbole_llm.utils.values import parse_value, write_value
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "results" / "runs" / "ml-100k"
@@ -330,7 +332,7 @@ def test_labels_and_metrics_must_be_there(workdir):
 
 @pytest.mark.parametrize("value", ["a b", "True", "3", "[1,2)", "it's", 5e-5, [1, "x"], {"k": None}, None, False, ""])
 def test_a_cells_command_gives_its_settings_back(value):
-    assert parse_value(written(value)) == value
+    assert parse_value(write_value(value)) == value
     cell = Cell("D", "label", "Pop", 3, {"name": value})
     (*_, last) = shlex.split(cell.command())
     assert parse_value(last.partition("=")[2]) == value
