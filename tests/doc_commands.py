@@ -33,6 +33,7 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm pretrain --model=ST2SI --pretrain_datasets=Food,Cell": {"backbone": "TINY"},
     'recbole-llm recommend --run=saved/<run> --history="242,302"': {},
     "recbole-llm --model=SASRec --dataset=ml-100k": {},
+    "recbole-llm -m SASRec -d ml-100k --epochs 20 --dry-run": {},
     "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp": {},
     "recbole-llm --model=IDLEAdapter --dataset=ml-100k": IDLE,
     "recbole-llm --resume=saved/<run>": {},

@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ from doc_pages import PAGES, ROOT, SMALL, World, blocks, commands, with_options
 
 from recbole_llm.cli import main as cli
 from recbole_llm.cli import prepare as prepare_verb
-from recbole_llm.cli import tune as tune_verb
 from recbole_llm.cli.compare import parse_options
+from recbole_llm.cli.settings import run_settings
 from recbole_llm.comparison import cells as compare_cells
 from recbole_llm.config import config, names, registry
 from recbole_llm.errors import RecBoleLLMError
@@ -118,6 +119,9 @@ def run_here(arguments, log, lock):
 
 
 def check_run(out, arguments):
+    if "--dry-run" in arguments:
+        assert "\nrun folder\n  " in out
+        return
     result = json.loads(Path(out.splitlines()[-1]).read_text())
     ranks = read_ranks(Path(out.splitlines()[-1]).with_name("ranks-test.tsv.gz"))["rank"]
     assert result["test"]["mrr"] == pytest.approx((1 / ranks).mean(), abs=1e-4)
@@ -218,8 +222,8 @@ def read(command):
 
 
 def read_settings(verb, given):
-    files = [file for argument in given if argument.startswith("--config_files=") for file in argument[15:].split()]
-    settings = [argument for argument in given if not argument.startswith("--config_files=")]
+    own = import_module(f"recbole_llm.cli.{verb}").parser().read(given)
+    files, settings = own.options.get("config_files", []), run_settings(own)
     if verb == "compare":
         options = parse_options(given)
         own = (
@@ -230,9 +234,6 @@ def read_settings(verb, given):
             known = {name: value for name, value in options.settings.items() if names.has_setting(model, name)}
             config.Config(model, options.dataset[0], files, known)
         return
-    if verb == "tune":
-        own = tune_verb.parser().read(settings)
-        settings = [f"--{name}={own.options[name]}" for name in ("model", "dataset")] + own.settings
     if verb == "pretrain":  # of no data set: any stands for it
         settings = with_options(settings, {"model": "ST2SI", "dataset": "ml-100k"})
     config.Config(config_file_list=files, command_line=settings)

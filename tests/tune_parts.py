@@ -3,6 +3,8 @@
 import random
 from pathlib import Path
 
+import recbole_llm
+
 ITEMS = [f"i{n}" for n in range(12)]
 GRID = "learning_rate choice [0.0001,0.01,0.05]\nhidden_size choice [4,8]\n"
 TWO = "learning_rate choice [0.0001,0.05]"

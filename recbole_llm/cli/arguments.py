@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recbole_llm.errors import SettingError, nearest, require_one_of
-from recbole_llm.utils.values import parse_value
 
 WIDTH = 100
 _MANY = ("config_files",)  # may be given several times, and hold several values
@@ -77,7 +76,7 @@ class Parser(argparse.ArgumentParser):
         while waiting:
             name, value, action = self._next(waiting)
             if action is None:
-                _once(settings, name, str(value), lambda text: parse_value(str(text)))
+                _once(settings, name, str(value), _parsed)
             elif name in _MANY:
                 options[name] = f"{options.get(name, '')} {value}"
             else:
@@ -121,6 +120,12 @@ class Parser(argparse.ArgumentParser):
         return f"'{word}' is not understood: settings are written --name=value or --name value"
 
 
+def _parsed(text: str) -> Any:
+    from recbole_llm.utils.values import parse_value  # it needs PyYAML, and doctor runs where nothing is installed
+
+    return parse_value(text)
+
+
 def _is_value(word: str, options: dict[str, Any]) -> bool:
     """Tell whether a word is the value of the option before it, and no option itself."""
     return not word.startswith("-") or (bool(_NEGATIVE.match(word)) and word not in options)
@@ -154,7 +159,7 @@ def flag(name: str) -> Callable[[str], bool]:
     """Return what reads a value that is true or false, and refuses others by SettingError."""
 
     def read(text: str) -> bool:
-        value = parse_value(text)
+        value = _parsed(text)
         if not isinstance(value, bool):
             raise SettingError(f"{name}={text} must be true or false")
         return value

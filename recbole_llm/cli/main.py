@@ -44,7 +44,7 @@ Results
       Write one HTML page of a comparison.
 
 Machine
-  recbole-llm doctor
+  recbole-llm doctor [--data_path=FOLDER]
       Show what is installed and found here, and what to do about what is missing.
 
 Options are written --name=value or --name value. Values are YAML: {epochs: 100}, [a, b], 1e-3, ~.

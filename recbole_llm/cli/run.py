@@ -8,6 +8,7 @@ from recbole_llm.cli.arguments import Given, Parser, add_model_and_dataset
 from recbole_llm.cli.interrupts import interrupted
 from recbole_llm.errors import SettingError
 from recbole_llm.utils.files import read_yaml
+from recbole_llm.utils.hashing import hashes_not_stored
 from recbole_llm.utils.interruption import stored_folders
 
 _STAGES = ("id-", "pretrain-")  # how the folders of what a run trains first begin
@@ -51,7 +52,8 @@ def main(given: Given) -> int:
     if dry is not None:
         from recbole_llm.cli.dry_run import show
 
-        show(files, line, resume, everything=dry == "all")
+        with hashes_not_stored():
+            show(files, line, resume, everything=dry == "all")
         return 0
     try:
         return _run(files, line, resume)

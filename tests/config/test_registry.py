@@ -11,7 +11,7 @@ from recbole_llm.errors import SettingError
 
 _LOOK_UP = """
 import torch
-from recbole_llm import registry
+from recbole_llm.config import registry
 registry.model_class("SASRec")
 assert not torch.is_anomaly_enabled()
 torch.autograd.set_detect_anomaly(True)
