@@ -86,7 +86,7 @@ def test_command_runs(command, world, monkeypatch):
     if verb == "compare":
         # Its runs are processes, which tests/test_compare.py has; here each would import everything anew.
         monkeypatch.setattr(compare_cells, "start_run", run_here)
-        code, out, error = in_process(verb, arguments)
+    code, out, error = in_process(verb, arguments)
     assert code == 0, error
     CHECKS.get(verb, lambda *_: None)(out, arguments)
 
@@ -119,6 +119,9 @@ def run_here(arguments, log, lock):
 
 
 def check_run(out, arguments):
+    if "--help" in arguments:
+        assert out.startswith("usage: recbole-llm run ")
+        return
     if "--dry-run" in arguments:
         assert "\nrun folder\n  " in out
         return
