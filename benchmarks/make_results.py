@@ -27,7 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.comparison.compare import Options, compare, parse_options
+from recbole_llm.cli.compare import parse_options
+from recbole_llm.comparison.compare import Options, compare
 from recbole_llm.comparison.finished import find_runs
 from recbole_llm.comparison.tables import markdown_parts
 from recbole_llm.errors import DataError, RecBoleLLMError, SettingError

@@ -26,7 +26,11 @@ _SERVER.set_forkserver_preload(
 
 
 def command_line(
-    folder: Path, arguments: Sequence[str], kill: tuple[str, int] | None = None, largest_file: int | None = None
+    folder: Path,
+    arguments: Sequence[str],
+    kill: tuple[str, int] | None = None,
+    largest_file: int | None = None,
+    by: int = signal.SIGKILL,
 ) -> tuple[int, str, str]:
     """Run the command line in `folder` and return its exit code (-9 if it was killed), stdout and stderr.
 
@@ -42,10 +46,11 @@ def command_line(
             * result: after all is done, before result.json
 
         largest_file: bytes beyond which the system refuses to let a file grow.
+        by: the signal that ends the process.
     """
     out, error = folder / "child.out", folder / "child.err"
     child = _SERVER.Process(
-        target=_child, args=(str(folder), list(arguments), kill, largest_file, str(out), str(error))
+        target=_child, args=(str(folder), list(arguments), kill, largest_file, by, str(out), str(error))
     )
     child.start()
     child.join(timeout=240)
@@ -54,7 +59,13 @@ def command_line(
 
 
 def _child(
-    folder: str, arguments: list[str], kill: tuple[str, int] | None, largest_file: int | None, out: str, error: str
+    folder: str,
+    arguments: list[str],
+    kill: tuple[str, int] | None,
+    largest_file: int | None,
+    by: int,
+    out: str,
+    error: str,
 ) -> None:
     os.chdir(folder)
     os.environ["RECBOLE_LLM_CACHE"] = str(Path(folder) / "cache")
@@ -67,7 +78,7 @@ def _child(
 
     torch.set_num_threads(1)
     if kill is not None:
-        _kill_at(*kill)
+        _kill_at(*kill, by)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     try:
@@ -80,7 +91,7 @@ def _child(
     os._exit(code)
 
 
-def _kill_at(moment: str, count: int) -> None:
+def _kill_at(moment: str, count: int, by: int) -> None:
     import torch
 
     from recbole_llm.runs import checkpoint, result
@@ -92,7 +103,7 @@ def _kill_at(moment: str, count: int) -> None:
         return left[0] == 0
 
     def end() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), by)
 
     def write_half(path: Any, content: bytes) -> None:
         Path(path).write_bytes(content[: len(content) // 2])

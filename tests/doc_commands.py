@@ -15,6 +15,7 @@ KEPT = "recbole-llm compare --runs=results/runs/"
 RUN: dict[str, dict[str, object]] = {
     # README.md, index.md and first_run.md
     "recbole-llm --help": {},
+    "recbole-llm run --help": {},
     "python run_recbole_llm.py --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp": {},
     "python run_recbole_llm.py --model=SASRec --dataset=ml-100k": {},
     "python run_recbole_llm.py --resume=saved/<run>": {},
@@ -33,6 +34,7 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm pretrain --model=ST2SI --pretrain_datasets=Food,Cell": {"backbone": "TINY"},
     'recbole-llm recommend --run=saved/<run> --history="242,302"': {},
     "recbole-llm --model=SASRec --dataset=ml-100k": {},
+    "recbole-llm -m SASRec -d ml-100k --epochs=20 --dry-run": {},
     "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp": {},
     "recbole-llm --model=IDLEAdapter --dataset=ml-100k": IDLE,
     "recbole-llm --resume=saved/<run>": {},

@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,14 @@ from doc_pages import PAGES, ROOT, SMALL, World, blocks, commands, with_options
 from kept_runs import all_kept
 
 from recbole_llm.cli import main as cli
+from recbole_llm.cli import prepare as prepare_verb
+from recbole_llm.cli.compare import parse_options
+from recbole_llm.cli.settings import run_settings
 from recbole_llm.comparison import cells as compare_cells
-from recbole_llm.comparison.compare import parse_options
 from recbole_llm.config import config, names, registry
 from recbole_llm.config.paper import list_rows, row_settings
 from recbole_llm.errors import RecBoleLLMError
-from recbole_llm.hyper_search.command import _OPTIONS as TUNE_OPTIONS
 from recbole_llm.hyper_search.space import default_file
-from recbole_llm.prepare.command import _Parser, add_arguments
 from recbole_llm.prepare.spec import load_spec
 from recbole_llm.quick_start import run as quick_start
 from recbole_llm.runs.ranks import read_ranks
@@ -87,7 +88,6 @@ def test_command_runs(command, world, monkeypatch):
     if verb == "compare":
         # Its runs are processes, which tests/test_compare.py has; here each would import everything anew.
         monkeypatch.setattr(compare_cells, "start_run", run_here)
-        monkeypatch.setattr("recbole_llm.comparison.compare.signal.signal", lambda *_: None)
     code, out, error = in_process(verb, arguments)
     assert code == 0, error
     CHECKS.get(verb, lambda *_: None)(out, arguments)
@@ -121,6 +121,12 @@ def run_here(arguments, log, lock):
 
 
 def check_run(out, arguments):
+    if "--help" in arguments:
+        assert out.startswith("usage: recbole-llm run ")
+        return
+    if "--dry-run" in arguments:
+        assert "\nrun folder\n  " in out
+        return
     result = json.loads(Path(out.splitlines()[-1]).read_text())
     ranks = read_ranks(Path(out.splitlines()[-1]).with_name("ranks-test.tsv.gz"))["rank"]
     assert result["test"]["mrr"] == pytest.approx((1 / ranks).mean(), abs=1e-4)
@@ -171,7 +177,7 @@ CHECKS = {
     "pretrain": lambda out, _: next(Path(out.splitlines()[-1]).glob("*.safetensors")),
     "report": lambda out, _: Path(out.strip()).read_text().index("</html>"),
     "doctor": lambda out, _: out.index("What to do"),
-    "help": lambda out, _: [out.index(f"recbole-llm {verb} ") for verb in cli._VERBS if verb != "run"],
+    "help": lambda out, _: [out.index(f"recbole-llm {verb} ") for verb in cli.VERBS if verb != "run"],
 }
 
 
@@ -215,23 +221,21 @@ def read(command):
         read_program(shlex.split(command))
         return
     verb, given = own
-    assert verb in {*cli._VERBS, "help"}
+    assert verb in {*cli.VERBS, "help"}
     if verb == "prepare":
-        parser = _Parser(prog="prepare")
-        add_arguments(parser)
-        load_spec(parser.parse_args(given).dataset)
+        load_spec(prepare_verb.parser().read(given).options["dataset"])
     elif verb in SETTINGS_VERBS and not any(argument.startswith(("--resume", "--runs")) for argument in given):
         read_settings(verb, given)
 
 
 def read_settings(verb, given):
-    files = [file for argument in given if argument.startswith("--config_files=") for file in argument[15:].split()]
-    settings = [argument for argument in given if not argument.startswith(("--config_files=", "--paper="))]
-    rows = [argument[8:] for argument in given if argument.startswith("--paper=")]
-    if rows and rows[0].startswith("list:"):
-        list_rows(rows[0][5:])
+    own = import_module(f"recbole_llm.cli.{verb}").parser().read(given)
+    row = own.options.get("paper")
+    if row is not None and row.startswith("list:"):
+        list_rows(row[5:])
         return
-    files = [*map(row_settings, rows), *files]
+    rows = [] if row is None else [row_settings(row)]
+    files, settings = [*rows, *own.options.get("config_files", [])], run_settings(own)
     if verb == "compare":
         options = parse_options(given)
         own = (
@@ -242,8 +246,6 @@ def read_settings(verb, given):
             known = {name: value for name, value in options.settings.items() if names.has_setting(model, name)}
             config.Config(model, options.dataset[0], files, known)
         return
-    if verb == "tune":
-        settings = [a for a in settings if a.removeprefix("--").partition("=")[0] not in TUNE_OPTIONS]
     if verb == "pretrain":  # of no data set: any stands for it
         settings = with_options(settings, {"model": "ST2SI", "dataset": "ml-100k"})
     config.Config(config_file_list=files, command_line=settings)

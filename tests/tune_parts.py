@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from recbole_llm.quick_start import run as quick_start
+import recbole_llm
 
 ITEMS = [f"i{n}" for n in range(12)]
 GRID = "learning_rate choice [0.0001,0.01,0.05]\nhidden_size choice [4,8]\n"
@@ -28,7 +28,7 @@ def settings(place, **more):
 
 
 def tune(place, given=None, **options):
-    return quick_start.tune(settings=given or settings(place), **{"params_file": place / "grid.hyper", **options})
+    return recbole_llm.tune(settings=given or settings(place), **{"params_file": place / "grid.hyper", **options})
 
 
 def arguments(place, given=None):

@@ -62,7 +62,7 @@ class BackboneStatus:
     """
 
     name: str
-    source: Literal["cache", "package", "hub cache", "not here"]
+    source: Literal["folder", "cache", "package", "hub cache", "not here"]
     folder: Path | None
     advice: str
 
@@ -136,6 +136,25 @@ def available_backbones() -> list[BackboneStatus]:
         else:
             statuses.append(BackboneStatus(name, here[0], here[1], ""))
     return statuses
+
+
+def locate(name: str) -> BackboneStatus:
+    """Return what the backbone `name` (a preset, a folder or a hub id) would be loaded from; nothing is fetched.
+
+    Raises:
+        SettingError: if `name` is neither a preset nor a folder and cannot be a hub id.
+        BackboneError: if the folder is broken.
+    """
+    given = Path(name).expanduser()
+    if name and (given / "config.json").is_file():
+        require_whole(given)
+        return BackboneStatus(name, "folder", given.resolve(), "")
+    preset = find_preset(name)
+    if preset is not None:
+        return next(status for status in available_backbones() if status.name == preset.name)
+    _require_hub_id(name, given)
+    here = _hub_cached(name)
+    return BackboneStatus(name, *here, "") if here else BackboneStatus(name, "not here", None, "it is downloaded first")
 
 
 def _require_hub_id(name: str, given: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import recbole_llm
 from recbole_llm import __version__
+from recbole_llm.cli.arguments import Given, Parser
 from recbole_llm.utils import paths
 
 # Imported and not only looked up, since an installed version that does not fit the others fails there.
@@ -23,6 +24,24 @@ _IMPORTED = ("torch", "transformers", "peft", "recbole.config")
 _WITHOUT_DEPENDENCIES = ("recbole",)
 _SCARCE_GIB = 5.0
 _GIB = 2**30
+
+
+def parser() -> Parser:
+    """Return the parser of the verb."""
+    found = Parser(
+        "doctor",
+        "Show versions, device, language models and datasets, and what to do about what is missing.",
+        "[--data_path=FOLDER]",
+    )
+    group = found.add_argument_group("options")
+    group.add_argument("--data_path", metavar="FOLDER", help="the folder with the datasets (default: dataset/)")
+    return found
+
+
+def main(given: Given) -> int:
+    """Print the report."""
+    print(report(given.options.get("data_path", "dataset/")))
+    return 0
 
 
 def report(data_path: str) -> str:

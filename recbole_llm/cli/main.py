@@ -2,70 +2,74 @@
 
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
+from recbole_llm.cli.arguments import Parser
+from recbole_llm.cli.interrupts import interrupted, interruptible
 from recbole_llm.errors import RecBoleLLMError, SettingError, nearest
+
+# Each verb is a module of this name, whose imports wait until it runs.
+VERBS = ("run", "pretrain", "tune", "prepare", "recommend", "compare", "plot", "report", "doctor")
 
 USAGE = """\
 recbole-llm: language-model recommenders inside RecBole
 
-  recbole-llm [run] --model=M --dataset=D [--config_files="a.yaml b.yaml"] [--name=value ...]
-      Train a model, evaluate its best epoch, and store the run in saved/<run>/. The last line is the path of
-      result.json. M is ST2SI or any sequential or general model of RecBole.
-  recbole-llm run --paper=st2si/table2/Scientific/st2si [--config_files=...] [--name=value ...]
-      Run a row of a paper's table or a point of its figure: paper/table/data set/row. --paper=list prints all rows, and
-      --paper=list:st2si/table2 those of a table.
+Train
+  recbole-llm [run] -m MODEL -d DATASET [--name=value ...]
+      Train a model, evaluate its best epoch, and store the run in saved/<run>/.
+  recbole-llm run --paper=st2si/table2/Scientific/st2si
+      Run a row of a paper's table; --paper=list prints all rows.
   recbole-llm run --resume=saved/<run>
-      Go on with an interrupted run.
-  recbole-llm pretrain --pretrain_datasets=A,B [--backbone=L] [--pretrain_epochs=15] [--name=value ...]
-      Pre-train ST2SI's backbone on data sets. The last line is its folder: --backbone=<folder> tunes it on another.
-  recbole-llm tune --model=M --dataset=D [--params_file=FILE] [--algo=exhaustive|random|bayes] [--trials=N]
-                   [--early_stop=N] [--out=FOLDER] [--storage=FILE|URL [--pruner=median|halving|hyperband|none]
-                    [--defaults_first=True]]
-      Search the settings that are best on validation, in a parameter file as RecBole's; the last line is the path of
-      tune.json. The same command goes on with the study; with --storage any number of processes share it.
-  recbole-llm prepare --dataset=D [--raw=FOLDER] [--out=FOLDER] [--report[=FILE]]
-      Make RecBole's atomic files of a data set from its publisher's files, and compare its counts with the papers'.
-  recbole-llm recommend --run=saved/<run> --user=USER | --users=USER,USER|all|FILE |
-                        --history="ITEM,ITEM,..." [--user=USER] | --histories=FILE
-                        [--k=10] [--exclude_seen=true] [--format=table|jsonl|csv] [--out=FILE]
-      The best items, with titles and scores: for users of the data set, after all that they did, or after histories
-      that are given by hand, oldest item first (FILE: one a line).
-  recbole-llm compare --models=ST2SI,SASRec,GRU4Rec --dataset=D[,E] [--seeds=3] [--name=value ...]
-  recbole-llm compare --runs='saved/*' [--models=... --dataset=...]
-      Models side by side: runs what is missing, and goes on where it was interrupted. Settings go to the models that
-      have them; --model_settings=FILE has each model's own. Also --config_files, --show=METRICS, --ours, --baselines,
-      --rows=models|metrics, --format=markdown|latex|csv, --papers, --out. The last line is the path of the JSON.
-  recbole-llm plot --kind=curves|bars|groups|sensitivity|backbones|pretraining|trade_off
-                   --runs=saved/<run>,... | --comparison=FILE [--setting=S] [--metric=ndcg@10] [--out=FOLDER]
-      Draw finished runs or a comparison as PNG and SVG; sensitivity draws against the numeric setting S.
-  recbole-llm plot --kind=representations --run=saved/<run> [--layer=N] [--out=FOLDER]
-      Draw where the vectors of an IDLEAdapter run lie: id model, language model and adapter.
-  recbole-llm report --comparison=FILE [--out=report.html]
-      Write one HTML page that holds all of a comparison: tables, plots, settings and commands.
-  recbole-llm doctor [--data_path=FOLDER]
-      Show versions, device, language models and data sets, and what to do about what is missing.
+      Resume an interrupted run.
+  recbole-llm pretrain --pretrain_datasets=A,B [--name=value ...]
+      Pre-train ST2SI's language model on other datasets.
+  recbole-llm tune -m MODEL -d DATASET [--algo=bayes] [--trials=20] [--name=value ...]
+      Search the settings that are best on validation.
 
-  --debug shows the traceback of an error.
+Data
+  recbole-llm prepare -d DATASET [--raw=FOLDER] [--report]
+      Make RecBole's atomic files of a dataset from its publisher's files.
+
+Use
+  recbole-llm recommend --run=saved/<run> --user=USER
+      Show the best items for users, or after histories that are given by hand.
+
+Results
+  recbole-llm compare --models=ST2SI,SASRec -d DATASET [--seeds=3] [--name=value ...]
+  recbole-llm compare --runs='saved/*'
+      Show models side by side, and train what is missing.
+  recbole-llm plot --kind=curves --runs=saved/<run>,saved/<run>
+      Draw finished runs or a comparison.
+  recbole-llm report --comparison=comparison.json
+      Write one HTML page of a comparison.
+
+Machine
+  recbole-llm doctor [--data_path=FOLDER]
+      Show what is installed and found here, and what to do about what is missing.
+
+Options are written --name=value or --name value. Values are YAML: {epochs: 100}, [a, b], 1e-3, ~.
+  -h, --help            this page; after a verb: all of its options
+      --help=all        after run, pretrain, tune or compare: the settings of every run as well
+      --help=ST2SI      the same for the settings of a model
+      --debug           show the traceback of an error
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 1 after an error, 2 after a mistake in the settings."""
+    """Run the command line and return its exit code.
+
+    0, 1 after an error, 2 after a mistake in the settings, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     argv = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
-    if argv and argv[0] in ("-h", "--help", "help"):
-        print(USAGE)
-        return 0
     try:
-        verb, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("run", argv)
-        if "=" in verb:
-            raise SettingError(f"'{verb}' is not understood: settings are written --name=value")
-        if verb not in _VERBS:
-            raise SettingError(f"there is no verb '{verb}'{nearest(verb, _VERBS)} The verbs are {', '.join(_VERBS)}")
-        return _VERBS[verb](rest)
+        with interruptible():
+            return _run_verb(argv)
+    except KeyboardInterrupt as interrupt:
+        return interrupted(interrupt)
     except (RecBoleLLMError, OSError) as error:  # OSError: a place where RecBole writes, such as ./log
         if debug:
             traceback.print_exc()
@@ -79,101 +83,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = dict(missing_packages()).get(str(error.name), "recbole-llm doctor says how to get it")
         print(f"error: the package '{error.name}' is missing: {command}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; go on with --resume=<run>", file=sys.stderr)
-        return 130
 
 
-def _run(argv: list[str]) -> int:
-    from recbole_llm.config.paper import list_rows, row_settings
-
-    papers, argv = _taken(argv, "--paper")
-    if papers and papers[-1].partition(":")[0] == "list":
-        print(*list_rows(papers[-1].partition(":")[2]), sep="\n")
+def _run_verb(argv: list[str]) -> int:
+    if argv and argv[0] in ("-h", "--help", "help"):
+        argv = [*argv[1:2], "--help", *argv[2:]]
+    if argv[:1] == ["--help"]:
+        print(USAGE, end="")
         return 0
-    from recbole_llm.quick_start.run import run
-    from recbole_llm.runs.table import result_table
-
-    files, argv = _taken(argv, "--config_files")
-    resume, argv = _taken(argv, "--resume")
-    config_files: list[Any] = [*map(row_settings, papers), *" ".join(files).split()]
-    result = run(config_files=config_files, command_line=argv, resume=resume[-1] if resume else None)
-    print(result_table(result))
-    print(result["path"])
-    return 0
-
-
-def _taken(argv: list[str], name: str) -> tuple[list[str], list[str]]:
-    """Return the values of ``name=value`` arguments, and the other arguments."""
-    return (
-        [argument.partition("=")[2] for argument in argv if argument.partition("=")[0] == name],
-        [argument for argument in argv if argument.partition("=")[0] != name],
-    )
+    verb, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("run", argv)
+    if "=" in verb:
+        raise SettingError(f"'{verb}' is not understood: settings are written --name=value or --name value")
+    if verb not in VERBS:
+        raise SettingError(f"there is no verb '{verb}'{nearest(verb, VERBS)} The verbs are {', '.join(VERBS)}")
+    module: Any = import_module(f"recbole_llm.cli.{verb}")
+    parser: Parser = module.parser()
+    topic = _help_topic(rest)
+    if topic is not None:
+        print(help_text(parser, topic), end="")
+        return 0
+    return module.main(parser.read(rest))
 
 
-def _pretrain(argv: list[str]) -> int:
-    from recbole_llm.quick_start.run import pretrain
-
-    files, argv = _taken(argv, "--config_files")
-    print(pretrain(config_files=" ".join(files).split(), command_line=argv))
-    return 0
-
-
-def _tune(argv: list[str]) -> int:
-    from recbole_llm.hyper_search.command import tune_command
-
-    return tune_command(argv)
+def _help_topic(arguments: Sequence[str]) -> str | None:
+    """Return what ``--help`` asks about, empty for the verb itself; None where there is no ``--help``."""
+    for number, word in enumerate(arguments):
+        name, _, topic = word.partition("=")
+        if name in ("-h", "--help"):
+            following = arguments[number + 1 : number + 2]
+            return topic or next((word for word in following if not word.startswith("-")), "")
+    return None
 
 
-def _doctor(argv: list[str]) -> int:
-    from recbole_llm.cli.doctor import report
+def help_text(parser: Parser, topic: str = "") -> str:
+    """Return the help of a verb, with the settings of a run if it takes any.
 
-    settings: dict[str, Any] = dict(argument.removeprefix("--").split("=", 1) for argument in argv if "=" in argument)
-    print(report(settings.get("data_path", "dataset/")))
-    return 0
+    Args:
+        parser: of the verb; it cannot read a command line afterwards.
+        topic: empty, ``all`` or a model, see `recbole_llm.cli.settings.add_settings`.
 
+    Raises:
+        SettingError: if the topic is none of these.
+    """
+    from recbole_llm.cli.settings import add_settings
 
-def _prepare(argv: list[str]) -> int:
-    from recbole_llm.prepare import prepare_command
+    if parser.takes_settings:
+        add_settings(parser, topic or None)
+    elif topic:
+        raise SettingError(f"'{topic}' is not understood: {parser.verb} takes no settings of a run")
+    return parser.format_help()
 
-    return prepare_command(argv)
-
-
-def _recommend(argv: list[str]) -> int:
-    from recbole_llm.cli.recommend import recommend_command
-
-    return recommend_command(argv)
-
-
-def _plot(argv: list[str]) -> int:
-    from recbole_llm.plots.command import plot_command
-
-    return plot_command(argv)
-
-
-def _report(argv: list[str]) -> int:
-    from recbole_llm.report.command import report_command
-
-    return report_command(argv)
-
-
-def _compare(argv: list[str]) -> int:
-    from recbole_llm.comparison.compare import compare_command
-
-    return compare_command(argv)
-
-
-_VERBS: dict[str, Callable[[list[str]], int]] = {
-    "run": _run,
-    "pretrain": _pretrain,
-    "tune": _tune,
-    "prepare": _prepare,
-    "recommend": _recommend,
-    "compare": _compare,
-    "plot": _plot,
-    "report": _report,
-    "doctor": _doctor,
-}
 
 if __name__ == "__main__":
     sys.exit(main())

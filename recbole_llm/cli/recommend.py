@@ -7,21 +7,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
-from recbole_llm.cli.arguments import read_options
-from recbole_llm.config.config import parse_value
-from recbole_llm.errors import DataError, SettingError, require_one_of
-from recbole_llm.inference.recommender import Recommendation, Recommender
-from recbole_llm.inference.users import UserRecommender
+from recbole_llm.cli.arguments import Given, Parser, flag, one_of
+from recbole_llm.errors import DataError, SettingError
 from recbole_llm.utils.files import replacing
+from recbole_llm.utils.values import parse_value
 
-_OPTIONS = (
-    *("run", "history", "histories", "user", "users", "k", "exclude_seen", "allow_untrained"),
-    *("format", "out", "cuda_graph", "data_path"),
-)
+if TYPE_CHECKING:
+    from recbole_llm.inference.recommender import Recommendation
+
 _FLAGS = ("exclude_seen", "allow_untrained", "cuda_graph")
 FORMATS = ("table", "jsonl", "csv")
 _HISTORY_FORM = "one history a line, items separated by commas or spaces"
@@ -63,10 +58,46 @@ class Answer:
 
     who: tuple[str, Any]
     history: list[str]
-    found: Recommendation
+    found: "Recommendation"
 
 
-def recommend_command(arguments: list[str]) -> int:
+def parser() -> Parser:
+    """Return the parser of the verb."""
+    found = Parser(
+        "recommend",
+        "Show the best items, with titles and scores: for users of the dataset, after all that they did, or after "
+        "histories that are given by hand.",
+        "--run=saved/<run> --user=USER | --users=USERS\n"
+        '       recbole-llm recommend --run=saved/<run> --history="ITEM,ITEM" | --histories=FILE',
+    )
+    group = found.add_argument_group("whom to recommend to")
+    group.add_argument("--run", metavar="FOLDER", help="the folder of a finished run")
+    group.add_argument("--user", metavar="USER", help="a user of the dataset; with --history, whose history it is")
+    group.add_argument(
+        "--users", metavar="USERS", help="several, separated by commas; all; or a file, one user per line"
+    )
+    group.add_argument("--history", metavar="ITEMS", help="items, the oldest first, separated by commas or spaces")
+    group.add_argument("--histories", metavar="FILE", help="a file, one history per line")
+    group.add_argument("--data_path", metavar="FOLDER", help="where the dataset is (default: as in the run)")
+    group = found.add_argument_group("how")
+    group.add_argument("--k", metavar="INT", help="how many items (default: 10)")
+    for name, help_text in (
+        ("exclude_seen", "leave out the items of the history (default: False)"),
+        ("allow_untrained", "allow items in the history that no training row has (default: False)"),
+        ("cuda_graph", "replay the model's work on a GPU, for many small requests (default: False)"),
+    ):
+        group.add_argument(f"--{name}", type=flag(name), nargs="?", const=True, metavar="BOOL", help=help_text)
+    group.add_argument(
+        "--format",
+        type=one_of("format", FORMATS),
+        metavar="NAME",
+        help="table, jsonl or csv (default: by the name of --out; else table, or csv for several users in a pipe)",
+    )
+    group.add_argument("--out", metavar="FILE", help="a file to write (default: standard output)")
+    return found
+
+
+def main(arguments: Given) -> int:
     """Show the best items with titles and scores as a table, JSON lines or CSV.
 
     Raises:
@@ -75,10 +106,10 @@ def recommend_command(arguments: list[str]) -> int:
         CheckpointError: if the run is broken.
         StorageError: if the file cannot be written.
     """
+    given = arguments.options
+    asked = _asked(given)
     from recbole_llm.quick_start.run import load
 
-    given = read_options(arguments, "recommend", _OPTIONS)
-    asked = _asked(given)
     parts = load(given["run"], {"data_path": given["data_path"]} if "data_path" in given else None)
     user = given.get("user") if asked.users is None else None
     answers = _to_users(parts, asked) if asked.users is not None else _after_histories(parts, asked, user)
@@ -105,7 +136,7 @@ def titles_of(parts: Any) -> dict[str, str] | None:
 # -- what is asked -----------------------------------------------------------------------------------------------------
 
 
-def _asked(given: dict[str, str]) -> Asked:
+def _asked(given: dict[str, Any]) -> Asked:
     if "run" not in given:
         raise SettingError("recommend needs the folder of a finished run: --run=saved/<run>")
     sources = [name for name in ("history", "histories", "users") if name in given]
@@ -116,7 +147,7 @@ def _asked(given: dict[str, str]) -> Asked:
         )
     if "user" in given and sources and sources != ["history"]:
         raise SettingError(f"--user goes alone or with --history, not with --{sources[0]}")
-    flags = {name: _flag(name, given.get(name, "false")) for name in _FLAGS}
+    flags = {name: given.get(name, False) for name in _FLAGS}
     users, histories = _users(given), []
     if "history" in given:
         histories = [_items(given["history"])]
@@ -129,24 +160,16 @@ def _asked(given: dict[str, str]) -> Asked:
     return Asked(users, histories, parse_value(given.get("k", "10")), exclude_seen, flags, shown, out)
 
 
-def _flag(name: str, text: str) -> bool:
-    value = parse_value(text)
-    if not isinstance(value, bool):
-        raise SettingError(f"{name}={text} must be true or false")
-    return value
-
-
 def _format(wanted: str | None, out: Path | None, several: bool) -> str:
     if wanted is None:
         by_name = out.suffix.removeprefix(".") if out is not None else ""
         if by_name in FORMATS:
             return by_name
         return "csv" if several and (out is not None or not sys.stdout.isatty()) else "table"
-    require_one_of("format", wanted, FORMATS)
     return wanted
 
 
-def _users(given: dict[str, str]) -> list[str] | None:
+def _users(given: dict[str, Any]) -> list[str] | None:
     """Return the users that are named, an empty list for all, None for histories."""
     if "users" not in given:
         return [given["user"]] if "user" in given and "history" not in given else None
@@ -189,6 +212,8 @@ def _items(text: str) -> list[str]:
 
 
 def _to_users(parts: Any, asked: Asked) -> Iterator[Answer]:
+    from recbole_llm.inference.users import UserRecommender
+
     recommender = UserRecommender(parts, **asked.options)
     users = asked.users or recommender.users
     for user in users:
@@ -200,6 +225,8 @@ def _to_users(parts: Any, asked: Asked) -> Iterator[Answer]:
 
 
 def _after_histories(parts: Any, asked: Asked, user: str | None) -> Iterator[Answer]:
+    from recbole_llm.inference.recommender import Recommender
+
     recommender = Recommender(parts.model, parts.train._dataset, **asked.options)
     for begin in range(0, len(asked.histories), _AT_ONCE):
         some = asked.histories[begin : begin + _AT_ONCE]
@@ -251,6 +278,8 @@ def _as_csv(answer: Answer, titles: dict[str, str] | None, first: bool) -> str:
 
 
 def _as_table(answer: Answer, titles: dict[str, str] | None, first: bool) -> str:
+    from tabulate import tabulate
+
     kind, name = answer.who
     last = answer.history[-1]
     last = (titles or {}).get(last) or last

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.config.config import parse_value
 from recbole_llm.runs.result import RunResult, is_sequential
+from recbole_llm.utils.values import write_value
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,8 @@ class Cell:
     def arguments(self) -> list[str]:
         """Return the arguments of ``run`` that repeat the cell."""
         settings = {"model": self.model, "dataset": self.dataset, "seed": self.seed, **self.given}
-        return [f"--{name}={written(value)}" for name, value in settings.items()]
+        return [f"--{name}={write_value(value)}" for name, value in settings.items()]
 
     def command(self) -> str:
         """Return the command that repeats the cell."""
         return shlex.join(["recbole-llm", "run", *self.arguments()])
-
-
-def written(value: Any) -> str:
-    """Return `value` as the command line must have it, to be read as the same value."""
-    if isinstance(value, str) and parse_value(value) == value:
-        return value
-    return repr(value)

@@ -21,6 +21,7 @@ from typing import IO, Any
 import recbole_llm
 from recbole_llm.comparison.cells import Cell
 from recbole_llm.errors import CheckpointError, SettingError
+from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.result import RunResult, has_result
 from recbole_llm.utils.files import read_yaml, storage_errors, write_json
@@ -104,6 +105,15 @@ class CellRunner:
         if path is None:
             return replace(cell, status="failed", reason=f"the run ended without a result, see {log}")
         return with_result(cell, Path(path).parent)
+
+    def has_stored(self, cells: Sequence[Cell]) -> bool:
+        """Tell whether a run of this comparison has ended, or has stored a state to resume from."""
+        for cell in cells:
+            note = self._state["cells"].get(cell.key)
+            folder = _own_run(cell, note["before"]) if note and cell.merged else None
+            if folder is not None and (has_result(folder) or (folder / checkpoint.RESUME).is_file()):
+                return True
+        return False
 
     def _write(self) -> None:
         write_json(self.folder / STATE, self._state)

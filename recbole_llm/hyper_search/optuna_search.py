@@ -25,7 +25,6 @@ from recbole_llm.hyper_search.study import Record, Study
 from recbole_llm.hyper_search.trial import Pruned, progress, run_trial
 
 POLL_SECONDS = 1.0
-PRUNERS = ("median", "halving", "hyperband", "none")
 _ATTEMPTS = 3  # after which a trial whose worker ends is not tried again
 
 

@@ -4,7 +4,7 @@ The settings of a data set stand under `prepare:` in ``dataset_configs/<dataset>
 them.
 """
 
-from recbole_llm.prepare.command import add_arguments, ensure, prepare, prepare_command
+from recbole_llm.prepare.make import ensure, prepare
 from recbole_llm.prepare.pipeline import PreparedDataset
 
-__all__ = ["PreparedDataset", "add_arguments", "ensure", "prepare", "prepare_command"]
+__all__ = ["PreparedDataset", "ensure", "prepare"]

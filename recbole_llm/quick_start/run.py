@@ -29,8 +29,9 @@ from recbole_llm.stages import pretraining
 from recbole_llm.stages.runner import Runner
 from recbole_llm.trainer.run_folder_trainer import best_epoch
 from recbole_llm.utils.files import read_yaml
+from recbole_llm.utils.interruption import noting_what_is_stored
 
-__all__ = ["Parts", "build", "compare", "fit", "load", "pretrain", "recommender", "run", "tune"]
+__all__ = ["Parts", "build", "fit", "load", "pretrain", "recommender", "run"]
 
 _WORTH_SAYING = 0.005  # seconds; less is no pre-training
 
@@ -93,7 +94,21 @@ def _run_new(config: Config, folder: str | Path | None, data: SharedData, starte
 
 
 def _run(config: Config, folder: Path, data: SharedData, started: float, new: bool = False) -> dict[str, Any]:
-    """Train, evaluate and store a run in a folder that has its settings; a `new` one that cannot begin is removed."""
+    """Train, evaluate and store a run in a folder that has its settings; a `new` one that keeps nothing is removed."""
+
+    def is_stored() -> bool:
+        return (folder / checkpoint.RESUME).is_file()
+
+    with noting_what_is_stored(folder, is_stored):
+        try:
+            return _train_and_evaluate(config, folder, data, started, new)
+        except KeyboardInterrupt:
+            if new and not is_stored():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started: float, new: bool) -> dict[str, Any]:
     _begin(config)
     try:
         parts, trainer = _parts_and_trainer(config, RunContext(folder), data)
@@ -263,39 +278,6 @@ def build(config: Config, test: bool = True, folder: Path | None = None) -> Part
     return build_parts(config, RunContext(folder, test), data, _runner(data))
 
 
-def tune(
-    model: str | None = None,
-    dataset: str | None = None,
-    config_files: Sequence[str | Path] = (),
-    settings: dict[str, Any] | None = None,
-    command_line: Sequence[str] = (),
-    **options: Any,
-) -> dict[str, Any]:
-    """Search the settings of a model that are best on validation, and evaluate the winner on the test part, once.
-
-    Args:
-        model: a model of this package or of RecBole, by name.
-        dataset: a data set name.
-        config_files: YAML files with settings that all trials share.
-        settings: such settings by name; they override the files.
-        command_line: ``--name=value`` settings; they override all others.
-        options: `params_file` (what is searched, in RecBole's form; the model's own if there is none), `algo`
-            (exhaustive, random or bayes), `trials`, `early_stop`, `out` (the study's folder); with `storage`, a journal
-            file or the URL of a database, any number of processes share the study by Optuna, and `pruner` says how bad
-            trials are ended early (median, halving, hyperband or none); with `defaults_first` the first trial has the
-            settings that the model has without a search, so that none ends below them.
-
-    Returns:
-        What `tune.json` holds, and under "path" where that file is.
-
-    Raises:
-        RecBoleLLMError: one of its kinds, whose message says what to do.
-    """
-    from recbole_llm.hyper_search.command import tune as search
-
-    return search(Config(model, dataset, config_files, settings, command_line), **options)
-
-
 def pretrain(
     model: str | type = "ST2SI",
     config_files: Sequence[str | Path] = (),
@@ -326,24 +308,6 @@ def pretrain(
     with unchanged_process():
         start_log(config)
         return pretraining.pretrain(config)
-
-
-def compare(**options: Any) -> dict[str, Any]:
-    """Compare models side by side: what the verb ``compare`` does, from Python.
-
-    Args:
-        options: see `recbole_llm.comparison.compare.Options`, such as
-            ``models=["ST2SI", "SASRec"], dataset=["ml-100k"], seeds=3, settings={"epochs": 10}``.
-
-    Returns:
-        What `comparison.json` holds, and under "path" where that file is.
-
-    Raises:
-        RecBoleLLMError: one of its kinds, whose message says what to do.
-    """
-    from recbole_llm.comparison import compare as comparing
-
-    return comparing.compare(comparing.Options(**options))
 
 
 def load(run: str | Path, settings: dict[str, Any] | None = None, test: bool = True) -> Parts:

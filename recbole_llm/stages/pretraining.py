@@ -39,6 +39,7 @@ from recbole_llm.stages.pretraining_trainer import PretrainingTrainer, epoch_fol
 from recbole_llm.stages.runner import Runner
 from recbole_llm.stages.store import find_or_make, write_shape
 from recbole_llm.utils.hashing import content_hash
+from recbole_llm.utils.interruption import noting_what_is_stored
 
 # How a source without a file in dataset_configs/ is read: as the target is.
 _FORMAT = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "field_separator", "encoding")
@@ -149,7 +150,7 @@ def pretrain(config: Any, target: Any = None) -> Path:
     settings = PretrainSettings.from_config(config)
     if target is not None and target.dataset_name in settings.datasets:
         raise SettingError(f"pretrain_datasets names the target {target.dataset_name} itself: pre-train on others")
-    sources = [_source_config(config, name) for name in settings.datasets]
+    sources = [source_config(config, name) for name in settings.datasets]
     shaped_by = shape(config, settings, sources)
     name = f"pretrain-{'+'.join(settings.datasets)[:80]}"
 
@@ -158,7 +159,8 @@ def pretrain(config: Any, target: Any = None) -> Path:
 
     def make(folder: Path) -> None:
         write_shape(folder, shaped_by)
-        _train(config, settings, [read_source(source) for source in sources], target, folder, name)
+        with noting_what_is_stored(folder, lambda: _is_stored(folder)):
+            _train(config, settings, [read_source(source) for source in sources], target, folder, name)
         release_device_memory()
 
     def leftovers(folder: Path) -> Iterable[Path]:
@@ -168,7 +170,11 @@ def pretrain(config: Any, target: Any = None) -> Path:
     return epoch_folder(folder, settings.save_epochs[-1])
 
 
-def _source_config(config: Any, name: str) -> Config:
+def _is_stored(folder: Path) -> bool:
+    return (folder / checkpoint.RESUME).is_file() or any(folder.glob(f"*/{RECORD}"))
+
+
+def source_config(config: Any, name: str) -> Config:
     """Return the settings that the source `name` is read with: its own, and the text fields that the user asks for."""
     given = {"data_path": config.merged["data_path"], "items_without_text": config["items_without_text"]}
     given |= {key: config[key] for key in ("use_gpu", "gpu_id", "state", "checkpoint_dir")}

@@ -2,12 +2,25 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from recbole_llm.errors import StorageError
 from recbole_llm.utils.files import write_text
 from recbole_llm.utils.paths import cache_folder
+
+_REMEMBERS: ContextVar[bool] = ContextVar("remembers", default=True)
+
+
+@contextlib.contextmanager
+def hashes_not_stored() -> Iterator[None]:
+    """Let `content_hash` write nothing in the block."""
+    token = _REMEMBERS.set(False)
+    try:
+        yield
+    finally:
+        _REMEMBERS.reset(token)
 
 
 def content_hash(path: Path) -> str:
@@ -30,7 +43,7 @@ def content_hash(path: Path) -> str:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     with contextlib.suppress(StorageError):  # without a place for the note the hash is only slower
-        if note is not None:
+        if note is not None and _REMEMBERS.get():
             write_text(note, f"{stamp} {digest}")
     return digest
 

@@ -1,7 +1,6 @@
 """Values as text: how the command line and parameter files write numbers, lists, mappings and words."""
 
 import ast
-import json
 import math
 import re
 from typing import Any
@@ -31,8 +30,15 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (as the types of PyYAML declare it)
 
 
-for _name, (_pattern, _first) in _SCALARS.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+class _Dumper(yaml.SafeDumper):
+    """yaml.SafeDumper that quotes what `_Loader` would not read as text."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+
+for _class in (_Loader, _Dumper):
+    for _name, (_pattern, _first) in _SCALARS.items():
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
 
 def parse_value(text: str) -> Any:
@@ -64,10 +70,10 @@ def write_value(value: Any) -> str:
     """Return the text that `parse_value` reads as `value`."""
     if isinstance(value, str) and parse_value(value) == value:
         return value
-    if isinstance(value, float) and not math.isfinite(value):
-        return yaml.safe_dump(value).split()[0]
     written = repr(value)
-    return written if parse_value(written) == value else json.dumps(value, ensure_ascii=False)
+    if parse_value(written) == value:
+        return written
+    return yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
 
 
 def names_of(text: str) -> list[str]:
@@ -77,14 +83,12 @@ def names_of(text: str) -> list[str]:
 
 def _container(text: str) -> Any:
     """Return a list, a mapping or quoted text; None for text that is none of them in YAML."""
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         return None if node is None or _lacks_value(node) else loader.construct_document(node)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         return None
-    finally:
-        loader.dispose()
 
 
 def _lacks_value(node: yaml.Node) -> bool:
@@ -105,5 +109,3 @@ def _scalar(text: str) -> Any:
         return None if tag.endswith(":str") else loader.construct_object(yaml.ScalarNode(tag, text))
     except ValueError:  # more digits than Python reads
         return None
-    finally:
-        loader.dispose()

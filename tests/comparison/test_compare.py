@@ -11,11 +11,12 @@ from atomic_files import write_atomic_files
 from kept_runs import ML_100K
 from small_data import write_dataset
 
+from recbole_llm.cli.compare import parse_options
 from recbole_llm.cli.main import main
 from recbole_llm.comparison import child_runs
 from recbole_llm.comparison.cells import Cell, written
 from recbole_llm.comparison.child_runs import reason, start_run
-from recbole_llm.comparison.compare import Options, compare, parse_options
+from recbole_llm.comparison.compare import Options, compare
 from recbole_llm.comparison.plan import plan_cells
 from recbole_llm.config.config import parse_value
 from recbole_llm.config.names import has_setting

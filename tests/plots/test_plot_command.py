@@ -81,7 +81,7 @@ def test_runs_are_drawn_against_a_setting_by_size_and_by_pretraining(folder, cap
         (["--kind=pretraining", "--comparison=comparison.json"], "differ in pretrain_datasets"),
         (["--kind=groups", f"--runs={ML_100K}"], "there are no groups of targets with ndcg@10"),
         (["--kind=bars", "--rnus=x"], "plot has no setting 'rnus'; did you mean 'runs'?"),
-        (["--kind=bars", "--kind=bars"], "--kind is given twice"),
+        (["--kind=bars", "--kind=curves"], "--kind is given twice"),
         (["bars"], "'bars' is not understood"),
     ],
 )  # fmt: skip

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from raw_files import METADATA, REVIEWS, SETTINGS, pack
 
+from recbole_llm.cli.prepare import main, parser
 from recbole_llm.errors import DataError, RecBoleLLMError, SettingError, StorageError
 from recbole_llm.prepare import download as download_module
-from recbole_llm.prepare import prepare, prepare_command, write
+from recbole_llm.prepare import prepare, write
 
 
 def check(error: RecBoleLLMError, out: Path) -> None:
@@ -227,12 +228,12 @@ def test_wrong_settings_are_named(settings_file, changes, message):
 
 def test_the_command_raises_for_the_cli_to_print():
     for argv, message in (
-        ([], "prepare: the following arguments are required: --dataset"),
+        ([], "prepare needs a dataset: --dataset=Scientific"),
         (["--dataset=Scientifik"], "did you mean 'Scientific'"),
-        (["--dataset=Games", "--nope"], "prepare: unrecognized arguments: --nope"),
+        (["--dataset=Games", "--nope"], "prepare has no setting 'nope'"),
     ):
         with pytest.raises(SettingError, match=message):
-            prepare_command(argv)
+            main(parser().read(argv))
 
 
 def test_a_broken_line_costs_only_itself(settings_file, amazon, tmp_path):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from raw_files import INTER, ITEM, REVIEWS, pack
 
-from recbole_llm.prepare import charts, counts, prepare_command
+from recbole_llm.cli.main import main
+from recbole_llm.prepare import charts, counts
 from recbole_llm.prepare.counts import Counts
 from recbole_llm.prepare.look import look
 
@@ -103,7 +104,7 @@ def test_the_command_prints_the_counts_and_writes_a_page(settings_file, amazon, 
     later = [review | {"unixReviewTime": review["unixReviewTime"] * 1_000_000 + 10**9} for review in REVIEWS]
     pack(amazon / "reviews_5.json.gz", [json.dumps(review) for review in later])
     out = tmp_path / "out"
-    assert prepare_command([f"--dataset={settings}", f"--raw={amazon}", f"--out={out}", "--report"]) == 0
+    assert main(["prepare", f"--dataset={settings}", f"--raw={amazon}", f"--out={out}", "--report"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"users\s+2\s+st2si\s+3\s+-1\s+-33.33 %", printed)
     assert "Known: a <note> with & signs" in printed
@@ -139,5 +140,5 @@ def test_the_command_prints_the_counts_and_writes_a_page(settings_file, amazon, 
 def test_a_named_report_file(settings_file, amazon, tmp_path):
     report = tmp_path / "pages" / "look.html"
     argv = [f"--dataset={settings_file()}", f"--raw={amazon}", f"--out={tmp_path / 'out'}", f"--report={report}"]
-    assert prepare_command(argv) == 0
+    assert main(["prepare", *argv]) == 0
     assert report.read_text().startswith("<!doctype html>")

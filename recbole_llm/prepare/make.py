@@ -1,12 +1,11 @@
-"""`recbole-llm prepare`, and the functions behind it."""
+"""A dataset's atomic files from its publisher's files: made, or found where they are."""
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from recbole_llm.errors import SettingError
-from recbole_llm.prepare import counts, pipeline
+from recbole_llm.prepare import pipeline
 from recbole_llm.prepare.look import Tokenize, look
 from recbole_llm.prepare.pipeline import PreparedDataset
 from recbole_llm.prepare.report import write_report
@@ -84,43 +83,3 @@ def _tokenize(name: str) -> Tokenize:
         return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
 
     return lengths
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise SettingError(f"prepare: {message}")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `prepare` to a parser."""
-    parser.add_argument("--dataset", required=True, metavar="D", help="name in dataset_configs/, or a YAML file")
-    parser.add_argument("--raw", type=Path, metavar="FOLDER", help="the raw files; missing ones are downloaded into it")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the folder D is made (default: dataset)")
-    parser.add_argument(
-        "--report", nargs="?", const="", metavar="FILE", help="write an HTML page (default: <out>/D-report.html)"
-    )
-    parser.add_argument("--tokenizer", metavar="NAME", help="counts title lengths in the report (default: words)")
-
-
-def prepare_command(argv: Sequence[str]) -> int:
-    """Run ``prepare`` with its options; return the exit status.
-
-    Raises:
-        RecBoleLLMError: as `prepare` does, and SettingError for a wrong option.
-    """
-    parser = _Parser(prog="recbole-llm prepare", description="Make the atomic files of a data set from its raw files.")
-    add_arguments(parser)
-    options = parser.parse_args(argv)
-    spec = load_spec(options.dataset)
-    out = DEFAULT_OUT if options.out is None else options.out
-    report = None
-    if options.report is not None:
-        report = Path(options.report) if options.report else out / f"{spec.dataset}-report.html"
-    done = prepare(options.dataset, options.raw, out, report, options.tokenizer, _to_stderr)
-    for reason, rows in done.manifest["skipped"].items():
-        print(f"left out: {rows:,} ({reason})")
-    print(counts.table(done.counts, spec.paper_counts, spec.notes))
-    if report is not None:
-        print(f"\nreport: {report}")
-    print(f"\n{done.folder}")
-    return 0
