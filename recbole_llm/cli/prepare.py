@@ -1,6 +1,7 @@
 """The verb ``prepare``: a publisher's files made into RecBole's atomic files."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from recbole_llm.utils.paths import cache_folder
 
 if TYPE_CHECKING:
     from recbole_llm.prepare import PreparedDataset
+    from recbole_llm.prepare.look import Tokenize
     from recbole_llm.prepare.spec import Spec
 
 
@@ -63,7 +65,7 @@ def main(given: Given) -> int:
     downloads = raw if raw is not None else cache_folder("raw") / spec.dataset
     before = _sizes(downloads)
     try:
-        done = prepare(options["dataset"], raw, out, report, options.get("tokenizer"), _to_stderr)
+        done = prepare(options["dataset"], raw, out, report, _tokenizer(options.get("tokenizer")), _to_stderr)
     except KeyboardInterrupt as interrupt:
         new = _sizes(downloads) != before
         kept = f"what was downloaded is kept in {downloads}: the same command uses it"
@@ -73,6 +75,20 @@ def main(given: Given) -> int:
         print(f"\nreport: {report}")
     print(f"\n{done.folder}")
     return 0
+
+
+def _tokenizer(name: str | None) -> "tuple[str, Tokenize] | None":
+    """Return a transformers tokenizer by its name or folder, and what counts the tokens of texts with it."""
+    if name is None:
+        return None
+    from recbole_llm.backbone.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(name)
+
+    def lengths(texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+
+    return name, lengths
 
 
 def _print_counts(done: "PreparedDataset", spec: "Spec") -> None:

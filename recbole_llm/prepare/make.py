@@ -1,7 +1,7 @@
 """A dataset's atomic files from its publisher's files: made, or found where they are."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from recbole_llm.errors import SettingError
@@ -25,7 +25,7 @@ def prepare(
     raw: Path | None = None,
     out: Path | None = None,
     report: Path | None = None,
-    tokenizer: str | None = None,
+    tokenizer: tuple[str, Tokenize] | None = None,
     say: Callable[[str], None] = _quiet,
 ) -> PreparedDataset:
     """Make the atomic files of a data set from its publisher's files.
@@ -35,7 +35,7 @@ def prepare(
         raw: folder with the raw files, where missing ones are downloaded to; None: a folder in the cache.
         out: the data set becomes the folder ``out/<dataset>``, so `out` is RecBole's `data_path`; None: ``dataset``.
         report: HTML file to write; None: none.
-        tokenizer: name or folder of a transformers tokenizer that counts title lengths in the report; None: words.
+        tokenizer: a name, and what counts the tokens of titles in the report; None: words are counted.
         say: told what is being done, one line at a time.
 
     Returns:
@@ -51,7 +51,8 @@ def prepare(
         raise SettingError(f"{spec.dataset} has one file for each part, of which no report is made: leave out --report")
     done = pipeline.run(spec, raw, DEFAULT_OUT if out is None else out, say)
     if report is not None:
-        numbers = look(done.folder, done.dataset, _tokenize(tokenizer) if tokenizer else None, tokenizer)
+        name, tokenize = tokenizer or (None, None)
+        numbers = look(done.folder, done.dataset, tokenize, name)
         write_report(report, done, numbers)
     return done
 
@@ -72,14 +73,3 @@ def ensure(dataset: str, data_path: Path) -> Path:
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def _tokenize(name: str) -> Tokenize:
-    from recbole_llm.backbone.loading import load_tokenizer  # heavy, and only needed here
-
-    tokenizer = load_tokenizer(name)
-
-    def lengths(texts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
-
-    return lengths
