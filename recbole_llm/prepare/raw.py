@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from recbole_llm.errors import DataError
 
@@ -96,7 +96,9 @@ class RawFile:
                     yield io.BufferedReader(_Bounded(stream, packed, self.name))
         elif self.path.suffix == ".gz":
             with gzip.open(self.path, "rb") as stream:
-                yield io.BufferedReader(_Bounded(stream, self.path.stat().st_size, self.name), buffer_size=1 << 20)
+                yield io.BufferedReader(
+                    _Bounded(cast(IO[bytes], stream), self.path.stat().st_size, self.name), buffer_size=1 << 20
+                )
         else:
             with self.path.open("rb") as stream:
                 yield stream
