@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from recbole_llm.errors import BackboneError
 from recbole_llm.packing.batch import PackedBatch, SequenceBounds
 
 try:  # torch >= 2.10
@@ -50,6 +51,12 @@ def packed_hidden_states(model: nn.Module, batch: PackedBatch, **keywords: Any) 
     return output.last_hidden_state[0]
 
 
+# Keywords of layers that do not change what attention computes, given the bounds.
+_HARMLESS = frozenset(
+    {"is_causal", "position_ids", "cache_position", "use_cache", "output_attentions", "deterministic"}
+)
+
+
 def _packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -58,36 +65,86 @@ def _packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     *,
     sequence_bounds: SequenceBounds,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each sequence; query [1, heads, tokens, size], key and value [1, key heads, tokens, size].
 
+    With `sliding_window` w a token of a decoder sees itself and the w - 1 tokens before it, as in transformers' masks.
+
     Returns [1, tokens, heads, size], as transformers' attention functions do. Grouped key heads are repeated.
+
+    Raises:
+        BackboneError: for a keyword that changes attention in a way that is not known here.
     """
+    _refuse_unknown(module, sliding_window, sequence_bounds, others)
+    # Shorter sequences lie inside the window: they take the fast way of a model that has none.
+    window = None if sliding_window is None or sequence_bounds.longest <= sliding_window else sliding_window
     groups = query.shape[1] // key.shape[1]
     if sequence_bounds.alone:
-        output = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=sequence_bounds.causal, scale=scaling, enable_gqa=groups > 1
-        )
-        return output.transpose(1, 2), None
+        return _one_sequence(query, key, value, sequence_bounds.causal, scaling, dropout, window).transpose(1, 2), None
     fast = varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout
-    if fast:
-        return _variable_length(query, key, value, sequence_bounds, scaling, groups), None
-    outputs = []
+    if fast and (window is None or "window_size" in _varlen_parameters()):
+        return _variable_length(query, key, value, sequence_bounds, scaling, groups, window), None
     pieces = [tensor.split(sequence_bounds.lengths, dim=2) for tensor in (query, key, value)]
-    for q, k, v in zip(*pieces, strict=True):
-        outputs.append(
-            F.scaled_dot_product_attention(
-                q, k, v, dropout_p=dropout, is_causal=sequence_bounds.causal, scale=scaling, enable_gqa=groups > 1
-            )
-        )
+    outputs = [
+        _one_sequence(q, k, v, sequence_bounds.causal, scaling, dropout, window)
+        for q, k, v in zip(*pieces, strict=True)
+    ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
+def _refuse_unknown(module: nn.Module, window: int | None, bounds: SequenceBounds, others: dict[str, Any]) -> None:
+    unknown = [name for name, given in others.items() if given is not None and name not in _HARMLESS]
+    if window is not None and not bounds.causal:
+        unknown.append("sliding_window of an encoder")
+    if unknown:
+        raise BackboneError(
+            f"{type(module).__name__} changes attention by {unknown[0]}, which packed batches do not have: choose "
+            f"another backbone, such as one of a Llama, OPT, Qwen, Mistral or BERT type"
+        )
+
+
+def _one_sequence(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    causal: bool,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    """Attend within one sequence; [1, heads, tokens, size] in and out."""
+    groups = query.shape[1] // key.shape[1]
+    mask = None if window is None or query.shape[2] <= window else _band(query.shape[2], window, query.device)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=causal and mask is None,
+        scale=scaling,
+        enable_gqa=groups > 1,
+    )
+
+
+def _band(tokens: int, window: int, device: torch.device) -> Tensor:
+    """Return whether token i sees token j: bool [tokens, tokens], i - window < j <= i."""
+    seen = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril_()
+    return seen.triu_(1 - window)
+
+
 def _variable_length(
-    query: Tensor, key: Tensor, value: Tensor, bounds: SequenceBounds, scaling: float | None, groups: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: SequenceBounds,
+    scaling: float | None,
+    groups: int,
+    window: int | None,
 ) -> Tensor:
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [tokens, heads, size]
     if groups > 1:
@@ -101,6 +158,8 @@ def _variable_length(
         options["is_causal"] = bounds.causal
     elif bounds.causal:
         options["window_size"] = (-1, 0)
+    if window is not None:
+        options["window_size"] = (window - 1, 0)
     output = varlen_attn(query, key, value, bounds.offsets, bounds.offsets, bounds.longest, bounds.longest, **options)
     return cast(Tensor, output)[None]
 

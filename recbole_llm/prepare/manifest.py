@@ -72,6 +72,7 @@ def build(
         "counts": counts.as_dict(),
         "paper_counts": {paper: dict(numbers) for paper, numbers in spec.paper_counts.items()},
         "notes": list(spec.notes),
+        **({"time_format": tally.time_format} if tally.time_format else {}),
         "outputs": {name: {"sha256": digest} for name, digest in outputs.items()},
     }
 

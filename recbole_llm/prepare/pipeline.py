@@ -110,6 +110,8 @@ def _tables(spec: Spec, files: Mapping[str, RawFile], say: Say) -> _Tables:
     tally = Tally()
     say("reading interactions")
     interactions = read.interactions(spec, files, tally)
+    if tally.time_format:
+        say(f"times are dates of the form {tally.time_format}, written as seconds since 1970")
     steps = [{"step": "raw", **count(interactions).as_dict()}]
     say("reading items")
     occurring = interactions[ITEM].unique()

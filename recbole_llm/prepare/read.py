@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from recbole_llm.errors import DataError
-from recbole_llm.prepare import text
+from recbole_llm.prepare import text, times
 from recbole_llm.prepare.filters import ROW
 from recbole_llm.prepare.formats.base import ITEM, PART, PARTS, RATING, TIME, USER
 from recbole_llm.prepare.raw import RawFile, Tally
@@ -25,7 +25,7 @@ def interactions(spec: Spec, files: Mapping[str, RawFile], tally: Tally) -> pl.D
     A row without a user, an item or a time is left out and counted.
 
     Raises:
-        DataError: if the file is broken or empty, or lacks one of the three everywhere, or a time is not a number.
+        DataError: if the file is broken or empty, or lacks one of the three everywhere, or a time cannot be read.
     """
     raw = files[next(iter(files))]
     categories = {USER: pl.Categorical(pl.Categories.random()), ITEM: pl.Categorical(pl.Categories.random())}
@@ -46,17 +46,23 @@ def interactions(spec: Spec, files: Mapping[str, RawFile], tally: Tally) -> pl.D
         part = block.select(columns).with_columns(_token(block[USER]), _token(block[ITEM]))
         part = part.filter((pl.col(USER) != "") & (pl.col(ITEM) != "") & pl.col(TIME).is_not_null())
         tally.skip("interactions: no user, item or timestamp", block.height - part.height)
-        parts.append(part.with_columns(_number(part, TIME, raw)).cast(dict(categories)))
+        parts.append(part.with_columns(times.as_numbers(part, raw).alias(TIME)).cast(dict(categories)))
     if not rows:
         raise DataError(f"{raw.name} holds no interactions: it is empty, or no line of it could be read")
     for name, count in present.items():
         if not count:
             raise DataError(f"{raw.name} has no {_NEEDED[name]} column: is it the file that '{spec.format}' reads?")
-    return _gathered(parts)
+    return _gathered(_with_dates(parts, spec, raw, tally))
 
 
-def _gathered(parts: list[pl.DataFrame]) -> pl.DataFrame:
-    table = pl.concat(parts, how="vertical_relaxed", rechunk=True)
+def _with_dates(parts: list[pl.DataFrame], spec: Spec, raw: RawFile, tally: Tally) -> pl.DataFrame:
+    if not any(part[TIME].dtype == pl.String for part in parts):
+        return pl.concat(parts, how="vertical_relaxed", rechunk=True)
+    table = pl.concat([part.cast({TIME: pl.String}) for part in parts], rechunk=True)
+    return table.with_columns(times.from_texts(table, spec.time_format, raw, tally).alias(TIME))
+
+
+def _gathered(table: pl.DataFrame) -> pl.DataFrame:
     for name in (TIME, RATING):
         if name in table.columns:
             column = table[name]
@@ -76,24 +82,6 @@ def _token(column: pl.Series) -> pl.Series:
     if not plain.str.contains(r"[\s\x00-\x1f\x7f-\x9f]").any():
         return plain
     return plain.to_frame().select(text.one_line(pl.col(plain.name))).to_series()
-
-
-def _number(part: pl.DataFrame, name: str, raw: RawFile) -> pl.Series:
-    column = part[name]
-    if column.dtype == pl.String:
-        column = column.str.strip_chars()
-        whole = column.cast(pl.Int64, strict=False)
-        column = whole if whole.null_count() == 0 else column.cast(pl.Float64, strict=False)
-    elif not column.dtype.is_integer():
-        column = column.cast(pl.Float64, strict=False)
-    bad = column.is_null() | ~column.is_finite().fill_null(False)
-    if bad.any():
-        first = part.filter(bad).row(0, named=True)
-        raise DataError(
-            f"{raw.name}: the timestamp {first[name]!r} of user {first[USER]} and item {first[ITEM]} is not a number: "
-            "mend or remove that line"
-        )
-    return column.cast(pl.Int64) if column.dtype.is_integer() else column
 
 
 def items(spec: Spec, files: Mapping[str, RawFile], occurring: pl.Series, tally: Tally) -> pl.DataFrame:

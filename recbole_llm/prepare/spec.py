@@ -1,6 +1,7 @@
 """The settings under `prepare:` in ``dataset_configs/<dataset>.yaml``, read and checked."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,9 +26,12 @@ _KEYS = frozenset(
         "notes",
         "terms",
         "benchmark",
+        "time_format",
     }
 )
 _COUNTS = ("users", "items", "interactions")
+# What a column of an atomic file may be called: a colon ends the name there, a tab the column.
+_COLUMN = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Spec:
         notes: known discrepancies, printed with the counts.
         options: settings of the format.
         benchmark: set where the split is the publisher's; None: one file, to be split by the run.
+        time_format: of dates, in the letters of strftime; None: found by looking at all of them.
     """
 
     dataset: str
@@ -91,6 +96,7 @@ class Spec:
     notes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     benchmark: Benchmark | None = None
+    time_format: str | None = None
 
     @property
     def reader(self) -> RawFormat:
@@ -109,6 +115,8 @@ class Spec:
         }
         if self.benchmark is not None:
             settings["benchmark"] = asdict(self.benchmark)
+        if self.time_format is not None:
+            settings["time_format"] = self.time_format
         # As they are when read back from a manifest: lists for tuples.
         plain: dict[str, Any] = json.loads(json.dumps(settings))
         return plain
@@ -150,11 +158,12 @@ def _spec(dataset: str, settings: Mapping[str, Any]) -> Spec:
     reader = FORMATS[name]
     options = dict(settings.get("options") or {})
     _only(options, reader.options, "prepare.options")
+    sources = _sources(settings.get("sources") or {}, reader)
     return Spec(
         dataset=dataset,
         format=name,
-        sources=_sources(settings.get("sources") or {}, reader),
-        item_fields=_item_fields(settings.get("item_fields") or {}, reader),
+        sources=sources,
+        item_fields=_item_fields(settings.get("item_fields") or {}, reader, sources),
         inter_fields=_inter_fields(settings.get("inter_fields") or []),
         filters=tuple(_filter(step) for step in settings.get("filters") or []),
         seed=_whole(settings.get("seed", 0), "prepare.seed"),
@@ -162,6 +171,7 @@ def _spec(dataset: str, settings: Mapping[str, Any]) -> Spec:
         notes=tuple(str(note) for note in settings.get("notes") or []),
         options=options,
         benchmark=_benchmark(settings.get("benchmark")),
+        time_format=_time_format(settings.get("time_format")),
     )
 
 
@@ -207,8 +217,30 @@ def _benchmark(settings: Any) -> Benchmark | None:
     return Benchmark(history, bool(settings.get("all_items", False)))
 
 
-def _item_fields(settings: Any, reader: RawFormat) -> dict[str, str]:
-    fields = dict(settings) if isinstance(settings, dict) else {name: name for name in settings}
+def _time_format(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or "%" not in value:
+        raise SettingError(f"prepare.time_format={value} must be written in the letters of strftime, such as %d-%m-%Y")
+    return value
+
+
+def _item_fields(settings: Any, reader: RawFormat, sources: Mapping[str, Source]) -> dict[str, str]:
+    if not isinstance(settings, dict | list):
+        raise SettingError(f"prepare.item_fields is a list of texts, or 'column: text' pairs, not {settings!r}")
+    pairs = settings.items() if isinstance(settings, dict) else [(name, name) for name in settings]
+    fields = {str(written): str(name) for written, name in pairs}
+    if fields and "items" in reader.roles and "items" not in sources:
+        raise SettingError(
+            "prepare.item_fields asks for texts of items, but prepare.sources has no 'items': name that file, or leave "
+            "item_fields out"
+        )
+    for written in fields:
+        if not _COLUMN.fullmatch(written) or written == "item_id":
+            raise SettingError(
+                f"prepare.item_fields cannot write a column called {written!r}: take letters, digits, '_', '-' and '.' "
+                f"alone, and not item_id"
+            )
     for name in fields.values():
         if reader.fields and name not in reader.fields:
             known = sorted(reader.fields)

@@ -117,7 +117,7 @@ def test_a_wrong_hash_of_a_file_on_disk(settings_file, amazon, tmp_path):
     ("table", "message"),
     [
         ("user,itm,timestamp\nu,i,1\n", "has no column 'item'; did you mean 'itm'.: it has user, itm, timestamp"),
-        ("user,item,timestamp\nu,i,soon\n", "the timestamp 'soon' of user u and item i is not a number"),
+        ("user,item,timestamp\nu,i,soon\n", "the timestamp 'soon' of user u and item i is neither a number nor a date"),
         ("user,item,timestamp\n", "holds no interactions"),
         ("", "is empty: get it again from its source"),
         ('user,item,timestamp\nu,"i,1\n', "could not be read as a table|no interactions|not a number|no timestamp"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from recbole_llm.errors import SettingError
 from recbole_llm.prepare.filters import FILTERS, ROW, Data, KCore, MinimumLength, Repeats, SampleUsers, Titles
+from recbole_llm.prepare.formats.base import ITEM
 
 Rows = list[tuple[str, str, int]]
 rows_of_anyone = st.lists(
@@ -18,10 +19,10 @@ rows_of_anyone = st.lists(
 
 def data(rows: Rows, titles: dict[str, str] | None = None, seed: int = 0) -> Data:
     users, items = pl.Categorical(pl.Categories.random()), pl.Categorical(pl.Categories.random())
-    table = pl.DataFrame(rows, schema={"user": pl.String, "item": pl.String, "time": pl.Int64}, orient="row")
-    table = table.cast({"user": users, "item": items}).with_row_index(ROW)
+    table = pl.DataFrame(rows, schema={"user": pl.String, ITEM: pl.String, "time": pl.Int64}, orient="row")
+    table = table.cast({"user": users, ITEM: items}).with_row_index(ROW)
     texts = pl.DataFrame(
-        {"item": list(titles or {}), "title": list((titles or {}).values())}, schema_overrides={"item": items}
+        {ITEM: list(titles or {}), "title": list((titles or {}).values())}, schema_overrides={ITEM: items}
     )
     return Data(table, texts, seed)
 

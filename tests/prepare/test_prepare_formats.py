@@ -207,7 +207,7 @@ def test_steam_reviews(settings_file, tmp_path):
 def llara_settings(settings_file, **changes):
     names = {"train": "train_data.df", "valid": "Val_data.df", "test": "Test_data.df", "items": "id2name.txt"}
     sources = {role: {"file": name} for role, name in names.items()}
-    options = {"padding_item": 99}
+    options = {"padding_item": 99, **changes.pop("options", {})}
     return settings_file(format="llara", sources=sources, options=options, item_fields=["title"], filters=[], **changes)
 
 
@@ -252,6 +252,37 @@ def test_llara(settings_file, tmp_path, pairs):
         "test-0": ["2", "2", "7", "1"],
     }
     assert item.splitlines()[1:] == ["1\tOne", "2\tTwo::Too", "3\tThree", "4\tFour", "5\tFive", "7\tSeven"]
+
+
+def test_llara_rows_without_a_history_begin_a_user(settings_file, tmp_path):
+    raw = tmp_path / "raw"
+    write_llara(raw)
+
+    def padded(*items):
+        return [*items, *[99] * (10 - len(items))]
+
+    # Two users whose first rows have no history, of which the second has one interaction and begins with the item
+    # that ended the first; then one of twelve items, whose window moves.
+    long = list(range(20, 32))
+    train = [(padded(), 0, 1), (padded(1), 1, 2), (padded(1, 2), 2, 3), (padded(), 0, 3), (padded(), 0, 20)]
+    train += [(padded(*long[max(end - 10, 0) : end]), min(end, 10), long[end]) for end in range(1, 12)]
+    pd.DataFrame(train, columns=["seq", "len_seq", "next"]).to_pickle(raw / "train_data.df")
+    # Each row is evaluated alone: one without a history has nothing to be read.
+    valid = [(padded(), 0, 1), (padded(5, 4, 3), 3, 2)]
+    pd.DataFrame(valid, columns=["seq", "len_seq", "next"]).to_pickle(raw / "Val_data.df")
+    inter, _, manifest = made(llara_settings(settings_file, options={"rows_apart": True}), raw, tmp_path / "out")
+    histories: dict[str, list[str]] = {}
+    for line in inter.splitlines()[1:]:
+        user, item, _ = line.split("\t")
+        histories.setdefault(user, []).append(item)
+    assert histories == {
+        "train-0": ["1", "2", "3"],
+        "train-1": ["3"],
+        "train-2": [str(item) for item in long],
+        "valid-0": ["5", "4", "3", "2"],
+        "test-0": ["2", "2", "7", "1"],
+    }
+    assert manifest["skipped"]["windows of valid: no history"] == 1
 
 
 def test_llara_refuses_a_pickle_that_runs_code(settings_file, tmp_path):

@@ -7,7 +7,7 @@ import polars as pl
 
 from recbole_llm.errors import DataError, nearest
 from recbole_llm.prepare.formats.base import ITEM, RATING, TIME, USER, Files
-from recbole_llm.prepare.raw import RawFile, Tally, ahead, blocks
+from recbole_llm.prepare.raw import RawFile, Tally, ahead, blocks, not_utf8
 
 
 class Atomic:
@@ -35,13 +35,20 @@ class Atomic:
     ) -> Iterator[pl.DataFrame]:
         """See `RawFormat`."""
         item = _columns(options)["item"]
-        for frame in _read(files["items"], (item, *fields), (), tally, "items"):
-            yield frame.rename({item: ITEM})
+        for frame in _read(files["items"], tuple(dict.fromkeys([item, *fields])), (), tally, "items"):
+            yield frame.select(pl.col(item).alias(ITEM), *fields)
 
 
 def _columns(options: Mapping[str, Any]) -> dict[str, str]:
     default = {"user": "user_id", "item": "item_id", "timestamp": "timestamp", "rating": "rating"}
     return default | dict(options.get("columns") or {})
+
+
+def _text(block: bytes, raw: RawFile) -> str:
+    try:
+        return block.decode("utf-8")
+    except UnicodeDecodeError:
+        raise not_utf8(raw.name) from None
 
 
 def _read(
@@ -51,8 +58,9 @@ def _read(
     wanted: list[str] = []
     with raw.open() as stream:
         for block in ahead(blocks(stream)):
-            lines = block.decode("utf-8", "replace").split("\n")
+            lines = _text(block, raw).split("\n")
             if not header:
+                lines[0] = lines[0].removeprefix("\ufeff")
                 header = [column.partition(":")[0] for column in lines.pop(0).rstrip("\r").split("\t")]
                 for name in needed:
                     if name not in header:

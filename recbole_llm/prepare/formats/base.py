@@ -7,7 +7,8 @@ import polars as pl
 
 from recbole_llm.prepare.raw import RawFile, Tally
 
-USER, ITEM, TIME, RATING = "user", "item", "time", "rating"
+USER, TIME, RATING = "user", "time", "rating"
+ITEM = "(item)"  # a text of an item may be called item
 PART = "part"
 """``train``, ``valid`` or ``test``, of the user whose interaction it is; formats that publish a split give it."""
 PARTS = ("train", "valid", "test")
@@ -52,7 +53,8 @@ class RawFormat(Protocol):
     def interactions(self, files: Files, options: Mapping[str, Any], tally: Tally) -> Iterator[pl.DataFrame]:
         """Yield interactions in the file's order: text columns USER, ITEM, TIME and, where published, RATING and PART.
 
-        TIME and RATING may be numbers or their digits: the caller turns them into numbers and names what is none.
+        TIME may be numbers, their digits, dates or texts of dates, RATING numbers or their digits: the caller turns
+        them into numbers and names what is none.
         """
         ...
 

@@ -72,7 +72,11 @@ class LLaRA:
             users: list[str] = []
             items: list[str] = []
             times: list[int] = []
-            for number, history in enumerate(_histories(table, padding, join)):
+            histories = list(_histories(table, padding, join))
+            if not join:  # a row without a history says nothing about what follows it
+                tally.skip(f"windows of {split}: no history", sum(len(history) < 2 for history in histories))
+                histories = [history for history in histories if len(history) > 1]
+            for number, history in enumerate(histories):
                 users += [f"{split}-{number}"] * len(history)
                 items += [str(item) for item in history]
                 times += range(1, len(history) + 1)
@@ -115,7 +119,9 @@ def _histories(table: pd.DataFrame, padding: int | None, join: bool) -> Iterator
     history: list[int] = []
     for entries, following in zip(table["seq"], table["next"], strict=True):
         window = [item for item in map(_item, entries) if item != padding]
-        if join and history and len(window) > 1 and history[-len(window) :] == window:
+        # Of one user, the window is all that came before, or as many of the last items as it has room for. The first
+        # row of a user may have an empty one.
+        if join and window and window == history[-len(entries) :]:
             history.append(_item(following))
             continue
         if history:

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from recbole_llm.errors import DataError, nearest
+from recbole_llm.errors import DataError, SettingError, nearest
 from recbole_llm.prepare.formats.base import ITEM, RATING, TIME, USER, Files
 from recbole_llm.prepare.raw import RawFile, Tally
 
@@ -34,6 +34,8 @@ class Table:
         names = {columns["user"]: USER, columns["item"]: ITEM, columns["timestamp"]: TIME}
         if "rating" in columns:
             names[columns["rating"]] = RATING
+        if len(names) < len(columns):
+            raise SettingError(f"prepare.options.columns names one column twice: {columns}")
         for frame in batches(files["interactions"], tuple(names), options.get("separator")):
             tally.count("interactions", frame.height)
             yield frame.rename(names).cast({USER: pl.String, ITEM: pl.String})
@@ -43,9 +45,9 @@ class Table:
     ) -> Iterator[pl.DataFrame]:
         """See `RawFormat`."""
         item = dict(options.get("columns") or {}).get("item", "item")
-        for frame in batches(files["items"], (item, *fields), options.get("separator")):
+        for frame in batches(files["items"], tuple(dict.fromkeys([item, *fields])), options.get("separator")):
             tally.count("items", frame.height)
-            yield frame.rename({item: ITEM}).cast(pl.String)
+            yield frame.select(pl.col(item).alias(ITEM), *fields).cast(pl.String)
 
 
 def batches(raw: RawFile, columns: tuple[str, ...], separator: str | None) -> Iterator[pl.DataFrame]:
@@ -54,10 +56,11 @@ def batches(raw: RawFile, columns: tuple[str, ...], separator: str | None) -> It
     Raises:
         DataError: if the file is missing or cannot be read, or lacks a column.
     """
-    if not raw.path.is_file():
-        raise DataError(f"the raw file {raw.path} does not exist")
+    raw.require_file()
     if raw.path.stat().st_size == 0:
         raise DataError(f"the raw file {raw.path} is empty: get it again from its source")
+    if raw.path.suffix != ".parquet":
+        raw.require_utf8()
     try:
         table = _scan(raw.path, separator)
         known = table.collect_schema().names()
