@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from testing.model_tests import ModelTests
 
+TEXT = {"learning_rate": 0.01, "warmup_steps": 0}
 TRANSFORMER = {"n_layers": 1, "n_heads": 2, "hidden_size": 8, "inner_size": 8, "learning_rate": 0.01}
 ATTRIBUTE = {"load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "class"]}}
 
@@ -39,7 +40,7 @@ class TestST2SIWithIdModel(ModelTests):
 
     model = "ST2SI"
     settings: ClassVar[dict[str, Any]] = {
-        "backbone": "tiny/llama", "tuning": "ilp", "learning_rate": 0.01, "warmup_steps": 0, "id_model": "SASRec",
+        **TEXT, "backbone": "tiny/llama", "tuning": "ilp", "id_model": "SASRec",
         "id_model_settings": {**TRANSFORMER, "epochs": 2},
     }  # fmt: skip
     reads_texts = True
@@ -51,7 +52,7 @@ class TestIDLEAdapter(ModelTests):
     model = "IDLEAdapter"
     settings: ClassVar[dict[str, Any]] = {
         "backbone": "tiny/bert", "id_model": "ComiRec", "id_model_settings": {"embedding_size": 8, "epochs": 2},
-        "max_prompt_tokens": 128, "learning_rate": 0.01, "warmup_steps": 0,
+        "max_prompt_tokens": 128, **TEXT,
     }  # fmt: skip
     reads_texts = True
 

@@ -141,6 +141,24 @@ def test_run_of_its_own_is_taken_as_it_is(small, tiny):
         run(settings={**settings, "id_model": "Caser"})
 
 
+def test_settings_beside_a_run_of_its_own_are_refused(small, tiny):
+    """They would have no effect: that model is trained already."""
+    own = run(settings=id_settings(small))
+    settings = settings_of(small, tiny, id_model_path=own["path"])
+    with pytest.raises(SettingError, match=r"id_model_settings={.*} has no effect beside id_model_path=.*result.json"):
+        run(settings=settings)
+    assert_nothing_half_written(small)
+
+
+def test_a_model_that_is_not_stored_takes_no_id_model_of_the_working_directory(small, tiny):
+    """Without a folder of the run, `id_model/` of whoever calls is none of its business."""
+    own = run(settings=id_settings(small, seed=5))
+    shutil.copytree(Path(own["path"]).parent, Path("id_model"))
+    parts = quick_start.build(Config(config_dict=settings_of(small, tiny)))
+    (trained,) = id_folders(small)
+    assert parts.model.id_run.folder == trained
+
+
 def test_trial_with_a_run_of_its_own_is_evaluated_later(small, tiny, monkeypatch):
     """A run that is gone on with is given all its settings, the id model's name among them."""
     own = run(settings=id_settings(small, model="GRU4Rec", hidden_size=8, train_neg_sample_args=None))

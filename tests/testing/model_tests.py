@@ -4,8 +4,8 @@
         model = "SASRec"
         settings = {"hidden_size": 8}
 
-Something that cannot hold for a kind of model is declared by an attribute of the class, and its test is skipped by
-name.
+Something that cannot hold for a kind of model is declared by an attribute of the class, and its test is skipped with
+the reason.
 """
 
 from collections.abc import Iterator
