@@ -77,16 +77,28 @@ def analyse(
     by_target: set[tuple[str, str]] = set()
     for dataset in datasets if measured else ():
         here = [found for found in collected if found.entry["dataset"] == dataset]
-        runs = _runs_with_ranks(here, analysis["notes"])
-        if not runs:
-            continue
-        _add_users(analysis, dataset, runs, measured, tested, ours)
-        by_target |= {(dataset, label) for label, of_label in runs.items() if _has_lists_by_target(of_label)}
-        if tested:
-            _add_groups(analysis, dataset, runs, tested, _data_settings(here, data_path))
+        by_target |= _add_values_of_users(analysis, here, measured, tested, data_path)
     _add_marks(summary, analysis["significance"], ours, baselines)
     analysis["notes"] += _differences(summary, analysis["intervals"], by_target)
     return analysis
+
+
+def _add_values_of_users(
+    analysis: dict[str, Any],
+    collected: Sequence[Collected],
+    measured: Sequence[str],
+    tested: Sequence[str],
+    data_path: str | None,
+) -> set[tuple[str, str]]:
+    """Add tests, intervals and groups of one dataset; return dataset and label where each target has its own list."""
+    runs = _runs_with_ranks(collected, analysis["notes"])
+    if not runs:
+        return set()
+    dataset = collected[0].entry["dataset"]
+    _add_users(analysis, dataset, runs, measured, tested, analysis["ours"])
+    if tested:
+        _add_groups(analysis, dataset, runs, tested, _data_settings(collected, data_path))
+    return {(dataset, label) for label, of_label in runs.items() if _has_lists_by_target(of_label)}
 
 
 def shown_metrics(cells: Sequence[dict[str, Any]], show: Sequence[str]) -> list[str]:
