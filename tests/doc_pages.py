@@ -102,7 +102,16 @@ class World:
     def __init__(self, root: Path, tiny: dict[str, Path]) -> None:
         self.root = root
         self.tiny = tiny
-        for name in ("properties", "dataset_configs", "results", "benchmarks", "docs", "tests", "Makefile"):
+        for name in (
+            "properties",
+            "dataset_configs",
+            "results",
+            "benchmarks",
+            "experiments",
+            "docs",
+            "tests",
+            "Makefile",
+        ):
             (root / name).symlink_to(ROOT / name)
         (root / "models").mkdir()
         (root / "models" / "my-llama").symlink_to(tiny["llama"])

@@ -69,8 +69,8 @@ def finished(root, tiny):
 
 @pytest.fixture
 def probe(monkeypatch, tmp_path, capsys):
-    """Import a module of benchmarks/, or run it with arguments and return its lines."""
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")
+    """Import a module of experiments/, or run it with arguments and return its lines."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "experiments")
 
     def call(name, *arguments):
         module = importlib.import_module(name)

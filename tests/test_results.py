@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from kept_runs import ARCHIVES, all_kept, kept_result
+from recbole_llm.plots.command import draw
 
 from recbole_llm.cli.main import main
 from recbole_llm.comparison.file import read_comparison
 from recbole_llm.comparison.finished import read_result
-from recbole_llm.plots.command import draw
 from recbole_llm.plots.records import from_comparison
 from recbole_llm.plots.style import svg_text
 from recbole_llm.runs.archive import find_archived, split_path
@@ -32,7 +32,7 @@ OF_WORDS = {"| model | idea | state |"}
 
 @pytest.fixture(scope="module")
 def tool():
-    path = ROOT / "benchmarks" / "make_results.py"
+    path = ROOT / "experiments" / "make_results.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module

@@ -176,7 +176,7 @@ def test_plots_read_an_archive_as_folders(workdir):
 
 
 def test_runs_are_added_to_an_archive(folders, tmp_path, capsys):
-    path = Path(__file__).parents[1] / "benchmarks" / "keep_runs.py"
+    path = Path(__file__).parents[2] / "experiments" / "keep_runs.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)

@@ -1,6 +1,6 @@
 """What a linear head reaches on the frozen language model's state of the prompt alone, without virtual tokens.
 
-    python benchmarks/frozen_text_probe.py --run=saved/<IDLEAdapter run> [--data_path=dataset/] [--rows=N]
+    python experiments/frozen_text_probe.py --run=saved/<IDLEAdapter run> [--data_path=dataset/] [--rows=N]
         [--epochs=60] [--learning_rate=0.001] [--out=FILE.json]
 
 The prompts are the run's own; the language model reads them with nothing before them. Its last hidden states are pooled

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from shapes import print_line
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,7 +58,8 @@ class Lines:
     def add(self, **values: Any) -> None:
         """Print a line, numbers rounded, and keep it."""
         self.kept.append({"name": self.name, **values})
-        print_line(**self.kept[-1])
+        line = {k: round(v, 4) if isinstance(v, float) else v for k, v in self.kept[-1].items()}
+        print(json.dumps(line), flush=True)
 
     def write(self, path: str | None) -> None:
         """Write all lines as a JSON list, unless `path` is None. Raises StorageError."""

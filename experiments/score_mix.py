@@ -1,6 +1,6 @@
 """What a mix of the scores of two or three finished runs reaches, and how different the users are whom they serve.
 
-    python benchmarks/score_mix.py --runs=saved/<run>,saved/<run>[,saved/<run>] [--data_path=dataset/]
+    python experiments/score_mix.py --runs=saved/<run>,saved/<run>[,saved/<run>] [--data_path=dataset/]
         [--own] [--out=FILE.json]
 
 The runs are of one data set and of any models that score all items at once; all must have the same validation and test

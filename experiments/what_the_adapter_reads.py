@@ -1,6 +1,6 @@
 """What a finished IDLE-Adapter run predicts from: its test metrics with other users' prompts, or other users' vectors.
 
-    python benchmarks/what_the_adapter_reads.py --run=saved/<run> [--data_path=dataset/] [--rows=2000]
+    python experiments/what_the_adapter_reads.py --run=saved/<run> [--data_path=dataset/] [--rows=2000]
         [--out=FILE.json]
 
 Prints one JSON line for the run as it is, for prompts shuffled over the test rows (each user keeps its vector), for

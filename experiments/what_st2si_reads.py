@@ -1,6 +1,6 @@
 """What a finished ST2SI run predicts from: how far it learnt its training rows by heart, and what a history gives it.
 
-    python benchmarks/what_st2si_reads.py --run=saved/<ST2SI run> [--data_path=dataset/] [--rows=N] [--out=FILE.json]
+    python experiments/what_st2si_reads.py --run=saved/<ST2SI run> [--data_path=dataset/] [--rows=N] [--out=FILE.json]
 
 Prints JSON lines:
 

@@ -1,6 +1,6 @@
 """Whether ST2SI's projection should be tied to the item table of the id model that is mixed in.
 
-    python benchmarks/item_table_probe.py --run=saved/<ST2SI run with an id model> [--data_path=dataset/]
+    python experiments/item_table_probe.py --run=saved/<ST2SI run with an id model> [--data_path=dataset/]
         [--epochs=60] [--learning_rate=0.001] [--out=FILE.json]
 
 The run's hidden states at the last query, h, are taken as they are, and heads are trained on them over all training

@@ -1,6 +1,6 @@
 """What a head on the id model's user vector alone reaches, without any language model.
 
-    python benchmarks/user_vector_probe.py --run=saved/<run of a sequential model> [--data_path=dataset/]
+    python experiments/user_vector_probe.py --run=saved/<run of a sequential model> [--data_path=dataset/]
         [--out=FILE.json]
 
 Trains a softmax over all items on the frozen user vectors of all training prefixes, chooses the epoch by validation

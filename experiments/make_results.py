@@ -1,8 +1,8 @@
 """The tables of results/*.md and README.md, made anew from the kept runs.
 
-    python benchmarks/make_results.py               # rewrites the pages' tables
-    python benchmarks/make_results.py --check       # rewrites nothing; exits 1 and names the tables that differ
-    python benchmarks/make_results.py results/baselines.md
+    python experiments/make_results.py               # rewrites the pages' tables
+    python experiments/make_results.py --check       # rewrites nothing; exits 1 and names the tables that differ
+    python experiments/make_results.py results/baselines.md
 
 In a page a table stands under an indented line that makes it, the last of its block:
 

@@ -1,6 +1,6 @@
 """Adds finished runs to an archive, as those of `results/runs/` are, and makes one that is not there yet.
 
-    python benchmarks/keep_runs.py results/runs/Games.parquet new/SASRec/seed-2020 new/SASRec/seed-2021
+    python experiments/keep_runs.py results/runs/Games.parquet new/SASRec/seed-2020 new/SASRec/seed-2021
 
 A run's folder is called ``<label>/seed-<number>``; its `result.json` and its ranks are kept. A run of the archive with
 the same label and seed is replaced, and told.
