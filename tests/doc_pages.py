@@ -102,16 +102,8 @@ class World:
     def __init__(self, root: Path, tiny: dict[str, Path]) -> None:
         self.root = root
         self.tiny = tiny
-        for name in (
-            "properties",
-            "dataset_configs",
-            "results",
-            "benchmarks",
-            "experiments",
-            "docs",
-            "tests",
-            "Makefile",
-        ):
+        folders = ("properties", "dataset_configs", "results", "benchmarks", "experiments", "docs", "tests")
+        for name in (*folders, "Makefile"):
             (root / name).symlink_to(ROOT / name)
         (root / "models").mkdir()
         (root / "models" / "my-llama").symlink_to(tiny["llama"])

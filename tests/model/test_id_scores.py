@@ -114,7 +114,7 @@ def test_weight_has_the_best_valid_metric(metric):
 
 def weight_for(metric):
     """The weight that is chosen for random scores, and the value of the metric under each weight, in numpy."""
-    generator = torch.Generator().manual_seed(4)
+    generator = torch.Generator().manual_seed(6)
     own, theirs = (torch.randn(60, 9, generator=generator) for _ in range(2))
     targets = torch.randint(1, 9, (60,), generator=generator)
     for scores in (own, theirs):  # each knows something of the targets
