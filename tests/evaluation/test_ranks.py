@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
-from recbole.evaluator import Evaluator
+from recbole.evaluator import Evaluator, metrics
 from small_data import HISTORIES, build_parts, write_dataset
 
 from recbole_llm.errors import DataError, TrainingError
-from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank, target_ranks
+from recbole_llm.evaluation.ranks import RankCollector, gain_of_rank, mean_reciprocal_rank, target_ranks
 from recbole_llm.runs.ranks import read_ranks, write_ranks
 
 TOPK = [1, 3, 5]
@@ -159,3 +159,24 @@ def test_broken_file_of_ranks_is_an_error(parts, tmp_path, how):
 def test_missing_file_of_ranks_is_an_error(tmp_path):
     with pytest.raises(DataError, match="none"):
         read_ranks(tmp_path / "none.tsv.gz")
+
+
+@pytest.mark.parametrize("name", ["Hit", "Recall", "Precision", "NDCG", "MRR", "MAP"])
+@pytest.mark.parametrize("cut", [1, 3, 10])
+def test_gain_of_a_rank_is_recboles_metric(name, cut):
+    ranks = np.arange(1, 15)
+    hits = ranks[:, None] == np.arange(1, 11)
+    metric = object.__new__(getattr(metrics, name))
+    arguments = (hits, np.ones(len(ranks), dtype=int)) if name in ("Recall", "NDCG", "MAP") else (hits,)
+    expected = metric.metric_info(*arguments)[:, cut - 1]
+    found = gain_of_rank(f"{name}@{cut}")(torch.from_numpy(ranks))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+
+
+def test_gain_of_a_rank_over_the_whole_ranking():
+    np.testing.assert_allclose(gain_of_rank("MRR")(torch.tensor([1, 4, 100])).numpy(), [1, 0.25, 0.01])
+
+
+@pytest.mark.parametrize("name", ["GAUC", "ItemCoverage@10", "NDCG", "ndcg@x"])
+def test_metrics_that_ranks_do_not_determine(name):
+    assert gain_of_rank(name) is None

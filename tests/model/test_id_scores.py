@@ -87,9 +87,56 @@ def gains_by_weight(model, batches, gain):
     return gains
 
 
+GAINS = {
+    "NDCG@3": lambda rank: np.where(rank <= 3, 1 / np.log2(rank + 1), 0),
+    "Hit@1": lambda rank: rank == 1,
+    "MRR@3": lambda rank: np.where(rank <= 3, 1 / rank, 0),
+    "mrr": lambda rank: 1 / rank,
+}
+
+
+class Scores(torch.nn.Module):
+    """Stands for an ID model: its scores lie in the rows."""
+
+    def full_sort_predict(self, rows):
+        return rows["scores"]
+
+
+@pytest.mark.parametrize("metric", GAINS)
+def test_weight_has_the_best_valid_metric(metric):
+    """Of all weights, none has a better value than the chosen one, whichever the metric is, and they differ."""
+    chosen = {name: weight_for(name) for name in GAINS}
+    assert len({weight for weight, _ in chosen.values()}) > 1
+    weight, values = chosen[metric]
+    assert max(values) > min(values)
+    assert values[round(weight * 20)] == pytest.approx(max(values))
+
+
+def weight_for(metric):
+    """The weight that is chosen for random scores, and the value of the metric under each weight, in numpy."""
+    generator = torch.Generator().manual_seed(6)
+    own, theirs = (torch.randn(60, 9, generator=generator) for _ in range(2))
+    targets = torch.randint(1, 9, (60,), generator=generator)
+    for scores in (own, theirs):  # each knows something of the targets
+        scores[torch.arange(60), targets] += 0.7
+    config = {
+        "id_weight": None, "valid_metric": metric, "ITEM_ID_FIELD": "item_id", "LIST_SUFFIX": "_list",
+        "ITEM_LIST_LENGTH_FIELD": "item_length", "mask_history": False,
+    }  # fmt: skip
+    mixing = IdScores(config, Scores())
+    mixing.choose_weight(iter([(Interaction({"scores": theirs}), own, (torch.arange(60), targets), None)]))
+    values = []
+    for weight in WEIGHTS:
+        scores = (1 - weight) * plain_log_softmax(own) + weight * plain_log_softmax(theirs)
+        wanted = scores[np.arange(60), targets.numpy() - 1]
+        values.append(GAINS[metric]((scores >= wanted[:, None]).sum(axis=1)).mean())
+    return float(mixing.weight), values
+
+
 def test_weight_is_the_best_on_validation(small, tiny):
-    """Of all weights, none has a better NDCG@10 on the validation part than the chosen one."""
-    parts = build_parts(small, **{k: v for k, v in settings_of(small, tiny).items() if k not in ("data_path",)})
+    """Of all weights, none has a better `valid_metric` on the validation part than the chosen one."""
+    settings = settings_of(small, tiny, valid_metric="mrr")
+    parts = build_parts(small, **{k: v for k, v in settings.items() if k not in ("data_path",)})
     model = parts.model
     torch.nn.init.normal_(model.projection.weight, generator=torch.Generator().manual_seed(3))
     model.before_validation(parts.valid)
@@ -99,7 +146,7 @@ def test_weight_is_the_best_on_validation(small, tiny):
         scores = model.full_sort_predict(interaction).numpy()
         own = scores[np.arange(len(scores)), interaction["item_id"].numpy()]
         rank = (scores >= own[:, None]).sum(axis=1)
-        return np.where(rank <= 10, 1 / np.log2(rank + 1), 0).sum()
+        return GAINS["mrr"](rank).sum()
 
     gains = gains_by_weight(model, parts.valid, gain)
     assert max(gains) > min(gains)  # the weight matters here
@@ -128,7 +175,8 @@ def test_weight_is_the_best_among_sampled_candidates(small, tiny):
         ranked = np.full((len(targets), 9), -np.inf)
         ranked[lines.numpy(), interaction["item_id"].numpy()] = scores  # a candidate may be drawn twice
         own = ranked[np.arange(len(targets)), targets.numpy()]
-        return (1 / np.log2(1 + (ranked >= own[:, None]).sum(axis=1))).sum()
+        rank = (ranked >= own[:, None]).sum(axis=1)
+        return GAINS["NDCG@3"](rank).sum()
 
     gains = gains_by_weight(model, batches, gain)
     assert max(gains) > min(gains)
@@ -145,6 +193,11 @@ def test_weight_is_the_best_among_sampled_candidates(small, tiny):
         ({"id_model": ["SASRec"]}, r"there is no model '\['SASRec'\]'"),
         ({"weight_average": 2}, "weight_average=2 must be a number above 0 and below 1"),
         ({"backbone": "opt-12m"}, "unknown backbone 'opt-12m'"),
+        (
+            {"valid_metric": "GAUC", "metrics": ["NDCG", "GAUC"]},
+            "which valid_metric=GAUC does not measure: give id_weight",
+        ),
+        ({"max_items": 7}, "max_items=7 is more than MAX_ITEM_LIST_LENGTH=6"),
         ({"id_model": None, "id_weight": 0.3}, "id_weight=0.3 has no effect: no id_model is named"),
         ({"id_model": None}, "id_model_settings={.*} has no effect: no id_model is named"),
     ],
@@ -309,6 +362,8 @@ def test_language_model_may_read_fewer_items_than_the_id_model(small, tiny):
     row = int(interaction["item_length"].argmax())
     place = int(interaction["item_length"][row]) - 2
     changed = type(interaction)({name: value.clone() for name, value in interaction.interaction.items()})
+    for rows in (interaction, changed):  # not those of the dataset any more
+        del rows.interaction["history_end"]
     changed["item_id_list"][row, place] = changed["item_id_list"][row, place] % (model.n_items - 1) + 1
     own = [model._last_states(rows)[row] for rows in (interaction, changed)]
     theirs = [model.id_scores(rows)[row] for rows in (interaction, changed)]

@@ -132,7 +132,7 @@ def test_it_is_the_run_that_its_settings_make(finished):
 
 def test_run_of_its_own_is_taken_as_it_is(small, tiny):
     own = run(settings=id_settings(small, model="GRU4Rec", hidden_size=8, train_neg_sample_args=None))
-    settings = settings_of(small, tiny, id_model_path=own["path"])
+    settings = settings_of(small, tiny, id_model_path=own["path"], id_model_settings={})
     result = run(settings=settings)
     assert not id_folders(small)
     assert result["id_model"] == {"model": "GRU4Rec", "test": own["test"]}
@@ -141,10 +141,28 @@ def test_run_of_its_own_is_taken_as_it_is(small, tiny):
         run(settings={**settings, "id_model": "Caser"})
 
 
+def test_settings_beside_a_run_of_its_own_are_refused(small, tiny):
+    """They would have no effect: that model is trained already."""
+    own = run(settings=id_settings(small))
+    settings = settings_of(small, tiny, id_model_path=own["path"])
+    with pytest.raises(SettingError, match=r"id_model_settings={.*} has no effect beside id_model_path=.*result.json"):
+        run(settings=settings)
+    assert_nothing_half_written(small)
+
+
+def test_a_model_that_is_not_stored_takes_no_id_model_of_the_working_directory(small, tiny):
+    """Without a folder of the run, `id_model/` of whoever calls is none of its business."""
+    own = run(settings=id_settings(small, seed=5))
+    shutil.copytree(Path(own["path"]).parent, Path("id_model"))
+    parts = quick_start.build(Config(config_dict=settings_of(small, tiny)))
+    (trained,) = id_folders(small)
+    assert parts.model.id_run.folder == trained
+
+
 def test_trial_with_a_run_of_its_own_is_evaluated_later(small, tiny, monkeypatch):
     """A run that is gone on with is given all its settings, the id model's name among them."""
     own = run(settings=id_settings(small, model="GRU4Rec", hidden_size=8, train_neg_sample_args=None))
-    settings = settings_of(small, tiny, id_model_path=own["path"])
+    settings = settings_of(small, tiny, id_model_path=own["path"], id_model_settings={})
     whole = run(settings=settings)
     folder = small / "saved" / "trial"
     trial = quick_start.fit(Config(config_dict=settings), folder)
@@ -261,7 +279,7 @@ def test_id_model_of_other_data(small, tiny):
     folder = Path(other["path"]).parent
     message = rf"the id model {folder} knows the \d items of other, but this run has the 8 items of small"
     with pytest.raises(CheckpointError, match=message):
-        run(settings=settings_of(small, tiny, id_model_path=str(folder)))
+        run(settings=settings_of(small, tiny, id_model_path=str(folder), id_model_settings={}))
     assert_nothing_half_written(small)
 
 
@@ -269,7 +287,7 @@ def test_id_model_of_other_users(small, tiny):
     write_dataset(small, histories={**HISTORIES, "u9": "abc"}, name="other")
     other = run(settings=id_settings(small, dataset="other"))
     with pytest.raises(CheckpointError, match=r"knows the 8 users of other, but this run has the 7 users of small"):
-        run(settings=settings_of(small, tiny, id_model_path=other["path"]))
+        run(settings=settings_of(small, tiny, id_model_path=other["path"], id_model_settings={}))
 
 
 def test_id_model_of_other_items_under_the_same_name(small, tiny):
@@ -277,20 +295,20 @@ def test_id_model_of_other_items_under_the_same_name(small, tiny):
     write_dataset(small, histories={user: items.replace("h", "a") for user, items in HISTORIES.items()})
     message = "belong to the item catalogue of small with 9 ids, but this run has of small with 8 ids"
     with pytest.raises(CheckpointError, match=message):
-        run(settings=settings_of(small, tiny, id_model_path=other["path"]))
+        run(settings=settings_of(small, tiny, id_model_path=other["path"], id_model_settings={}))
     assert_nothing_half_written(small)
 
 
 def test_broken_and_unfinished_id_models(small, tiny):
     folder = Path(run(settings=id_settings(small))["path"]).parent
-    settings = settings_of(small, tiny, id_model_path=str(folder))
+    settings = settings_of(small, tiny, id_model_path=str(folder), id_model_settings={})
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(CheckpointError, match=r"the weights .*model\.safetensors"):
         run(settings=settings)
     (folder / "model.safetensors").write_bytes(weights)
     (folder / "result.json").unlink()
-    with pytest.raises(CheckpointError, match=rf"the run {folder} is not finished: go on with it by --resume={folder}"):
+    with pytest.raises(CheckpointError, match=rf"the run {folder} is not finished: resume it by --resume={folder}"):
         run(settings=settings)
     with pytest.raises(CheckpointError, match="is not a run: a run is a folder with"):
         run(settings={**settings, "id_model_path": str(small / "nowhere")})

@@ -1,0 +1,129 @@
+"""The contract of `testing.model_tests`, for our models and for RecBole's own."""
+
+from typing import Any, ClassVar
+
+from testing.model_tests import ModelTests
+
+TEXT = {"learning_rate": 0.01, "warmup_steps": 0}
+TRANSFORMER = {"n_layers": 1, "n_heads": 2, "hidden_size": 8, "inner_size": 8, "learning_rate": 0.01}
+ATTRIBUTE = {"load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "class"]}}
+
+
+class TestST2SI(ModelTests):
+    """All of the language model is tuned."""
+
+    model = "ST2SI"
+    settings: ClassVar[dict[str, Any]] = {
+        "backbone": "tiny/opt",
+        "tuning": "full",
+        "learning_rate": 0.002,
+        "warmup_steps": 0,
+    }
+    reads_texts = True
+
+
+class TestST2SIWithStoredStates(ModelTests):
+    """The language model is frozen, and its states are computed once."""
+
+    model = "ST2SI"
+    settings: ClassVar[dict[str, Any]] = {
+        "backbone": "tiny/llama",
+        "tuning": "ilp",
+        "learning_rate": 0.01,
+        "warmup_steps": 0,
+    }
+    reads_texts = True
+
+
+class TestST2SIWithIdModel(ModelTests):
+    """An ID model's scores are mixed in, by a weight that validation chooses."""
+
+    model = "ST2SI"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, "backbone": "tiny/llama", "tuning": "ilp", "id_model": "SASRec",
+        "id_model_settings": {**TRANSFORMER, "epochs": 2},
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestIDLEAdapter(ModelTests):
+    """A frozen ID model inside a frozen language model."""
+
+    model = "IDLEAdapter"
+    settings: ClassVar[dict[str, Any]] = {
+        "backbone": "tiny/bert", "id_model": "ComiRec", "id_model_settings": {"embedding_size": 8, "epochs": 2},
+        "max_prompt_tokens": 128, **TEXT,
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestComiRec(ModelTests):
+    """Several interests."""
+
+    model = "ComiRec"
+    settings: ClassVar[dict[str, Any]] = {"embedding_size": 8, "num_interests": 2, "learning_rate": 0.01}
+
+
+class TestMLP4Rec(ModelTests):
+    """With an attribute of the items."""
+
+    model = "MLP4Rec"
+    settings: ClassVar[dict[str, Any]] = {
+        **ATTRIBUTE, "hidden_size": 8, "selected_features": ["class"], "learning_rate": 0.01,
+    }  # fmt: skip
+
+
+class TestS3Rec(ModelTests):
+    """Both of its stages."""
+
+    model = "S3Rec"
+    settings: ClassVar[dict[str, Any]] = {**ATTRIBUTE, **TRANSFORMER, "item_attribute": "class", "pretrain_epochs": 2}
+
+
+class TestSASRec(ModelTests):
+    """RecBole's."""
+
+    model = "SASRec"
+    settings: ClassVar[dict[str, Any]] = TRANSFORMER
+
+
+class TestGRU4Rec(ModelTests):
+    """RecBole's."""
+
+    model = "GRU4Rec"
+    settings: ClassVar[dict[str, Any]] = {"embedding_size": 8, "hidden_size": 8, "learning_rate": 0.01}
+
+
+class TestBERT4Rec(ModelTests):
+    """RecBole's."""
+
+    model = "BERT4Rec"
+    settings: ClassVar[dict[str, Any]] = TRANSFORMER
+
+
+class TestFPMC(ModelTests):
+    """RecBole's, which knows users by id and draws negative samples."""
+
+    model = "FPMC"
+    settings: ClassVar[dict[str, Any]] = {"embedding_size": 8, "learning_rate": 0.01}
+
+
+class TestCaser(ModelTests):
+    """RecBole's, which knows users by id."""
+
+    model = "Caser"
+    settings: ClassVar[dict[str, Any]] = {"embedding_size": 8, "nv": 2, "nh": 2, "learning_rate": 0.01}
+
+
+class TestBPR(ModelTests):
+    """RecBole's, which reads no history."""
+
+    model = "BPR"
+    settings: ClassVar[dict[str, Any]] = {"embedding_size": 8, "learning_rate": 0.05}
+
+
+class TestPop(ModelTests):
+    """RecBole's, which counts."""
+
+    model = "Pop"
+    learns = False
