@@ -7,6 +7,7 @@ from typing import Any
 from recbole.utils import init_seed
 
 from recbole_llm.config.config import Config
+from recbole_llm.config.declared import has_setting
 from recbole_llm.quick_start.run import Parts, build
 
 TITLES = {
@@ -64,8 +65,11 @@ def write_dataset(
 
 
 def small_settings(data_path: Path, **settings: Any) -> dict[str, Any]:
-    """Settings of a quick run in fp32 on the CPU that leaves nothing outside the data set's folder."""
-    return {
+    """Settings of a quick run in fp32 on the CPU that leaves nothing outside the data set's folder.
+
+    A default that the model does not have is left out.
+    """
+    defaults = {
         "model": "ST2SI",
         "dataset": "small",
         "data_path": str(data_path),
@@ -78,8 +82,9 @@ def small_settings(data_path: Path, **settings: Any) -> dict[str, Any]:
         "valid_metric": "NDCG@3",
         "max_sequence_tokens": 100,
         "train_batch_tokens": 4096,
-        **settings,
     }
+    model = settings.get("model", "ST2SI")
+    return {**{name: value for name, value in defaults.items() if has_setting(str(model), name)}, **settings}
 
 
 def build_parts(data_path: Path, **settings: Any) -> Parts:

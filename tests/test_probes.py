@@ -54,10 +54,7 @@ def finished(root, tiny):
             settings = small_settings(
                 root, **{**given, "model": model, "MAX_ITEM_LIST_LENGTH": 6, **RUNS[model], **other}
             )
-            if model not in ("ST2SI", "IDLEAdapter"):
-                del settings["max_sequence_tokens"], settings["train_batch_tokens"]
             if model == "IDLEAdapter":
-                del settings["max_sequence_tokens"]
                 settings["id_model_path"] = str(get("ComiRec"))
             if "backbone" in settings:
                 settings["backbone"] = str(tiny[settings["backbone"]])

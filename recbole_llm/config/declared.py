@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from recbole_llm.config.kinds import Text
+from recbole_llm.config.kinds import Matching, Maybe, Text
 from recbole_llm.config.schema import RECBOLE, Role, Section, Setting
 from recbole_llm.config.settings import (
     id_models,
@@ -23,8 +23,20 @@ from recbole_llm.utils.paths import shipped
 RUN = Section(
     "Run",
     (
-        Setting("model", Text(), None, Role.IDENTITY, "The name of the model."),
-        Setting("dataset", Text(numbers=True), None, Role.IDENTITY, "The name of the dataset."),
+        Setting(
+            "model",
+            Matching("the name of a model, or a class", lambda value: True),
+            None,
+            Role.IDENTITY,
+            "The name of the model.",
+        ),
+        Setting(
+            "dataset",
+            Maybe(Text("the name of a dataset", numbers=True)),
+            None,
+            Role.IDENTITY,
+            "The name of the dataset.",
+        ),
     ),
 )
 # What RecBole says of every run; `overall.OVERALL` replaces some of it.

@@ -53,8 +53,8 @@ class SharedData:
         attributes.check_file(config)
         return _copy(self._loaded[key], config)
 
-    def build(self, config: Any, dataset: Any) -> list[Any]:
-        """Return the parts of a dataset that `dataset` gave: training, validation, test."""
+    def build(self, config: Any, dataset: Any, test: bool = True) -> list[Any]:
+        """Return the parts of a dataset that `dataset` gave: training, validation and, if `test`, test."""
         loading = _loading_key(config)
         if loading is None or not self._keeps:
             return dataset.build()
@@ -62,7 +62,8 @@ class SharedData:
         if key not in self._built:
             self._built[key] = (dataset, dataset.build())
             return list(self._built[key][1])
-        return [_copy(part, config) for part in self._built[key][1]]
+        parts = self._built[key][1]
+        return [_copy(part, config) for part in (parts if test else parts[:2])]
 
 
 def _loading_key(config: Any) -> str | None:

@@ -94,7 +94,7 @@ def build_parts(config: Config, context: RunContext, data: SharedData, runner: R
         raise SettingError(
             f"topk={config['topk']} is more than the {dataset.item_num - 1} items of {config['dataset']}"
         )
-    parts = data.build(config, dataset)
+    parts = data.build(config, dataset, context.reads_test)
     train, valid, tested = data_preparation(config, dataset, context.reads_test, parts)
     if context.reads_test and tested is None:
         raise DataError(

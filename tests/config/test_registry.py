@@ -31,6 +31,7 @@ def test_our_models_come_first_and_classes_are_themselves():
     from recbole_llm.model.sequential_recommender.st2si.model import ST2SI
 
     assert registry.known_models()[:5] == ("ComiRec", "IDLEAdapter", "MLP4Rec", "S3Rec", "ST2SI")
+    assert len(set(registry.known_models())) == len(registry.known_models())
     assert registry.model_class("ST2SI") is ST2SI
     assert registry.model_class(ST2SI) is ST2SI
 

@@ -140,9 +140,8 @@ def test_a_run_of_recboles_models(workdir, model):
 def test_all_models_meet_the_same_candidates(workdir, tiny):
     folder = write_atomic_files(workdir / "tiny")
     drawn = []
-    for model in ("GRU4Rec", "ST2SI"):
-        changes = {"model": model, "backbone": str(tiny["llama"]), "max_sequence_tokens": 100}
-        parts = build(Config(config_dict=candidate_settings(folder, **changes)))
+    for model, own in (("GRU4Rec", {}), ("ST2SI", {"backbone": str(tiny["llama"]), "max_sequence_tokens": 100})):
+        parts = build(Config(config_dict=candidate_settings(folder, model=model, **own)))
         ranking = CandidateRanking(parts.test._dataset, [parts.train._dataset], 6, 2)
         drawn.append(parts.test._dataset.id2token("item_id", ranking._others.numpy()))
     assert np.array_equal(*drawn)

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from recbole.data.dataset import Dataset
 from small_data import write_dataset
 from tune_parts import ITEMS, arguments, assert_only_the_winner_has_weights, histories, settings, tune
 
 from recbole_llm.cli.main import main
 from recbole_llm.config.config import Config
-from recbole_llm.data import build as preparation
 from recbole_llm.errors import DataError, SettingError, StorageError, TrainingError
 from recbole_llm.hyper_search import hyperopt_search, optuna_search
 from recbole_llm.hyper_search.study import Study
@@ -50,6 +50,9 @@ def test_winner_is_that_of_plain_runs(place, capsys):
     assert quick_start.load(place / "study" / outcome["result"]).model is not None
 
 
+BUILD = Dataset.build
+
+
 class Untouchable:
     """Stands for a test part that is not there."""
 
@@ -62,15 +65,7 @@ class Untouchable:
 
 @pytest.fixture
 def without_test_data(monkeypatch):
-    make = preparation.create_dataset
-
-    def create_dataset(config):
-        dataset = make(config)
-        build = dataset.build
-        dataset.build = lambda: [*build()[:2], Untouchable()]
-        return dataset
-
-    monkeypatch.setattr(quick_start, "create_dataset", create_dataset)
+    monkeypatch.setattr(Dataset, "build", lambda self: [*BUILD(self)[:2], Untouchable()])
 
 
 MODELS = {
@@ -93,7 +88,7 @@ def test_training_without_test_data_is_that_of_a_run(place, tiny, without_test_d
     given.update({"backbone": str(tiny["opt"])} if name == "ST2SI" else {})
     given.update({"backbone": str(tiny["bert"])} if name == "IDLEAdapter" else {})
     fitted = quick_start.fit(Config(config_dict=given), place / "fitted")
-    monkeypatch.setattr(quick_start, "create_dataset", preparation.create_dataset)
+    monkeypatch.setattr(Dataset, "build", BUILD)
     run = quick_start.run(settings=given)
     for key in ("valid", "history", "epochs", "best_epoch"):
         assert fitted[key] == run[key]
@@ -127,7 +122,7 @@ def test_trials_run_without_test_data(place, without_test_data, monkeypatch, sto
     assert [trial["state"] for trial in before["trials"]] == ["complete"] * 2
     assert before["best"] is not None and not before["finished"] and before["test"] is None
     # With the test part back the same command trains nothing more.
-    monkeypatch.setattr(quick_start, "create_dataset", preparation.create_dataset)
+    monkeypatch.setattr(Dataset, "build", BUILD)
     monkeypatch.setattr(quick_start, "fit", None)
     outcome = tune(place, **given)
     assert (outcome["trials"], outcome["best"]) == (before["trials"], before["best"])

@@ -15,6 +15,7 @@ from recbole_llm.backbone.single_sequence import SEEN, SingleSequence
 from recbole_llm.errors import DataError, SettingError, TrainingError
 from recbole_llm.inference import recommender as inference
 from recbole_llm.inference.recommender import Recommendation, Recommender
+from recbole_llm.model.sequential_recommender.st2si.single_history import SingleHistory
 from recbole_llm.packing.sequences import pack
 
 RECBOLE = {"SASRec": {"hidden_size": 16, "inner_size": 16, "n_heads": 2}, "GRU4Rec": {"embedding_size": 8}}
@@ -242,10 +243,10 @@ def test_recommender_takes_the_bucket_and_falls_back(small, tiny, monkeypatch):
     plain, fast = recommender_of(parts), recommender_of(parts, cuda_graph=True)
     assert fast._single is None  # the CPU goes the plain way
     model = parts.model
-    fast._single = SingleSequence(model.backbone, model.projection, max_positions=128, buckets=(32,), capture=False)
-    calls = []
-    top = fast._single.top
-    monkeypatch.setattr(fast._single, "top", lambda *given: calls.append(len(given[0])) or top(*given))
+    fast._single = SingleHistory(model, max_positions=128, buckets=(32,), capture=False)
+    sequence, calls = fast._single._sequence, []
+    top = sequence.top
+    monkeypatch.setattr(sequence, "top", lambda *given: calls.append(len(given[0])) or top(*given))
     for history, exclude_seen in (("abc", False), ("abc", True), ("abcdefgh" * 3, False)):
         expected = plain.recommend(list(history), 4, exclude_seen)
         found = fast.recommend(list(history), 4, exclude_seen)
@@ -258,7 +259,7 @@ def test_recommender_takes_the_bucket_and_falls_back(small, tiny, monkeypatch):
     def broken(*_):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(fast._single, "top", broken)
+    monkeypatch.setattr(sequence, "top", broken)
     assert fast.recommend(list("abc"), 4).items == plain.recommend(list("abc"), 4).items
 
 

@@ -16,7 +16,6 @@ def settings_of(small, rough_models, id_runs):
             small, model="IDLEAdapter", backbone=str(rough_models["bert"]), id_model_path=id_runs(),
             max_prompt_tokens=128, MAX_ITEM_LIST_LENGTH=6, epochs=2, train_batch_size=8, learning_rate=0.01, **more,
         )  # fmt: skip
-        del found["max_sequence_tokens"]
         return found
 
     return settings

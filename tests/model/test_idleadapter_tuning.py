@@ -49,7 +49,6 @@ def test_a_run_with_a_trained_language_model_is_loaded_as_it_was(small, rough_mo
         small, model="IDLEAdapter", backbone=str(rough_models["bert"]), id_model_path=id_runs(), tuning="lora",
         lora_rank=2, max_prompt_tokens=128, MAX_ITEM_LIST_LENGTH=6, epochs=2, train_batch_size=8, learning_rate=0.01,
     )  # fmt: skip
-    del settings["max_sequence_tokens"]
     result = run(settings=settings)
     parts = load(result["path"])
     ranks = []
@@ -74,7 +73,6 @@ def test_a_resumed_run_aligns_with_the_same_states(small, rough_models, id_runs,
         tuning=tuning, mmd_weight=1.0, max_prompt_tokens=128, MAX_ITEM_LIST_LENGTH=6, epochs=3,
         train_batch_size=8, learning_rate=0.01, resume_seconds=0,
     )  # fmt: skip
-    del settings["max_sequence_tokens"]
     whole = run(settings=settings)
     after_epoch = RunFolderMixin._after_epoch
 

@@ -33,8 +33,6 @@ def settings_of(small, rough_models, id_runs):
         }[model]  # fmt: skip
         shared = {"model": model, "max_items": 2, "epochs": 3, "MAX_ITEM_LIST_LENGTH": 6, "learning_rate": 0.01}
         settings = small_settings(small, **{**shared, "train_batch_size": 8, "resume_seconds": 0, **own, **more})
-        if model == "IDLEAdapter":
-            del settings["max_sequence_tokens"]
         return settings
 
     return make

@@ -79,13 +79,15 @@ def test_our_models_are_asked_themselves(name, interests, data, workdir):
 
 @pytest.mark.parametrize("name", WITHOUT)
 def test_model_without_a_user_vector_is_refused_before_it_is_built(name):
-    with pytest.raises(SettingError, match=rf"the model {name} has no user vector: take one of ComiRec, MLP4Rec, BERT"):
+    with pytest.raises(
+        SettingError, match=rf"the model {name} has no user vector: take one of ComiRec, MLP4Rec, S3Rec, BERT"
+    ):
         require_user_vector(model_class(name))
 
 
 def test_every_sequential_model_is_in_one_list_or_the_other():
     sequential = {name for name in models_of_recbole() if hasattr(package, name)}
-    assert sequential - set(user_vector._CALLS) == {*WITHOUT, "GRU4RecCPR"} - {"BPR", "Pop"}
+    assert sequential - {*user_vector._CALLS, *user_vector._OURS} == {*WITHOUT, "GRU4RecCPR"} - {"BPR", "Pop"}
 
 
 def test_a_subclass_must_say_it_itself(data, workdir):
@@ -95,10 +97,14 @@ def test_a_subclass_must_say_it_itself(data, workdir):
 
     with pytest.raises(SettingError, match="Turned has no user vector"):
         require_user_vector(Turned)
-    Turned.user_vectors = lambda self, rows: self(rows["item_length"], rows["item_id_list"])[:, None]
-    require_user_vector(Turned)
+
+    class Said(Turned):
+        def user_vectors(self, interaction):
+            return self(interaction["item_length"], interaction["item_id_list"])[:, None]
+
+    require_user_vector(Said)
     model = built(data, "SASRec").model
-    model.__class__ = Turned
+    model.__class__ = Said
     assert user_vector_shape(model) == (1, 64)
 
 

@@ -18,7 +18,7 @@ ADVICE = r"belong to other users than those of small, and .* has learned each of
 
 
 def settings_of(data_path, model, **settings):
-    given = {**small_settings(data_path), "model": model, "epochs": 1, "embedding_size": 8, **settings}
+    given = {**small_settings(data_path, model=model), "epochs": 1, "embedding_size": 8, **settings}
     return {name: value for name, value in given.items() if not name.startswith(("max_sequence", "train_batch_tok"))}
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from small_data import HISTORIES, small_settings, write_dataset
 
 from recbole_llm.cli import main as cli
-from recbole_llm.config import config
+from recbole_llm.config import config, names
 from recbole_llm.config.config import Config
 from recbole_llm.errors import BackboneError, CheckpointError, SettingError
 from recbole_llm.model.sequential_recommender.idleadapter.trainer import AdapterTrainer
@@ -30,7 +30,6 @@ def settings_of(data_path, tiny, **settings):
         "MAX_ITEM_LIST_LENGTH": 6, "epochs": 2, "train_batch_size": 8, "learning_rate": 0.01, **settings,
     }  # fmt: skip
     kept = small_settings(data_path, **given)
-    del kept["max_sequence_tokens"]
     return kept
 
 
@@ -107,7 +106,8 @@ def test_other_defaults_have_an_id_model_of_their_own(small, tiny, tmp_path, mon
     real, copies = config.shipped, tmp_path / "shipped"
     for folder in ("properties", "dataset_configs"):
         shutil.copytree(real(folder), copies / folder)
-    monkeypatch.setattr(config, "shipped", lambda folder: copies / folder)
+    for module in (config, names):
+        monkeypatch.setattr(module, "shipped", lambda folder: copies / folder)
     assert digest() == before
     (copies / "dataset_configs" / "small.yaml").write_text("prompt_noun: games\n")
     assert digest() != before, "a data set with a file loads other columns"
@@ -324,7 +324,9 @@ def test_backbone_that_is_not_there_is_told_before_the_id_model_is_trained(small
 
 @pytest.mark.parametrize("name", ["FPMC", "Pop"])
 def test_model_without_a_user_vector_is_refused_before_it_is_trained(small, tiny, monkeypatch, capsys, name):
-    arguments = [f"--{key}={value}" for key, value in settings_of(small, tiny, id_model=name).items()]
+    arguments = [
+        f"--{key}={value}" for key, value in settings_of(small, tiny, id_model=name, id_model_settings={}).items()
+    ]
     trained = []
     real = quick_start.run
     monkeypatch.setattr(quick_start, "run", lambda *a, **k: trained.append(k) or real(*a, **k))

@@ -16,7 +16,6 @@ from recbole_llm.config.config import Config
 from recbole_llm.errors import TrainingError
 from recbole_llm.quick_start.run import build, run
 from recbole_llm.trainer import device_steps
-from recbole_llm.trainer.choose import trainer_class
 from recbole_llm.trainer.device_steps import DeviceSteps, EpochLoss
 from recbole_llm.trainer.run_folder_trainer import RunFolderMixin, with_run_folder
 
@@ -94,7 +93,7 @@ def test_losses_and_weights_are_those_of_recboles_trainer(model, settings, betwe
     outcomes = []
     for make in (Trainer, None):
         parts = parts_of(model, folder, workdir, **settings)
-        trainer = (make or trainer_class(parts.config))(parts.config, parts.model, parts.context)
+        trainer = parts.trainer() if make is None else make(parts.config, parts.model)
         losses = [trainer._train_epoch(parts.train, epoch) for epoch in range(2)]
         assert isinstance(losses[0], tuple) == (model is TwoLosses)
         outcomes.append((losses, parts.model.state_dict()))

@@ -23,8 +23,6 @@ def test_ranks_leave_the_history_out(small, tiny, model, table):
     )
     if model == "ST2SI":
         settings["backbone"] = str(tiny["llama"])
-    else:
-        del settings["max_sequence_tokens"], settings["train_batch_tokens"]
     folder = Path(run(settings=settings)["path"]).parent
     parts = load(folder)
     expected, repeated, masked = [], 0, 0

@@ -17,9 +17,10 @@ class SingleHistory:
 
     Args:
         model: an `ST2SI` on a CUDA device, without an ID model.
+        options: of `SingleSequence`.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, **options: Any) -> None:
         self._model = model
         backbone: Any = model.backbone
         if next(backbone.parameters()).dtype != model.precision:
@@ -27,8 +28,8 @@ class SingleHistory:
             for parameter in backbone.parameters():  # not the buffers: rotary frequencies stay float32
                 parameter.requires_grad_(False)
                 parameter.data = parameter.data.to(model.precision)
-        positions = getattr(backbone.config, "max_position_embeddings", None)
-        self._sequence: SingleSequence | None = SingleSequence(backbone, model.projection, max_positions=positions)
+        options.setdefault("max_positions", getattr(backbone.config, "max_position_embeddings", None))
+        self._sequence: SingleSequence | None = SingleSequence(backbone, model.projection, **options)
 
     def top(self, history: np.ndarray, k: int, seen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
         """Return scores and ids of the best `k` items, best first; None if there is no graph for the history.
