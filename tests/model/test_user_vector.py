@@ -80,7 +80,7 @@ def test_our_models_are_asked_themselves(name, interests, data, workdir):
 @pytest.mark.parametrize("name", WITHOUT)
 def test_model_without_a_user_vector_is_refused_before_it_is_built(name):
     with pytest.raises(
-        SettingError, match=rf"the model {name} has no user vector: take one of ComiRec, MLP4Rec, S3Rec, BERT"
+        SettingError, match=rf"the model {name} has no user vector: take one of ComiRec, MLP4Rec, S3Rec"
     ):
         require_user_vector(model_class(name))
 
