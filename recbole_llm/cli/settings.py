@@ -1,16 +1,15 @@
 """The settings of a run on the command line: their names checked before anything heavy is imported, and their help."""
 
 import argparse
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from recbole_llm.cli.arguments import Given, Parser
-from recbole_llm.config import names
+from recbole_llm.config import declared, names
+from recbole_llm.config.document import written
+from recbole_llm.config.schema import Role, Setting
 from recbole_llm.utils.files import read_yaml
-from recbole_llm.utils.paths import shipped
 from recbole_llm.utils.values import parse_value
 
 # -- names -------------------------------------------------------------------------------------------------------------
@@ -65,23 +64,6 @@ def check(settings: dict[str, Any], parser: Parser, needs_dataset: bool = True) 
 # -- help --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A setting as its YAML file declares it.
-
-    Attributes:
-        name, type, default: the last two as text; the type is empty if the file does not tell it.
-        sentence: what it is.
-        section: the heading above it in its file.
-    """
-
-    name: str
-    type: str
-    default: str
-    sentence: str
-    section: str
-
-
 # What most people set, in the order of the help; `--help=all` has the others.
 _COMMON = {
     "data": ("data_path", "MAX_ITEM_LIST_LENGTH", "item_text_fields", "items_without_text", "train_share"),
@@ -92,8 +74,6 @@ _COMMON = {
         "state",
     ),
 }
-_LINE = re.compile(r"^(\w+):\s*(.*?)\s*(?:(?<=\s)#\s*(.*))?$")
-_TYPE = re.compile(r"^\(([\w ]+)\)\s*")
 
 
 def add_settings(parser: argparse.ArgumentParser, topic: str | None) -> None:
@@ -107,77 +87,25 @@ def add_settings(parser: argparse.ArgumentParser, topic: str | None) -> None:
         SettingError: if the topic is no model.
     """
     if topic is None:
-        known = {setting.name: setting for setting in [*_general()]}
+        known = declared.general()
         for title, chosen in _COMMON.items():
-            _add(parser, f"settings: {title}", [known[name] for name in chosen if name in known])
+            _add(parser, f"settings: {title}", [known[name] for name in chosen])
         parser.epilog = (
             "These are some of the settings of every run. --help=all lists all of them, --help=ST2SI those of a model. "
             "Values are YAML: {epochs: 100}, [a, b], 1e-3, true, ~ (nothing), '5' (text)."
         )
         return
-    found = list(_general()) if topic == "all" else list(_of_model(names.require_model(topic)))
-    for section in dict.fromkeys(setting.section for setting in found):
-        _add(parser, f"settings: {section}", [setting for setting in found if setting.section == section])
+    found = declared.general() if topic == "all" else declared.own(names.require_model(topic))
+    for role in Role:
+        _add(parser, f"settings: {role}", [setting for setting in found.values() if setting.role is role])
 
 
 def _add(parser: argparse.ArgumentParser, title: str, settings: Sequence[Setting]) -> None:
+    if not settings:
+        return
     group = parser.add_argument_group(title)
     for setting in settings:
-        default = f" (default: {setting.default})" if setting.default else ""
-        text = f"{setting.sentence}{default}".strip().replace("%", "%%")
+        text = f"{setting.sentence} (default: {written(setting.default)})".strip().replace("%", "%%")
         option = f"--{setting.name}"
         if option not in parser._option_string_actions:
-            group.add_argument(option, metavar=setting.type.upper() or "VALUE", help=text)
-
-
-def _general() -> Iterator[Setting]:
-    """Yield the settings of all runs, each once, as the last file declares it."""
-    recbole = names.recbole_folder() / "properties"
-    files = [recbole / "overall.yaml", recbole / "dataset" / "sample.yaml", shipped("properties") / "overall.yaml"]
-    yield from _once(setting for file in files for setting in declared(file))
-
-
-def _of_model(model: str) -> Iterator[Setting]:
-    yield from _once(setting for file in names.model_files(model) for setting in declared(file, f"of {model}"))
-
-
-def _once(settings: Iterable[Setting]) -> Iterator[Setting]:
-    found: dict[str, Setting] = {}
-    for setting in settings:
-        earlier = found.get(setting.name)
-        if earlier is not None:  # a file that changes a default need not say again what it is
-            setting = Setting(
-                setting.name, setting.type or earlier.type, setting.default, setting.sentence or earlier.sentence,
-                earlier.section,
-            )  # fmt: skip
-        found[setting.name] = setting
-    yield from found.values()
-
-
-def declared(file: Path, section: str = "others") -> Iterator[Setting]:
-    """Yield the settings in a YAML file: name, default, and the comment ``# (type) sentence`` beside and below it."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    defaults = read_yaml(file)
-    for number, line in enumerate(lines):
-        if line.startswith("#"):
-            previous = lines[number - 1].strip() if number else ""
-            if not previous:
-                section = re.split(r"[,:(]", line.lstrip("# "))[0].strip().removesuffix(" Settings").rstrip(".").lower()
-            continue
-        match = _LINE.match(line)
-        if match is None or match[1] == "prepare":
-            continue
-        words = [match[3] or "", *_continued(lines[number + 1 :])]
-        text = " ".join(" ".join(words).split())
-        kind = _TYPE.match(text)
-        default = defaults.get(match[1])
-        name_of_type = kind[1] if kind else "" if default is None else type(default).__name__
-        yield Setting(match[1], name_of_type, "~" if default is None else str(default), _TYPE.sub("", text), section)
-
-
-def _continued(lines: Sequence[str]) -> Iterator[str]:
-    """Yield what stands in the comment lines that belong to the line before."""
-    for line in lines:
-        if not re.match(r"^\s+#", line):
-            return
-        yield line.strip().lstrip("# ")
+            group.add_argument(option, metavar=setting.kind.type.upper(), help=text)

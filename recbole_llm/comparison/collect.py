@@ -9,11 +9,10 @@ from typing import Any
 import pandas as pd
 
 from recbole_llm.comparison.cells import Cell
-from recbole_llm.comparison.protocol import Measured, require_one_protocol
+from recbole_llm.comparison.protocol import Measured, protocol_of, require_one_protocol
 from recbole_llm.errors import DataError
 from recbole_llm.runs.finished import read_test_ranks
 from recbole_llm.runs.folder import plain
-from recbole_llm.runs.protocol import protocol_of
 from recbole_llm.runs.result import RunResult
 
 _MAPPINGS = ("valid", "test", "seconds", "parameters", "counts")

@@ -10,6 +10,7 @@ from typing import Any
 from recbole_llm.comparison.cells import Cell
 from recbole_llm.config import renamed
 from recbole_llm.config.config import Config
+from recbole_llm.config.roles import shapes_result
 from recbole_llm.errors import CheckpointError, DataError, RecBoleLLMError, SettingError, nearest
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.finished import finished_runs, read_result
@@ -158,8 +159,8 @@ def _require_one_setting(cells: Sequence[Cell]) -> None:
     first: dict[tuple[str, str], Cell] = {}
     for cell in cells:
         other = first.setdefault((cell.dataset, cell.label), cell)
-        for name in sorted((cell.merged.keys() & other.merged.keys()) - run_folder.NOT_SHAPING - _WEIGHTS):
-            if cell.merged[name] != other.merged[name]:
+        for name in sorted((cell.merged.keys() & other.merged.keys()) - _WEIGHTS):
+            if shapes_result(name) and cell.merged[name] != other.merged[name]:
                 raise SettingError(
                     f"{other.run} and {cell.run} are both {cell.label} on {cell.dataset}, but {name} is "
                     f"{other.merged[name]} in the first and {cell.merged[name]} in the second: seeds of one label have "
@@ -175,8 +176,8 @@ def _own_label(run: _Run, runs: Sequence[_Run]) -> str:
     same = [other.settings for other in unnamed if (other.model, other.dataset) == (run.model, run.dataset)]
     differing = [
         name
-        for name in sorted(set().union(*same) - run_folder.NOT_SHAPING - {"pretrained_backbone"})
-        if any(settings.get(name) != same[0].get(name) for settings in same)
+        for name in sorted(set().union(*same) - {"pretrained_backbone"})
+        if shapes_result(name) and any(settings.get(name) != same[0].get(name) for settings in same)
     ]
     own = ", ".join(f"{name}={run.settings[name]}" for name in differing if run.settings.get(name) is not None)
     return f"{run.model} ({own})" if own else run.model

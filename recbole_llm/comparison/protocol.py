@@ -1,15 +1,18 @@
 """Whether runs were measured in the same way: only then may they stand in one table."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from recbole_llm.comparison.user_values import ranked_together
+from recbole_llm.config.roles import protocol_settings
 from recbole_llm.errors import SettingError
 
 _COUNTS = ("users", "items", "valid", "test")
+
+_NO_FILTER = "[0,inf)"  # RecBole's default of the intervals, which some files of datasets leave out
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Measured:
 
     Attributes:
         name: the run in messages.
-        protocol: see `runs.protocol.protocol_of`.
+        protocol: see `protocol_of`.
         is_sequential: whether the model reads histories.
         counts: of `result.json`; None before the run.
         ranks: of the test targets; None before the run, or if nothing was ranked.
@@ -80,3 +83,30 @@ def _require_same_targets(first: Measured, other: Measured) -> None:
             f"{first.name} and {other.name} cannot stand in one table: only one of them was tested on item '{item}' of "
             f"user '{user}'; the data were not the same"
         )
+
+
+def protocol_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the protocol by name, equal for settings that say the same in different words.
+
+    The parts of `eval_args` have names of their own, such as ``split of eval_args``.
+
+    Args:
+        settings: all settings of a run.
+    """
+    protocol: dict[str, Any] = {}
+    for name in protocol_settings():
+        value = settings.get(name)
+        if name == "eval_args":
+            protocol |= {f"{part} of eval_args": one for part, one in sorted(_eval_args(value).items())}
+        elif name.endswith("_num_interval"):
+            protocol[name] = str(value or _NO_FILTER).replace(" ", "")
+        elif name != "candidate_seeds" or settings.get("candidates"):
+            protocol[name] = value
+    return protocol
+
+
+def _eval_args(value: Mapping[str, Any] | None) -> dict[str, Any]:
+    given = dict(value or {})
+    mode = given.get("mode")
+    # one word for both parts, or one word for each
+    return {**given, "mode": mode if isinstance(mode, dict) else {"valid": mode, "test": mode}}

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from recbole_llm.config import renamed
+from recbole_llm.config.roles import shapes_result
 from recbole_llm.errors import DataError, SettingError, nearest
 from recbole_llm.runs.finished import finished_runs, read_result
-from recbole_llm.runs.folder import NOT_SHAPING
 from recbole_llm.runs.result import RunResult
 
 
@@ -178,7 +178,7 @@ def _kinds(records: list[Record], names: list[str]) -> int:
 
 def differing(records: Sequence[Record], *allowed: str) -> list[str]:
     """Return the names of settings that shape a result and are not the same in all `records`, but for `allowed`."""
-    names = sorted({name for record in records for name in record.settings} - NOT_SHAPING - set(allowed))
+    names = sorted({name for record in records for name in record.settings if shapes_result(name)} - set(allowed))
     return [name for name in names if any(r.settings.get(name) != records[0].settings.get(name) for r in records)]
 
 

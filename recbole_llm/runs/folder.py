@@ -21,14 +21,6 @@ from recbole_llm.runs.result import RESULT, has_result
 from recbole_llm.utils.files import read_yaml, remove_unfinished, storage_errors, write_text
 
 CONFIG = "config.yaml"
-# Settings of where and how a run is computed, not of what: runs that differ in these alone are of one setting.
-NOT_SHAPING = frozenset(
-    {
-        *("seed", "gpu_id", "worker", "use_gpu", "device", "state", "show_progress", "log_wandb", "reproducibility"),
-        *("data_path", "checkpoint_dir", "run_folder", "config_files", "save_dataset", "dataset_save_path"),
-        *("resume_seconds", "eval_batch_size", "eval_batch_tokens"),
-    }
-)
 
 
 def create(root: Path, settings: dict[str, Any], wanted: str | Path | None = None) -> Path:

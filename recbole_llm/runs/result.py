@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.errors import CheckpointError, DataError
-from recbole_llm.runs.protocol import protocol_of
 from recbole_llm.utils.files import read_json_object, write_json
 
 RESULT = "result.json"
@@ -247,11 +246,6 @@ class RunResult:
         """The model with its language model and how that is trained: ``ST2SI, smollm2-135m, ilp``."""
         parts = (self.model, Path(self.backbone).name if self.backbone else None, self.tuning)
         return ", ".join(part for part in parts if part)
-
-    @property
-    def protocol(self) -> dict[str, Any]:
-        """What decides who is tested, on which target and among which items; see `runs.protocol.protocol_of`."""
-        return protocol_of(self.settings)
 
     def given_settings(self, defaults: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the settings of the run that are not `defaults`, without model, dataset and seed.
