@@ -149,7 +149,7 @@ def distances(found: Representations, model: Any) -> dict[str, Any]:
     Returns:
         "alignment": eq. 12 as the run reads it, a mean over histories. "id model": mean and deviation of the
         coordinates. "layers", for each: the same of language model and adapter; "mmd", between the two sets of
-        vectors of eq. 12 with histories as rows, and its "rho" (the run's, or the layer's median squared distance);
+        vectors of eq. 12 with histories as rows, and its "rho" (the layer's median squared distance);
         "wasserstein", between the coordinates of each pair, in their units.
     """
     layers = []
