@@ -1,4 +1,4 @@
-"""Training of IDLE-Adapter: tokens a second, and the share of the device's measured bf16 matrix rate.
+"""Training of IDLE-Adapter: tokens per second, and the share of the device's measured bf16 matrix rate.
 
 The language model is frozen but its activations carry gradients, so a token costs 4 x parameters of the layers (2 for
 the forward pass, 2 for the gradient of its inputs); the head costs 6 x its weights a prompt. Virtual tokens, attention

@@ -1,4 +1,4 @@
-"""An epoch of RecBole's models through this project against one through RecBole's own data set, loader and Trainer.
+"""An epoch of RecBole's models through this project against one through RecBole's own dataset, loader and Trainer.
 
 Both start from the same seed and take the same first batches; the loss over them and the validation metrics after them
 must be equal (`recbole_repeats_itself` tells whether RecBole's own are, from one time to the next, on this device).
@@ -80,7 +80,7 @@ def settings_of(model: str, arguments: argparse.Namespace, folder: str, on_devic
 
 
 def load(config: Config) -> tuple[Any, Any, Any, float]:
-    """Return a data set, its training and validation loaders, and how long they took."""
+    """Return a dataset, its training and validation loaders, and how long they took."""
     begun = time.perf_counter()
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
@@ -126,7 +126,7 @@ def epoch(config: Config, loaded: Any, make_trainer: Any, steps: int, anomaly: b
 def compare(model: str, arguments: argparse.Namespace, folder: str, known: dict[Any, Any]) -> None:
     """Measure one model both ways and print its line."""
     theirs, ours = (settings_of(model, arguments, folder, on_device) for on_device in (False, True))
-    # Models that read the same rows share the loaders, which take a while on a large data set.
+    # Models that read the same rows share the loaders, which take a while on a large dataset.
     for config in (theirs, ours):
         key = (config["device_table"], config["transform"], str(config["train_neg_sample_args"]))
         if key not in known:

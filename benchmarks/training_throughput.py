@@ -1,4 +1,4 @@
-"""(a) Training tokens a second against a plain reference in the same run; (b) the share of the measured matrix rate.
+"""(a) Training tokens per second against a plain reference in the same run; (b) the share of the measured matrix rate.
 
 The reference is the common way: padded batches of 16, fp16 autocast, transformers' own model with sdpa, logits at every
 position. Both read the same samples; tokens are those of the samples, padding does not count.
@@ -52,7 +52,7 @@ def ours(samples: int, steps: int, **settings: Any) -> dict[str, float]:
 
 
 def reference(steps: int) -> float:
-    """Return the tokens a second of padded batches of 16 with logits at every position."""
+    """Return the tokens per second of padded batches of 16 with logits at every position."""
     parts, trainer = build_run("opt-125m", USERS, ITEMS, train_window="full")
     inputs, folder = parts.model.inputs, parts.config["backbone"]
     epoch = trainer._samples(0)
@@ -72,7 +72,7 @@ def reference(steps: int) -> float:
         ids, row_tokens = inputs.table.gather(batch.rows)
         ends = np.cumsum(row_tokens) - 1
         labels = np.full(len(ids), -100)
-        labels[ends[batch.read]] = batch.labels[batch.read]
+        labels[ends[batch.query_mask]] = batch.labels[batch.query_mask]
         lengths = batch.tokens(inputs.table).tolist()
         pieces = zip(torch.from_numpy(ids).split(lengths), torch.from_numpy(labels).split(lengths), strict=True)
         sequences, targets = zip(*pieces, strict=True)

@@ -1,6 +1,6 @@
-"""Whether ST2SI's projection should be tied to the item table of the id model that is mixed in.
+"""Whether ST2SI's projection should be tied to the item table of the ID model that is mixed in.
 
-    python experiments/item_table_probe.py --run=saved/<ST2SI run with an id model> [--data_path=dataset/]
+    python experiments/item_table_probe.py --run=saved/<ST2SI run with an ID model> [--data_path=dataset/]
         [--epochs=60] [--learning_rate=0.001] [--out=FILE.json]
 
 The run's hidden states at the last query, h, are taken as they are, and heads are trained on them over all training
@@ -8,7 +8,7 @@ prefixes, their epoch chosen by validation NDCG@10: a free projection ``W h`` (S
 model's item embeddings E, ``E A h``, and both in sum, where W has to add only what E cannot say. Weight decay is .01.
 The run's own projection, trained with alignment inputs, is the first.
 
-Prints two JSON lines a head: its test metrics alone, and with the id model's scores mixed in by the weight that is best
+Prints two JSON lines a head: its test metrics alone, and with the ID model's scores mixed in by the weight that is best
 on validation. The states are kept on the device: rows x width x 4 bytes.
 """
 
@@ -121,9 +121,9 @@ def main() -> None:
     loaded = load_run(arguments.run, arguments.data_path)
     model, lines = loaded.model.eval(), Lines("item_table_probe")
     if not isinstance(model, ST2SI) or model.id_scores is None:
-        raise SettingError(f"{arguments.run} is no run of ST2SI with an id model: give one that had --id_model=SASRec")
+        raise SettingError(f"{arguments.run} is no run of ST2SI with an ID model: give one that had --id_model=SASRec")
     if not hasattr(model.id_scores.model, "item_embedding"):
-        raise SettingError(f"the id model of {arguments.run} has no item embeddings: take SASRec, GRU4Rec or FDSA")
+        raise SettingError(f"the ID model of {arguments.run} has no item embeddings: take SASRec, GRU4Rec or FDSA")
     table = model.id_scores.model.item_embedding.weight[: model.n_items].to(model.device)
     windows = Windows(model)
     train, valid, test = (Part(windows, loader._dataset) for loader in (loaded.train, loaded.valid, loaded.test))

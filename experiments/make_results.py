@@ -1,4 +1,4 @@
-"""The tables of results/*.md and README.md, made anew from the kept runs.
+"""The tables of results/*.md and README.md, made again from the kept runs.
 
     python experiments/make_results.py               # rewrites the pages' tables
     python experiments/make_results.py --check       # rewrites nothing; exits 1 and names the tables that differ
@@ -8,7 +8,7 @@ In a page a table stands under an indented line that makes it, the last of its b
 
 * ``recbole-llm compare --runs=...``: the comparison of these runs, without its caption. Labels of ``--models`` that
   have no run yet are left out, and told. A command with ``--out=`` writes its own files and has no table in the page.
-* ``table: results/probes/<name>.jsonl``: the JSON lines of a program in `benchmarks/`, a row a line; its columns are
+* ``table: results/probes/<name>.jsonl``: the JSON lines of a program in `benchmarks/`, a row per line; its columns are
   the names in the lines, but for "name", which names the program.
 * ``table: results/probes/<name>.json --columns=a,b,c [--only=d=e]``: the list that such a program's `--out` wrote; a
   row for every object that has all of these names and the value e at d.
@@ -45,7 +45,7 @@ def pages() -> list[Path]:
 
 
 def remade(page: Path) -> tuple[list[str], list[int], list[str]]:
-    """Return a page's lines with its tables made anew, the lines (from 1) whose table differs, and what is missing.
+    """Return a page's lines with its tables made again, the lines (from 1) whose table differs, and what is missing.
 
     Raises:
         RecBoleLLMError: for a table that cannot be made; the message begins with page and line.
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for text in missing:
                 print(text, file=sys.stderr)
             for number in differing:
-                print(f"{page}:{number}: the table {'differs from the kept runs' if given.check else 'is made anew'}")
+                print(f"{page}:{number}: the table {'differs from the kept runs' if given.check else 'is made again'}")
             wrong += len(differing)
             if differing and not given.check:
                 page.write_text("\n".join(lines), encoding="utf-8")

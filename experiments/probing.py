@@ -25,7 +25,7 @@ _PATIENCE = 5  # epochs without a better validation metric
 def parser(text: str | None) -> argparse.ArgumentParser:
     """Return a parser of what every probe takes: where the data are, and a file for the lines."""
     found = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--data_path", help="where the data set is, if not where the run had it")
+    found.add_argument("--data_path", help="where the dataset is, if not where the run had it")
     found.add_argument("--out", help="a JSON file that gets the list of all lines")
     return found
 

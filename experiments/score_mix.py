@@ -3,9 +3,9 @@
     python experiments/score_mix.py --runs=saved/<run>,saved/<run>[,saved/<run>] [--data_path=dataset/]
         [--own] [--out=FILE.json]
 
-The runs are of one data set and of any models that score all items at once; all must have the same validation and test
+The runs are of one dataset and of any models that score all items at once; all must have the same validation and test
 rows. A mix is ``w_1 log p_1 + w_2 log p_2 (+ w_3 log p_3)`` over all items but the padding, p being the softmax of a
-run's scores (with --own, without those of an id model that ST2SI mixes in); nobody's history is masked. The weights
+run's scores (with --own, without those of an ID model that ST2SI mixes in); nobody's history is masked. The weights
 are those of a grid (steps of 0.05 for two runs, 0.1 for three) with the best NDCG@10 on validation. A tie counts
 against the target, as in every evaluation here.
 
@@ -145,7 +145,7 @@ def check_catalogues(runs: dict[str, Parts]) -> None:
             own = getattr(other.dataset, "uid_field" if what == "users" else "iid_field")
             tokens, theirs = parts.dataset.field2id_token[field], other.dataset.field2id_token[own]
             if not np.array_equal(np.asarray(tokens, dtype=str), np.asarray(theirs, dtype=str)):
-                raise DataError(f"{first} and {label} have different {what}: mix runs of one data set, filtered alike")
+                raise DataError(f"{first} and {label} have different {what}: mix runs of one dataset, filtered alike")
 
 
 def load_runs(folders: Sequence[str], data_path: str | None) -> dict[str, Parts]:
@@ -201,7 +201,7 @@ def main() -> None:
     """Print all lines."""
     arguments_of = parser(__doc__)
     arguments_of.add_argument("--runs", required=True, help="two or three folders of runs, separated by commas")
-    arguments_of.add_argument("--own", action="store_true", help="leave out the id model that a run of ST2SI mixes in")
+    arguments_of.add_argument("--own", action="store_true", help="leave out the ID model that a run of ST2SI mixes in")
     arguments = arguments_of.parse_args()
     folders = [folder for folder in arguments.runs.split(",") if folder]
     runs, lines = load_runs(folders, arguments.data_path), Lines("score_mix")

@@ -1,4 +1,4 @@
-"""What a head on the id model's user vector alone reaches, without any language model.
+"""What a head on the ID model's user vector alone reaches, without any language model.
 
     python experiments/user_vector_probe.py --run=saved/<run of a sequential model> [--data_path=dataset/]
         [--out=FILE.json]
@@ -6,7 +6,7 @@
 Trains a softmax over all items on the frozen user vectors of all training prefixes, chooses the epoch by validation
 NDCG@10 and prints one JSON line each for the model itself, a linear head, and one with a hidden layer as wide as
 MiniLM.
-What IDLE-Adapter gains over its id model, beyond these, is the language model's doing.
+What IDLE-Adapter gains over its ID model, beyond these, is the language model's doing.
 """
 
 import sys

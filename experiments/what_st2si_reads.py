@@ -14,7 +14,7 @@ Prints JSON lines:
   less the mean over all items. The history is the last item's vector, or the mean vector of the last five items; the
   history's own items are left in, or masked (a target that is masked counts as ranked last).
 
-Where the run mixes an id model's scores in, these are left out: all is of ST2SI alone.
+Where the run mixes an ID model's scores in, these are left out: all is of ST2SI alone.
 """
 
 import sys
@@ -119,7 +119,7 @@ def text_vectors(backbone: str, text: RaggedTable, budget: int, device: Any) -> 
     Args:
         backbone: the name of a language model.
         text: token ids of every item.
-        budget: the most tokens of a pass.
+        budget: maximum number of tokens of a pass.
         device: where to compute.
     """
     loaded = load_backbone(backbone)

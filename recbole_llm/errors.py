@@ -9,7 +9,7 @@ class RecBoleLLMError(Exception):
 
 
 class SettingError(RecBoleLLMError):
-    """An unknown setting, model, data set or backbone name, or a value that is out of range."""
+    """An unknown setting, model, dataset or backbone name, or a value that is out of range."""
 
 
 class DataError(RecBoleLLMError):

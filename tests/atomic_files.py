@@ -1,4 +1,4 @@
-"""A small random data set of RecBole's atomic files."""
+"""A small random dataset of RecBole's atomic files."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def _write_knowledge(folder: Path, items: int, random: np.random.Generator) -> N
 
 
 def quick_settings(folder: Path, **settings: Any) -> dict[str, Any]:
-    """Settings of a run of seconds on the data set in `folder`, made by `write_atomic_files`."""
+    """Settings of a run of seconds on the dataset in `folder`, made by `write_atomic_files`."""
     return {
         "dataset": folder.name,
         "data_path": str(folder.parent),

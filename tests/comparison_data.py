@@ -41,7 +41,7 @@ def result(model="SASRec", dataset="ml-100k", seed=2020, backbone=None, tuning=N
 
 
 def comparison(datasets=DATASETS):
-    """Three models on data sets with two seeds; IDLEAdapter failed on ml-100k, and lacks one run on Scientific."""
+    """Three models on datasets with two seeds; IDLEAdapter failed on ml-100k, and lacks one run on Scientific."""
     draw = np.random.default_rng(0)
 
     def number(scale=0.1):

@@ -46,7 +46,7 @@ def workdir(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def small(workdir) -> Path:
-    """The data_path of the data set `small` of small_data.py, in an empty working folder."""
+    """The data_path of the dataset `small` of small_data.py, in an empty working folder."""
     return write_dataset(workdir)
 
 

@@ -92,7 +92,7 @@ SHORT_PROMPTS = {"max_attribute_tokens": 8, "max_prompt_tokens": 120}
 
 
 class World:
-    """A working folder with small data sets under the names that the pages use, tiny models, and runs when asked for.
+    """A working folder with small datasets under the names that the pages use, tiny models, and runs when asked for.
 
     Args:
         root: the folder.

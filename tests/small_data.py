@@ -1,4 +1,4 @@
-"""Small data sets in RecBole's atomic files, and the parts of a run built on them."""
+"""Small datasets in RecBole's atomic files, and the parts of a run built on them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,7 +65,7 @@ def write_dataset(
 
 
 def small_settings(data_path: Path, **settings: Any) -> dict[str, Any]:
-    """Settings of a quick run in fp32 on the CPU that leaves nothing outside the data set's folder.
+    """Settings of a quick run in fp32 on the CPU that leaves nothing outside the dataset's folder.
 
     A default that the model does not have is left out.
     """

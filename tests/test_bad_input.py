@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def attempt(small, tiny, capsys):
-    """Run the command line in-process on the small data set; return (exit code, the error's sentence)."""
+    """Run the command line in-process on the small dataset; return (exit code, the error's sentence)."""
 
     def run(*arguments, backbone="llama", **settings):
         base = {
@@ -65,8 +65,8 @@ def assert_nothing_left(folder):
     [
         ({"model": "ST2SII"}, ["no model 'ST2SII'", "'ST2SI'"]),
         ({"model": "sasrec"}, ["no model 'sasrec'", "'SASRec'"]),
-        ({"dataset": "smal"}, ["no data set 'smal'", "'small'"]),
-        ({"data_path": "nowhere"}, ["no data set 'small'", "nowhere"]),
+        ({"dataset": "smal"}, ["no dataset 'smal'", "'small'"]),
+        ({"data_path": "nowhere"}, ["no dataset 'small'", "nowhere"]),
         ({"tunning": "ilp"}, ["no setting 'tunning'", "'tuning'"]),
         ({"learning_rat": "0.1"}, ["no setting 'learning_rat'", "'learning_rate'"]),
         ({"model": "SASRec", "n_layer": "2"}, ["no setting 'n_layer'", "'n_layers'"]),
@@ -124,10 +124,10 @@ def test_setting(attempt, small, settings, words):
     ("arguments", "words"),
     [
         ([], ["no model"]),
-        (["--model=ST2SI"], ["no data set"]),
+        (["--model=ST2SI"], ["no dataset"]),
         (["runn", "--model=ST2SI"], ["no verb 'runn'", "'run'"]),
         (["--model"], ["--model has no value", "--model=value"]),
-        (["--model", "ST2SI"], ["no data set"]),
+        (["--model", "ST2SI"], ["no dataset"]),
         (["--model=ST2SI", "ST2SI"], ["'ST2SI' is not understood", "--name=value"]),
         (["model=ST2SI"], ["'model=ST2SI'", "--name=value"]),
         (["--model=ST2SI", "--dataset=small", "--seed=1", "--seed=2"], ["--seed is given twice"]),

@@ -183,7 +183,7 @@ CHECKS = {
 
 @pytest.fixture
 def no_data(monkeypatch):
-    """A data set that is not here is neither looked for nor prepared."""
+    """A dataset that is not here is neither looked for nor prepared."""
     monkeypatch.setattr(config, "_dataset_folder", lambda dataset, data_path: data_path / dataset)
 
 
@@ -246,7 +246,7 @@ def read_settings(verb, given):
             known = {name: value for name, value in options.settings.items() if names.has_setting(model, name)}
             config.Config(model, options.dataset[0], files, known)
         return
-    if verb == "pretrain":  # of no data set: any stands for it
+    if verb == "pretrain":  # of no dataset: any stands for it
         settings = with_options(settings, {"model": "ST2SI", "dataset": "ml-100k"})
     config.Config(config_file_list=files, command_line=settings)
 

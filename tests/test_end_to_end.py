@@ -24,7 +24,7 @@ ML_100K = Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
 
 
 def cut_of_ml_100k(root, users):
-    """The first `users` users of the ml-100k that comes with RecBole, as a data set of the same name."""
+    """The first `users` users of the ml-100k that comes with RecBole, as a dataset of the same name."""
     folder = root / "ml-100k"
     folder.mkdir(parents=True)
     inter = pd.read_csv(ML_100K / "ml-100k.inter", sep="\t", dtype=str)

@@ -110,7 +110,7 @@ IDLE_TABLE_4 = """
     no-layerwise     0.0599 0.0485 0.1154 0.0758
     no-refinement    0.0624 0.0512 0.1210 0.0792
     no-distribution  0.0626 0.0526 0.1311 0.0782"""
-# Where each row stands for a data set after another: paper's table, its text, data sets, metrics
+# Where each row stands for a dataset after another: paper's table, its text, datasets, metrics
 TABLES = (
     ("st2si/table3", TABLE_3, DATASETS[:3], ["NDCG@10", "Recall@10", "MRR"]),
     ("st2si/table4", TABLE_4, DATASETS[:3], ["NDCG@10", "Recall@10"]),
@@ -271,7 +271,7 @@ def test_table_9_reads_each_data_sets_titles():
     fields = {name: row_settings(name).get("item_text_fields") for name in list_rows("st2si/table9")}
     assert fields.pop("st2si/table9/ml-100k-llara/st2si") == ["movie_title"]
     assert fields.pop("st2si/table9/steam-llara/st2si") == ["title"]
-    assert set(fields.values()) == {None}  # the id models read no text
+    assert set(fields.values()) == {None}  # the ID models read no text
 
 
 def test_every_row_is_there():

@@ -32,7 +32,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A data set in which the next item is mostly the one after the last, so that there is something to learn."""
+    """A dataset in which the next item is mostly the one after the last, so that there is something to learn."""
     random = np.random.default_rng(0)
     histories = {}
     for user in range(USERS):
@@ -394,7 +394,7 @@ def test_item_table_probe_begins_with_the_run_itself(finished, probe):
     assert lines[1]["weight"] == pytest.approx(result["id_model"]["weight"])
     for name in ("mrr", "ndcg@10", "hit@5"):
         assert lines[1][name.replace("@", "")] == pytest.approx(result["test"][name], abs=1e-4)
-    with pytest.raises(SettingError, match="is no run of ST2SI with an id model"):
+    with pytest.raises(SettingError, match="is no run of ST2SI with an ID model"):
         probe("item_table_probe", f"--run={finished('GRU4Rec')}")
 
 

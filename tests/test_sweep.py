@@ -15,7 +15,7 @@ from recbole_llm.config import registry
 from recbole_llm.errors import SettingError
 from recbole_llm.quick_start.run import load, run
 
-# Settings that a model needs on a small data set, or with which it is quick.
+# Settings that a model needs on a small dataset, or with which it is quick.
 SPECIAL = {
     "ConvNCF": {"embedding_size": 16, "cnn_channels": [1, 8, 8], "cnn_kernels": [4, 4], "cnn_strides": [4, 4]},
     "GRU4RecCPR": {"reranker_CAN_NUM": 20},

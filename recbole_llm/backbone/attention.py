@@ -35,7 +35,7 @@ def packed_hidden_states(model: nn.Module, batch: PackedBatch, **keywords: Any) 
     Args:
         model: a transformers base model that went through `use_packed_attention`.
         batch: the tokens.
-        keywords: handed to the layers.
+        keywords: given to the layers.
     """
     # A mask of four dimensions is taken for finished. Without one, Llama types look for packed sequences in the
     # positions, and wait for the device to do so.

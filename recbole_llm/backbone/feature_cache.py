@@ -167,10 +167,10 @@ def shared_passes(items: np.ndarray, starts: np.ndarray, positions: np.ndarray) 
     last = np.append(first[1:], len(keys)) - 1
     counts = wanted[last] - pass_starts + 1
     rows = items[ranges(pass_starts, counts)]
-    read = np.zeros(len(rows), dtype=bool)
+    query_mask = np.zeros(len(rows), dtype=bool)
     pass_of = np.searchsorted(pass_starts, begins)
-    read[(np.cumsum(counts) - counts)[pass_of] + wanted - begins] = True
-    return Sequences(rows, counts, read, np.zeros_like(rows)), inverse
+    query_mask[(np.cumsum(counts) - counts)[pass_of] + wanted - begins] = True
+    return Sequences(rows, counts, query_mask, np.zeros_like(rows)), inverse
 
 
 def _first_with_the_same_items(items: np.ndarray, starts: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From the hidden states of a packed row to one vector a sequence."""
+"""From the hidden states of a packed row to one vector per sequence."""
 
 from dataclasses import dataclass
 

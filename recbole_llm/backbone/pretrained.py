@@ -35,7 +35,7 @@ def save_backbone(
         model: the base model, without a head.
         tokenizer: its tokenizer.
         record: what is to be known of its training; plain values.
-        items: int64 [items] for each source data set, see `recbole_llm.data.sources.item_keys`.
+        items: int64 [items] for each source dataset, see `recbole_llm.data.sources.item_keys`.
 
     Raises:
         StorageError: if the folder cannot be written; nothing is then left of it.
@@ -69,7 +69,7 @@ def read_record(backbone: str | Path) -> dict[str, Any] | None:
 
 
 def source_items(backbone: str | Path) -> dict[str, np.ndarray]:
-    """Return the item keys of each data set that a backbone of `save_backbone` was trained on.
+    """Return the item keys of each dataset that a backbone of `save_backbone` was trained on.
 
     Raises:
         BackboneError: if the file is missing or broken.

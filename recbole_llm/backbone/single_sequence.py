@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from recbole_llm.packing.batch import SequenceBounds
 
 BUCKETS = (64, 128, 256, 512, 1024)
-SEEN = 256  # the most items of a history that can be left out of the ranking
+SEEN = 256  # maximum number of items of a history that can be left out of the ranking
 
 
 @dataclass

@@ -43,7 +43,7 @@ class VirtualTokens:
 
 @dataclass
 class PooledInputs:
-    """Keeps the pooled input of every layer, H^(l) of eq. 9 to 11 as one vector a sequence.
+    """Keeps the pooled input of every layer, H^(l) of eq. 9 to 11 as one vector per sequence.
 
     Attributes:
         segments: which rows of each sequence are pooled, and how.

@@ -48,7 +48,7 @@ def report(data_path: str) -> str:
     """Return the report as plain text.
 
     Args:
-        data_path: the folder with one folder a data set, as the setting of this name.
+        data_path: the folder with one folder per dataset, as the setting of this name.
     """
     todo: list[str] = []
     lines = [f"RecBole-LLM {__version__} in {Path(recbole_llm.__file__).parent}"]
@@ -57,7 +57,7 @@ def report(data_path: str) -> str:
         "Packages": lambda: _packages(todo),
         "Device": lambda: _device(todo),
         "Language models (--backbone=NAME, or a folder, or a hub id)": lambda: _backbones(todo),
-        f"Data sets (data_path={data_path})": lambda: _datasets(Path(data_path), todo),
+        f"Datasets (data_path={data_path})": lambda: _datasets(Path(data_path), todo),
         "Folders": lambda: _folders(todo),
     }
     for title, section in sections.items():
@@ -208,7 +208,7 @@ def _datasets(data_path: Path, todo: list[str]) -> Iterator[str]:
     if not data_path.is_dir():
         yield f"the folder {data_path} does not exist"
     if not found:
-        todo.append("no data set is here: follow one of the ways under 'Data sets'")
+        todo.append("no dataset is here: follow one of the ways under 'Datasets'")
 
 
 def _folders_of_datasets(data_path: Path) -> dict[str, Path]:

@@ -56,10 +56,10 @@ def _sources(config: Config, files: Files, stored: dict[str, Any], line: Sequenc
     """Return where each setting comes from: the last place that names it."""
     recbole, ours = names.recbole_folder() / "properties", shipped("properties")
     of_run = [*names.dataset_files(config.dataset), *names.model_files(config.model)]
-    theirs = [file for file in of_run if file.is_relative_to(recbole)]
+    of_recbole = [file for file in of_run if file.is_relative_to(recbole)]
     layers = [recbole / "overall.yaml", *sorted(recbole.glob("quick_start_config/*.yaml"))]
-    layers += [recbole / "dataset" / "sample.yaml", *theirs, ours / "overall.yaml"]
-    layers += [file for file in of_run if file not in theirs]
+    layers += [recbole / "dataset" / "sample.yaml", *of_recbole, ours / "overall.yaml"]
+    layers += [file for file in of_run if file not in of_recbole]
     found: dict[str, str] = {}
     for path in layers:
         owner = "RecBole's " if path.is_relative_to(recbole) else ""

@@ -96,7 +96,7 @@ def _draw_representations(options: dict[str, Any], folder: Path) -> int:
     figure, distances = representations(
         options["run"], None if layer is None else int(layer), data_path=options.get("data_path")
     )
-    title = f"densities of the coordinates of id model, language model and adapter on {distances['dataset']}"
+    title = f"densities of the coordinates of ID model, language model and adapter on {distances['dataset']}"
     for path in save(figure, folder, REPRESENTATIONS, title):
         print(path)
     write_json(folder / f"{REPRESENTATIONS}.json", distances)

@@ -1,4 +1,4 @@
-"""The verb ``recommend``: the best items for users of the data set, or for histories that are given by hand."""
+"""The verb ``recommend``: the best items for users of the dataset, or for histories that are given by hand."""
 
 import csv
 import io
@@ -124,7 +124,7 @@ def main(arguments: Given) -> int:
 
 
 def titles_of(parts: Any) -> dict[str, str] | None:
-    """Return the first text field of each item token; None where the data set has none."""
+    """Return the first text field of each item token; None where the dataset has none."""
     dataset, fields = parts.dataset, parts.config["item_text_fields"]
     path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
     if not fields or not path.is_file() or not dataset._has_item_column(path, fields[0]):

@@ -77,8 +77,8 @@ def cells_of_runs(runs: Sequence[tuple[str | None, Path]], labels: Sequence[str]
             label of `labels`.
         CheckpointError: if neither result nor settings of a run say which run it is.
     """
-    read = [_read(label, folder) for label, folder in runs]
-    named = [(_own_label(run, read) if run.label is None else run.label, run) for run in read]
+    found = [_read(label, folder) for label, folder in runs]
+    named = [(_own_label(run, found) if run.label is None else run.label, run) for run in found]
     cells: dict[str, Cell] = {}
     for label, run in _chosen(named, labels):
         cell = _cell(label, run)

@@ -141,7 +141,7 @@ def _layout(
         header = [name(f"{d} {column_name(m)}" if several else column_name(m)) for d, m in grid.columns]
         return ["Model", *header], [[name(model), *(text(model, c) for c in grid.columns)] for model in grid.models]
     body = [[name(c[0]), name(column_name(c[1])), *(text(model, c) for model in grid.models)] for c in grid.columns]
-    return ["Data set", "Metric", *map(name, grid.models)], body
+    return ["Dataset", "Metric", *map(name, grid.models)], body
 
 
 # -- Markdown ----------------------------------------------------------------------------------------------------------

@@ -255,7 +255,7 @@ def _check_sizes(config: Any, dataset: Any) -> None:
     `recbole/model/general_recommender/ncl.py:90` and `ract.py:183`.
 
     Raises:
-        SettingError: if the data set is too small for the model's candidates or clusters.
+        SettingError: if the dataset is too small for the model's candidates or clusters.
     """
     items, users = dataset.item_num, dataset.user_num
     limits = {

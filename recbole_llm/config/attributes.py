@@ -1,6 +1,6 @@
 """Which columns of the `.item` file the models with item attributes read: FDSA, GRU4RecF, SASRecF, S3Rec, MLP4Rec.
 
-RecBole's own files name ml-100k's column `class` for every data set, and load no item column at all. Here the data set
+RecBole's own files name ml-100k's column `class` for every dataset, and load no item column at all. Here the dataset
 says it: `attribute_field` in dataset_configs/<dataset>.yaml, with `attribute_separator` where the values of one item
 are not separated by spaces. A run of such a model then loads that column; what the user sets stays as it is.
 """
@@ -42,7 +42,7 @@ def fill(settings: dict[str, Any], model: str, given: Mapping[str, Any]) -> None
 
 
 def check_file(config: Any) -> None:
-    """Refuse a data set whose `.item` file lacks the attribute that the model reads, before anything is loaded.
+    """Refuse a dataset whose `.item` file lacks the attribute that the model reads, before anything is loaded.
 
     Raises:
         DataError: if the file or the column is missing.

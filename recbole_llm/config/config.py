@@ -1,4 +1,4 @@
-"""The settings of a run: RecBole's Config with this package's properties, data set files and checks.
+"""The settings of a run: RecBole's Config with this package's properties, dataset files and checks.
 
 Precedence, as in RecBole: command line > dict > files > our properties > RecBole's properties.
 """
@@ -57,7 +57,7 @@ class Config(RecBoleConfig):
 
     Args:
         model: a model name or class.
-        dataset: a data set name: a folder in `data_path`, or one that ships with RecBole.
+        dataset: a dataset name: a folder in `data_path`, or one that ships with RecBole.
         config_file_list: YAML files with settings, or settings that stand in the place of a file.
         config_dict: settings.
         command_line: ``--name=value`` arguments. RecBole reads ``sys.argv`` itself; here nothing is read that was not
@@ -66,7 +66,7 @@ class Config(RecBoleConfig):
     Attributes:
         given: the settings that are not defaults: files, dict and command line merged, without what has no effect.
         merged: all settings before RecBole derives others from them; they give the same run again.
-        is_new_dataset: whether no file in RecBole or in dataset_configs/ describes the data set.
+        is_new_dataset: whether no file in RecBole or in dataset_configs/ describes the dataset.
 
     Raises:
         SettingError: for unknown names (the nearest is named) and values that cannot be.
@@ -136,7 +136,7 @@ class Config(RecBoleConfig):
         if model is None:
             raise SettingError("no model is named: add --model=ST2SI, or any model of RecBole")
         if dataset is None:
-            raise SettingError("no data set is named: add --dataset=ml-100k, or the name of a folder in data_path")
+            raise SettingError("no dataset is named: add --dataset=ml-100k, or the name of a folder in data_path")
         model_class = registry.model_class(model)
         return model_class.__name__, model_class, str(dataset)
 

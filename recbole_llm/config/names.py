@@ -88,10 +88,10 @@ def known_datasets(data_path: Path) -> list[str]:
 def require_dataset(dataset: str | None, data_path: Path) -> str:
     """Return the name of a dataset that is here or can be prepared. Raises SettingError, which names the nearest."""
     if dataset is None:
-        raise SettingError("no data set is named: add --dataset=ml-100k, or the name of a folder in data_path")
+        raise SettingError("no dataset is named: add --dataset=ml-100k, or the name of a folder in data_path")
     if not has_folder(dataset, data_path) and not can_be_prepared(dataset):
         raise SettingError(
-            f"there is no data set '{dataset}' in {data_path}{nearest(dataset, known_datasets(data_path))} A data set "
+            f"there is no dataset '{dataset}' in {data_path}{nearest(dataset, known_datasets(data_path))} A dataset "
             f"is a folder {dataset} with {dataset}.inter in it; data_path names the folder that holds it"
         )
     return dataset

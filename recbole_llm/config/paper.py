@@ -4,7 +4,7 @@ One file, ``properties/paper/<paper>/<table>.yaml``, holds a table or figure::
 
     settings: {...}                 # of all rows
     datasets:
-      Scientific: {...}             # of all rows on this data set
+      Scientific: {...}             # of all rows on this dataset
     rows:
       sasrec: {method: SASRec, settings: {...}, without: [...]}
       zesrec: {method: ZESRec, implemented: False}
@@ -13,9 +13,9 @@ One file, ``properties/paper/<paper>/<table>.yaml``, holds a table or figure::
       values: {Scientific: {sasrec: [0.0797, 0.0696], zesrec: [0.0843, 0.0745]}}
       improvement: {Scientific: {...}}   # in per cent, as the paper prints it
 
-A row has the settings of its table, data set and own, a later one in place of an earlier one, but for those that it is
+A row has the settings of its table, dataset and own, a later one in place of an earlier one, but for those that it is
 `without`. `method` is the row's name beside our models in a comparison; a row without one is not shown there. A row
-that is not `implemented` has printed values alone. A row's full name is ``<paper>/<table>/<data set>/<row>``.
+that is not `implemented` has printed values alone. A row's full name is ``<paper>/<table>/<dataset>/<row>``.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,17 +27,17 @@ from recbole_llm.errors import DataError, SettingError, nearest
 from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.paths import shipped
 
-_LEVELS = ("paper", "table or figure", "data set", "row")
+_LEVELS = ("paper", "table or figure", "dataset", "row")
 _LIST = "--paper=list"
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of a table on all of its data sets.
+    """A row of a table on all of its datasets.
 
     Attributes:
         settings: the row's own.
-        without: names of settings of the table or the data set that the row does not have.
+        without: names of settings of the table or the dataset that the row does not have.
         method: what a comparison calls it; None if it shows no such row.
         implemented: whether the row can be run.
     """
@@ -54,11 +54,11 @@ class PaperTable:
 
     Attributes:
         settings: of all rows.
-        datasets: by data set, the settings of all rows on it.
+        datasets: by dataset, the settings of all rows on it.
         rows: by name.
         metrics: names of the printed values, in their order.
-        values: by data set and row, the printed values.
-        improvement: by data set and row, the printed improvement in per cent, by metric as `values`.
+        values: by dataset and row, the printed values.
+        improvement: by dataset and row, the printed improvement in per cent, by metric as `values`.
     """
 
     settings: dict[str, Any]
@@ -69,13 +69,13 @@ class PaperTable:
     improvement: dict[str, dict[str, list[float]]]
 
     def settings_of(self, dataset: str, row: str) -> dict[str, Any]:
-        """Return all settings of a row on a data set, `dataset` among them."""
+        """Return all settings of a row on a dataset, `dataset` among them."""
         own = self.rows[row]
         merged = {"dataset": dataset, **self.settings, **self.datasets[dataset], **own.settings}
         return {name: value for name, value in merged.items() if name not in own.without}
 
     def printed(self, dataset: str, row: str) -> dict[str, float]:
-        """Return the values that the paper prints for a row on a data set, by metric; empty if there are none."""
+        """Return the values that the paper prints for a row on a dataset, by metric; empty if there are none."""
         values = self.values.get(dataset, {}).get(row)
         return dict(zip(self.metrics, values, strict=True)) if values else {}
 
@@ -100,7 +100,7 @@ def list_rows(prefix: str = "") -> list[str]:
     """Return the full names of the rows that can be run.
 
     Args:
-        prefix: a paper, table, data set or row, such as ``st2si/table2``; empty for all.
+        prefix: a paper, table, dataset or row, such as ``st2si/table2``; empty for all.
 
     Raises:
         SettingError: if no row that can be run has a name that begins so.
@@ -121,7 +121,7 @@ def list_rows(prefix: str = "") -> list[str]:
 
 
 def printed_values(datasets: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return what the papers print for those of `datasets` that they have: by data set, method and metric.
+    """Return what the papers print for those of `datasets` that they have: by dataset, method and metric.
 
     Raises:
         DataError: if a table's file is malformed.
@@ -203,11 +203,11 @@ def _table_names() -> list[str]:
 
 
 def _find(name: str) -> tuple[PaperTable, str, str]:
-    """Return a row's table, data set and name. Raises SettingError, which names the nearest and how to list them."""
+    """Return a row's table, dataset and name. Raises SettingError, which names the nearest and how to list them."""
     parts = name.split("/")
     if len(parts) != len(_LEVELS):
         raise SettingError(
-            f"paper={name} must be paper/table/data set/row, such as st2si/table2/Scientific/st2si; {_LIST} prints all"
+            f"paper={name} must be paper/table/dataset/row, such as st2si/table2/Scientific/st2si; {_LIST} prints all"
         )
     _check_levels(parts, name)
     return read_table(_parent(name, 2)), parts[2], parts[3]
@@ -216,7 +216,7 @@ def _find(name: str) -> tuple[PaperTable, str, str]:
 def _check_levels(parts: Sequence[str], name: str) -> None:
     """Refuse a name of which a part is not there. Raises SettingError."""
     if len(parts) > len(_LEVELS):
-        raise SettingError(f"paper={name} has more than the four parts paper/table/data set/row")
+        raise SettingError(f"paper={name} has more than the four parts paper/table/dataset/row")
     for depth, part in enumerate(parts):
         above = "/".join(parts[:depth])
         known = _names_below(above)
@@ -230,7 +230,7 @@ def _check_levels(parts: Sequence[str], name: str) -> None:
 
 
 def _names_below(name: str) -> list[str]:
-    """Return the papers, a paper's tables, a table's data sets, or the rows of a data set."""
+    """Return the papers, a paper's tables, a table's datasets, or the rows of a dataset."""
     depth = name.count("/") + 1 if name else 0
     if depth < 2:
         pairs = [table.split("/") for table in _table_names()]
@@ -249,7 +249,7 @@ def _begins_with(name: str, prefix: str) -> bool:
 
 
 def _runs(table: PaperTable) -> Iterator[tuple[str, str]]:
-    """Yield the data set and row of all that can be run."""
+    """Yield the dataset and row of all that can be run."""
     for dataset in table.datasets:
         for name, row in table.rows.items():
             if row.implemented:
@@ -307,7 +307,7 @@ def _row(value: Any, path: Path, name: str) -> PaperRow:
 def _numbers(
     value: Any, path: Path, datasets: Iterable[str], rows: Iterable[str], metrics: Sequence[str]
 ) -> dict[str, dict[str, list[float]]]:
-    """Return numbers by data set and row, one for each metric. Raises DataError."""
+    """Return numbers by dataset and row, one for each metric. Raises DataError."""
     found = _section(value, path, "printed", tuple(datasets))
     return {
         dataset: {

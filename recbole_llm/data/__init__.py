@@ -1,1 +1,1 @@
-"""Data sets, item text and packed batches."""
+"""Datasets, item text and packed batches."""

@@ -1,4 +1,4 @@
-"""From a Config to a data set and its loaders, with RecBole's own samplers and loaders.
+"""From a Config to a dataset and its loaders, with RecBole's own samplers and loaders.
 
 RecBole's `create_dataset` and `data_preparation` unpickle whatever lies under a fixed name in `checkpoint_dir`; these
 two do the same work without that.
@@ -26,13 +26,13 @@ from recbole_llm.utils.hashing import content_hash
 
 
 def file_hashes(config: Any) -> dict[str, str]:
-    """Return the content hash of each atomic file of a data set by its name, those of `benchmark_filename` included."""
+    """Return the content hash of each atomic file of a dataset by its name, those of `benchmark_filename` included."""
     files = sorted(ensure_files(config).glob(f"{config['dataset']}.*"))
     return {file.name: content_hash(file) for file in files if file.is_file()}
 
 
 def create_dataset(config: Any, dataset_class: type | None = None) -> Any:
-    """Return the data set of a run: RecBole's class for the model, or the model's own `dataset_class`.
+    """Return the dataset of a run: RecBole's class for the model, or the model's own `dataset_class`.
 
     Args:
         config: the settings.
@@ -53,7 +53,7 @@ def create_dataset(config: Any, dataset_class: type | None = None) -> Any:
             warnings.simplefilter("ignore", FutureWarning)
             dataset = dataset_class(config)
     except ValueError as error:
-        raise DataError(f"the data set {config['dataset']} cannot be read: {error}") from error
+        raise DataError(f"the dataset {config['dataset']} cannot be read: {error}") from error
     return dataset
 
 

@@ -1,6 +1,6 @@
-"""RecBole data sets with one protocol for all models, and prefix rows that cost no memory.
+"""RecBole datasets with one protocol for all models, and prefix rows that cost no memory.
 
-`Protocol` is mixed into whichever RecBole data set class a model needs. `HistoryDataset` is RecBole's
+`Protocol` is mixed into whichever RecBole dataset class a model needs. `HistoryDataset` is RecBole's
 `SequentialDataset` without the copies: RecBole stores a padded history with every prefix; here a row stores where its
 history ends, and the history is cut when a batch is asked for. The rows, their order and the split are RecBole's own.
 `PrefixDataset` does so for RecBole's own models, which may read the times or ratings of a history, too.
@@ -24,7 +24,7 @@ HISTORY_END = "history_end"
 
 
 class Protocol(GivenHistories):
-    """What every data set does here, whichever model reads it.
+    """What every dataset does here, whichever model reads it.
 
     * Files are checked before RecBole reads them: one clear sentence instead of a KeyError.
     * Items without text are dropped for every model (setting `items_without_text`), so that all models of a table rank
@@ -129,7 +129,7 @@ class Protocol(GivenHistories):
 
 
 class HistoryDataset(SequentialDataset):
-    """RecBole's sequential data set for models that cut their own histories from one flat array.
+    """RecBole's sequential dataset for models that cut their own histories from one flat array.
 
     Attributes:
         flat: by list field such as ``item_id_list``, the field's values of all users' interactions in time order,
@@ -212,7 +212,7 @@ class HistoryDataset(SequentialDataset):
 
 
 class PrefixDataset(HistoryDataset):
-    """RecBole's sequential data set for RecBole's own models: its batches are `SequentialDataset`'s, list by list."""
+    """RecBole's sequential dataset for RecBole's own models: its batches are `SequentialDataset`'s, list by list."""
 
     def _history_fields(self) -> list[str]:
         return [field for field in self.inter_feat if field != self.uid_field]

@@ -4,10 +4,10 @@ RecBole's loader indexes its table on the CPU with Python lists, copies every ba
 Here the table is moved to the device once, and a batch is a few gathers there: the order of an epoch, too, is moved in
 one piece, so that nothing waits for the device between two steps.
 
-What is moved is small: one line a row (user, target, where its history ends and how long it is) and the flat arrays of
+What is moved is small: one line per row (user, target, where its history ends, how long it is) and the flat arrays of
 `PrefixDataset`, from which histories are cut as they are needed; the padded histories of all rows, which RecBole makes
-in a Python loop, would take `MAX_ITEM_LIST_LENGTH` times as much. Data sets that hold padded histories (of files, of
-models with a data set of their own) are moved as they are.
+in a Python loop, would take `MAX_ITEM_LIST_LENGTH` times as much. Datasets that hold padded histories (of files, of
+models with a dataset of their own) are moved as they are.
 
 Batches and their order are RecBole's own for the same seed, and the state of the loader's generator after an epoch is,
 too. Where a batch is changed at random before the model sees it (BERT4Rec's masks, negative samples), RecBole's own
@@ -36,13 +36,13 @@ _SHARE = 0.5
 
 
 class InteractionTable:
-    """One part of a data set on a device; its rows are what ``dataset[index]`` gives.
+    """One part of a dataset on a device; its rows are what ``dataset[index]`` gives.
 
     Args:
-        dataset: a part of a built sequential data set of RecBole that `is_plain`.
+        dataset: a part of a built sequential dataset of RecBole that `is_plain`.
         device: where the rows will be.
         moved: tensors that are on the device already, by the id of the tensor that they are copies of; parts of one
-            data set share flat arrays and features. What this part moves is added.
+            dataset share flat arrays and features. What this part moves is added.
     """
 
     def __init__(self, dataset: Any, device: torch.device, moved: dict[int, Tensor]) -> None:
@@ -128,7 +128,7 @@ def loader_class(config: Any, recboles: type) -> type:
 
 
 def is_plain(dataset: Any) -> bool:
-    """Tell whether the rows of a data set are its columns, histories and features, and nothing else."""
+    """Tell whether the rows of a dataset are its columns, histories and features, and nothing else."""
     return type(dataset).__getitem__ in (Dataset.__getitem__, HistoryDataset.__getitem__)
 
 
@@ -169,7 +169,7 @@ def _check_room(device: torch.device, parts: list[Any]) -> None:
 
 
 def needed_bytes(parts: list[Any]) -> int:
-    """Return the bytes that the tables of all parts of a data set take together."""
+    """Return the bytes that the tables of all parts of a dataset take together."""
     tensors = {}
     for part in parts:
         for columns in (part.inter_feat, getattr(part, "flat", {}), part.user_feat, part.item_feat):

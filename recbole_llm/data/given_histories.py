@@ -1,4 +1,4 @@
-"""Data sets whose split is given by files (`benchmark_filename`), each row with its own history.
+"""Datasets whose split is given by files (`benchmark_filename`), each row with its own history.
 
 RecBole reads them as they are: it neither filters nor augments them. A history is a `token_seq` column such as
 ``item_id_list``; the rows of a user need not be prefixes of one sequence.
@@ -36,7 +36,7 @@ class GivenHistories(Dataset):
                 f"it, and name it in load_col and alias_of_{self.iid_field}"
             )
 
-    def _benchmark_presets(self) -> None:  # called for sequential data sets alone
+    def _benchmark_presets(self) -> None:  # called for sequential datasets alone
         field = self.iid_field + self.config["LIST_SUFFIX"]
         if (empty := int((self.inter_feat[field].map(len) == 0).sum())) > 0:
             raise DataError(f"{empty} rows of {self.dataset_name} have an empty history: there is nothing to read")

@@ -99,7 +99,7 @@ def tokenize_items(texts: pd.DataFrame, tokenizer: Any, max_attribute_tokens: in
         texts: one row an item in the order of RecBole's ids (row 0 is the padding item, empty), from
             `read_item_fields`; the first column is the title.
         tokenizer: a fast transformers tokenizer.
-        max_attribute_tokens: the most tokens of one field, its name included.
+        max_attribute_tokens: maximum number of tokens of one field, its name included.
     """
     path = cache_folder("item_text") / f"{_content_hash(texts, tokenizer, max_attribute_tokens)}.npz"
     if path.exists():
@@ -107,7 +107,7 @@ def tokenize_items(texts: pd.DataFrame, tokenizer: Any, max_attribute_tokens: in
             with np.load(path, allow_pickle=False) as stored:
                 return RaggedTable(stored["values"], stored["offsets"])
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-            logging.getLogger().warning("the item text cache %s is broken and is made anew", path)
+            logging.getLogger().warning("the item text cache %s is broken and is made again", path)
     table = _tokenize(texts, tokenizer, max_attribute_tokens)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, values=table.values, offsets=table.offsets)

@@ -18,7 +18,7 @@ class PackedPrompts:
     """One packed row of prompts.
 
     Attributes:
-        packed: the row; `labels` has one item a prompt.
+        packed: the row; `labels` has one item per prompt.
         segments: the rows of each prompt that are pooled: all but the virtual ones.
         virtual_index: int64 [prompts x virtual], the places of the virtual rows.
     """

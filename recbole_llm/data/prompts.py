@@ -172,7 +172,7 @@ class Prompts:
         virtual: bool = True,
         offsets: np.ndarray | None = None,
     ) -> Sequences:
-        """Return one sequence a history, whose last row has the label.
+        """Return one sequence per history, whose last row has the label.
 
         Args:
             items: int64, histories laid end to end.
@@ -210,11 +210,11 @@ class Prompts:
         rows[begins + front - 1] = 2 * self.items + 1
         rows[ranges(begins + front, counts)] = shown
         rows[begins + total - 1] = 2 * self.items + 2
-        read = np.zeros(len(rows), dtype=bool)
-        read[begins + total - 1] = True
+        query_mask = np.zeros(len(rows), dtype=bool)
+        query_mask[begins + total - 1] = True
         all_labels = np.zeros(len(rows), dtype=np.int64)
         all_labels[begins + total - 1] = labels
-        return Sequences(rows, total, read, all_labels)
+        return Sequences(rows, total, query_mask, all_labels)
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

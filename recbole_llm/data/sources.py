@@ -1,10 +1,10 @@
-"""Source data sets of a pre-training: read as each says, then laid side by side as one data set with disjoint items.
+"""Source datasets of a pre-training: read as each says, then laid side by side as one dataset with disjoint items.
 
-Users and items are renamed ``<data set>/<token>``, so that nothing of two sources is ever the same, even where both
+Users and items are renamed ``<dataset>/<token>``, so that nothing of two sources is ever the same, even where both
 number their items from 1 (or list one product: it then counts twice).
 
 Between a source and the *target* the same item would be a leak of the target's own transitions, and is refused. A token
-alone does not tell: prepared data sets often number their items, and Games and Scientific then share thousands of
+alone does not tell: prepared datasets often number their items, and Games and Scientific then share thousands of
 tokens and not one item. An item is the same if its token **and** its text are.
 """
 
@@ -29,7 +29,7 @@ class Source:
     """What is read of one source, after its own filters.
 
     Attributes:
-        name: the data set.
+        name: the dataset.
         users: str [interactions], user tokens; a user's interactions stand in time order.
         items: str [interactions], item tokens.
         texts: the cleaned text fields, indexed by item token.
@@ -42,7 +42,7 @@ class Source:
 
 
 def read_source(config: Any) -> Source:
-    """Read the data set of `config` with its fields and filters. Raises DataError."""
+    """Read the dataset of `config` with its fields and filters. Raises DataError."""
     dataset = create_dataset(config)
     rows = dataset.inter_feat.sort_values([dataset.uid_field, dataset.time_field], kind="stable")
     users, items = (
@@ -54,7 +54,7 @@ def read_source(config: Any) -> Source:
 
 
 def write_union(sources: Sequence[Source], root: Path, name: str) -> list[str]:
-    """Write the data set `name`, all sources side by side, as atomic files.
+    """Write the dataset `name`, all sources side by side, as atomic files.
 
     Further text fields of the same name are one column; a source without it has them empty.
 
@@ -123,5 +123,5 @@ def refuse_shared_items(dataset: Any, sources: dict[str, np.ndarray]) -> None:
             token, text = texts.index[shared[0]], texts.iloc[shared[0], 0]
             raise DataError(
                 f"{len(shared)} items of the target {dataset.dataset_name} are in the pre-training data {name} too, "
-                f"such as '{token}' ('{text[:60]}'): pre-train on other data sets, or remove them from one of the two"
+                f"such as '{token}' ('{text[:60]}'): pre-train on other datasets, or remove them from one of the two"
             )

@@ -1,6 +1,6 @@
 """Ranking among few candidates: the target and others drawn from the items outside the history (ST2SI, appendix C.3).
 
-Every row is scored once; candidates are drawn many times from the same scores. The draws depend on the data set, the
+Every row is scored once; candidates are drawn many times from the same scores. The draws depend on the dataset, the
 number of candidates and the number of the draw alone, so all models of a table meet the same candidates.
 """
 
@@ -142,7 +142,7 @@ def _known(parts: list[Any], users: np.ndarray, items: int) -> np.ndarray:
 
 
 def _lists(part: Any, rows: np.ndarray) -> np.ndarray:
-    """Return the items of rows of a sequential data set, target last: [rows, items of a list + 1], 0 where none is."""
+    """Return the items of rows of a sequential dataset, target last: [rows, items of a list + 1], 0 where none is."""
     interaction = part[rows]
     return np.column_stack([interaction[part.item_id_list_field].numpy(), interaction[part.iid_field].numpy()])
 

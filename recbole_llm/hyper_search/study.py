@@ -70,7 +70,7 @@ class Study:
         base: the settings that all trials share.
         space: what is searched.
         method: how: "engine" (hyperopt or optuna), "algo", and what else the choice of trials depends on.
-        folder: where it is kept; None takes ``<checkpoint_dir>/tune-<model>-<data set>-<hash of the definition>``, so
+        folder: where it is kept; None takes ``<checkpoint_dir>/tune-<model>-<dataset>-<hash of the definition>``, so
             that the same command goes on with the same study.
 
     Attributes:

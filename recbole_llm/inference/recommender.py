@@ -15,7 +15,7 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import DataError, SettingError, TrainingError, nearest
 
 _SCORES_BYTES = 256 * 1024**2  # the most that the float32 scores of one piece of users may take
-_MOST_USERS = 4096  # of one piece
+_MAX_USERS = 4096  # of one piece
 _NEAREST_AMONG = 50_000  # in a larger catalogue the search for a token of nearly the same name takes seconds
 
 
@@ -24,7 +24,7 @@ class Recommendation:
     """The best items for one user, best first.
 
     Attributes:
-        items: item tokens, as in the data set's files.
+        items: item tokens, as in the dataset's files.
         scores: the model's scores of these items, descending.
     """
 
@@ -52,7 +52,7 @@ def best_items(
         k: how many items of each row.
         seen: the item ids that each row leaves out: their scores are -inf.
     """
-    piece = min(max(_SCORES_BYTES // (4 * items), 1), _MOST_USERS)
+    piece = min(max(_SCORES_BYTES // (4 * items), 1), _MAX_USERS)
     values, indices = [], []
     for begin in range(0, rows, piece):
         scores = scores_of(begin, min(begin + piece, rows))
@@ -95,10 +95,10 @@ class Recommender:
         cuda_graph: for `ST2SI` on a GPU: one user alone is computed by a CUDA graph (see `SingleSequence`), which is
             captured at the first request of a length. A model with float32 weights that computes in bf16 gets a bf16
             copy of its backbone for this: scores differ by bf16's rounding, and further training is not seen. Longer
-            histories than the largest graph, batches, an `ST2SI` with an id model, other models and the CPU go the
+            histories than the largest graph, batches, an `ST2SI` with an ID model, other models and the CPU go the
             plain way.
         allow_untrained: whether histories may hold items that no training interaction has, for models that know items
-            by id, IDLEAdapter's id model among them. (ST2SI reads their texts alone, and always may.)
+            by id, IDLEAdapter's ID model among them. (ST2SI reads their texts alone, and always may.)
 
     Raises:
         SettingError: if the model does not recommend from histories.
@@ -107,7 +107,7 @@ class Recommender:
     def __init__(self, model: Any, dataset: Any, *, cuda_graph: bool = False, allow_untrained: bool = False) -> None:
         if getattr(model, "type", None) != ModelType.SEQUENTIAL:
             raise SettingError(
-                f"{type(model).__name__} knows users by id and reads no history: name users of its data set, or take a "
+                f"{type(model).__name__} knows users by id and reads no history: name users of its dataset, or take a "
                 f"sequential model, such as ST2SI or SASRec"
             )
         self.model = model.eval()

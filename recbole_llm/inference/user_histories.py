@@ -1,4 +1,4 @@
-"""What every user of a data set did, for recommending to them what comes next."""
+"""What every user of a dataset did, for recommending to them what comes next."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def user_histories(dataset: Any) -> RaggedTable:
     """Return all interactions of each user: item ids, row = RecBole's internal user id.
 
     All means those of the training, validation and test parts. The most recent come last, as many as a model reads in
-    the order in which it reads them; where there is no more than a row's own padded history (RecBole's data set, and
+    the order in which it reads them; where there is no more than a row's own padded history (RecBole's dataset, and
     files that give histories), the earlier ones come in the order of their ids, each once. RecBole's sequential data
     sets have no row of a user with one interaction only: that user's history is empty.
 

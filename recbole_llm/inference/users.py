@@ -1,4 +1,4 @@
-"""Recommendations to users of the data set, by models that read histories and by models that know users by id."""
+"""Recommendations to users of the dataset, by models that read histories and by models that know users by id."""
 
 import logging
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from recbole_llm.errors import DataError, SettingError, nearest
 from recbole_llm.inference.recommender import Recommendation, Recommender, best_items, check_k, recommendations
 from recbole_llm.inference.user_histories import user_histories
 
-_PREDICTED = 2**20  # the most pairs of user and item that a model without full_sort_predict scores at once
+_PREDICTED = 2**20  # maximum number of pairs of user and item that a model without full_sort_predict scores at once
 _NEAREST_AMONG = 50_000  # among more users the search for a token of nearly the same name takes seconds
 
 
 class UserRecommender:
-    """Top-k items for users of the data set: what comes after all that they did.
+    """Top-k items for users of the dataset: what comes after all that they did.
 
     A sequential model reads the whole history of a user, validation and test part included, of which it takes the most
     recent `MAX_ITEM_LIST_LENGTH` items. Items of it that were never trained on are left out, with one warning, for a
@@ -98,7 +98,7 @@ class UserRecommender:
             raise DataError(f"there is no user '{user}' in {name}{close}")
         if not self._histories.lengths[found]:
             raise DataError(
-                f"user '{user}' of {name} has fewer than two interactions, which a sequential data set leaves out: "
+                f"user '{user}' of {name} has fewer than two interactions, which a sequential dataset leaves out: "
                 f"give the history by hand"
             )
         return found
@@ -109,19 +109,19 @@ class UserRecommender:
         assert self._sequential is not None
         whole = [self._histories.row(user) for user in ids]
         users = self._user_tokens(ids)
-        read = [self._readable(user, history) for user, history in zip(users, whole, strict=True)]
+        readable = [self._readable(user, history) for user, history in zip(users, whole, strict=True)]
         # What is left out of a history has still been seen: as many items more are asked for, and it is taken out.
-        gone = [
+        unread_items = [
             set(self._tokens[np.setdiff1d(all_items, kept)].tolist()) if exclude_seen else set()
-            for all_items, kept in zip(whole, read, strict=True)
+            for all_items, kept in zip(whole, readable, strict=True)
         ]
-        asked = min(k + max(map(len, gone)), self._sequential.items)
-        histories = [self._tokens[kept].tolist() for kept in read]
+        count = min(k + max(map(len, unread_items)), self._sequential.items)
+        histories = [self._tokens[kept].tolist() for kept in readable]
         if len(ids) == 1:
-            rows = [self._sequential.recommend(histories[0], asked, exclude_seen, users[0])]
+            rows = [self._sequential.recommend(histories[0], count, exclude_seen, users[0])]
         else:
-            rows = self._sequential.recommend(histories, asked, exclude_seen, users)
-        return [_without(row, seen, k) for row, seen in zip(rows, gone, strict=True)]
+            rows = self._sequential.recommend(histories, count, exclude_seen, users)
+        return [_without(row, seen, k) for row, seen in zip(rows, unread_items, strict=True)]
 
     def _readable(self, user: str, history: np.ndarray) -> np.ndarray:
         assert self._sequential is not None

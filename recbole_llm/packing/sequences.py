@@ -17,13 +17,13 @@ class Sequences:
     Attributes:
         rows: int64 [all rows], indices into the text table; the sequences laid end to end.
         counts: int64 [sequences], rows of each sequence, at least 1.
-        read: bool [all rows], whether the query token that ends the row is read.
-        labels: int64 [all rows], the item to predict there (0 where it is not read).
+        query_mask: bool [all rows], whether the query token that ends the row is read.
+        labels: int64 [all rows], the item to predict there (0 where no query is read).
     """
 
     rows: np.ndarray
     counts: np.ndarray
-    read: np.ndarray
+    query_mask: np.ndarray
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class Sequences:
         """Return the sequences at `indices`, in that order."""
         counts = self.counts[indices]
         picked = ranges(self.begins[indices], counts)
-        return Sequences(self.rows[picked], counts, self.read[picked], self.labels[picked])
+        return Sequences(self.rows[picked], counts, self.query_mask[picked], self.labels[picked])
 
     def tokens(self, table: RaggedTable) -> np.ndarray:
         """Return the number of tokens of each sequence: int64 [sequences]."""
@@ -46,7 +46,7 @@ class Sequences:
 
     def queries(self) -> np.ndarray:
         """Return the number of queries that are read in each sequence: int64 [sequences]."""
-        return np.add.reduceat(self.read.astype(np.int64), self.begins)
+        return np.add.reduceat(self.query_mask.astype(np.int64), self.begins)
 
 
 def concatenate(parts: list[Sequences]) -> Sequences:
@@ -54,7 +54,7 @@ def concatenate(parts: list[Sequences]) -> Sequences:
     return Sequences(
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.counts for part in parts]),
-        np.concatenate([part.read for part in parts]),
+        np.concatenate([part.query_mask for part in parts]),
         np.concatenate([part.labels for part in parts]),
     )
 
@@ -71,8 +71,8 @@ def pack(sequences: Sequences, table: RaggedTable, causal: bool = True) -> Packe
         token_ids=torch.from_numpy(token_ids),
         positions=torch.from_numpy(ranges(np.zeros_like(lengths), lengths)),
         bounds=sequence_bounds(lengths, causal),
-        query_index=torch.from_numpy(row_ends[sequences.read] - 1),
-        labels=torch.from_numpy(sequences.labels[sequences.read]),
+        query_index=torch.from_numpy(row_ends[sequences.query_mask] - 1),
+        labels=torch.from_numpy(sequences.labels[sequences.query_mask]),
     )
 
 
@@ -83,7 +83,7 @@ def within_budget(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
 
     Args:
         tokens: int64 [sequences], the tokens of each.
-        budget: the most tokens of a group.
+        budget: maximum number of tokens of a group.
 
     Returns:
         The indices of each group.

@@ -25,7 +25,7 @@ from recbole_llm.plots.style import grid, looks, plain_number, styled
 from recbole_llm.quick_start.run import Parts, load
 from recbole_llm.runs import folder as run_folder
 
-ID_MODEL, LANGUAGE_MODEL, ADAPTER = "id model", "language model", "adapter"
+ID_MODEL, LANGUAGE_MODEL, ADAPTER = "ID model", "language model", "adapter"
 _MODEL = "IDLEAdapter"
 _POINTS = 160  # of the axis, for the range of each of the three
 _TAIL = 0.002  # share of coordinates that may lie outside it, at either end
@@ -147,7 +147,7 @@ def distances(found: Representations, model: Any) -> dict[str, Any]:
         model: `IDLEAdapter`, whose settings say how eq. 12 is read.
 
     Returns:
-        "alignment": eq. 12 as the run reads it, a mean over histories. "id model": mean and deviation of the
+        "alignment": eq. 12 as the run reads it, a mean over histories. "ID model": mean and deviation of the
         coordinates. "layers", for each: the same of language model and adapter; "mmd", between the two sets of
         vectors of eq. 12 with histories as rows, and its "rho" (the layer's median squared distance);
         "wasserstein", between the coordinates of each pair, in their units.

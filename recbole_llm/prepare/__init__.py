@@ -1,6 +1,6 @@
-"""From the publishers' files to the papers' data sets, as RecBole atomic files with a manifest.
+"""From the publishers' files to the papers' datasets, as RecBole atomic files with a manifest.
 
-The settings of a data set stand under `prepare:` in ``dataset_configs/<dataset>.yaml``; docs/add_a_dataset.md describes
+The settings of a dataset stand under `prepare:` in ``dataset_configs/<dataset>.yaml``; docs/add_a_dataset.md describes
 them.
 """
 

@@ -1,4 +1,4 @@
-"""Users, items and interactions of a prepared data set, beside the paper's."""
+"""Users, items and interactions of a prepared dataset, beside the paper's."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from recbole_llm.prepare.formats.base import ITEM, USER
 
 @dataclass(frozen=True)
 class Counts:
-    """How large a data set is.
+    """How large a dataset is.
 
     Args:
         users: with at least one interaction.
@@ -46,11 +46,13 @@ def count(interactions: pl.DataFrame) -> Counts:
 def comparison(ours: Counts, papers: Mapping[str, Mapping[str, int]]) -> list[list[str]]:
     """Return rows (what, ours, the paper, its number, difference, in percent) for every number that a paper states."""
     rows = []
-    mine = ours.as_dict()
-    for paper, theirs in papers.items():
-        for name, number in theirs.items():
-            gap = mine[name] - number
-            rows.append([name, f"{mine[name]:,}", paper, f"{number:,}", f"{gap:+,}", f"{100 * gap / number:+.2f} %"])
+    own_counts = ours.as_dict()
+    for paper, printed in papers.items():
+        for name, number in printed.items():
+            gap = own_counts[name] - number
+            rows.append(
+                [name, f"{own_counts[name]:,}", paper, f"{number:,}", f"{gap:+,}", f"{100 * gap / number:+.2f} %"]
+            )
     return rows
 
 

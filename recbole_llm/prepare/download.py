@@ -56,8 +56,8 @@ def find_or_download(spec: Spec, raw: Path | None, say: Callable[[str], None]) -
     """Return the raw file of each role, downloading what is not there.
 
     Args:
-        spec: the data set's settings.
-        raw: folder that holds, or shall hold, the raw files; None: a folder of this data set in the cache.
+        spec: the dataset's settings.
+        raw: folder that holds, or shall hold, the raw files; None: a folder of this dataset in the cache.
         say: told what is downloaded.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The filters that a data set's settings list, applied in the order listed.
+"""The filters that a dataset's settings list, applied in the order listed.
 
 Each is a frozen dataclass whose fields are its settings. Nothing here depends on the order in which polars groups rows:
 rows carry their place in the raw file (`row`), and whatever chooses among rows chooses by it.

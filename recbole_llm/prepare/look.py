@@ -1,4 +1,4 @@
-"""A look at a prepared data set: the numbers behind the table and the HTML page."""
+"""A look at a prepared dataset: the numbers behind the table and the HTML page."""
 
 import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ Tokenize = Callable[[Sequence[str]], Iterable[int]]
 
 @dataclass(frozen=True)
 class Look:
-    """What a prepared data set looks like.
+    """What a prepared dataset looks like.
 
     Args:
         users, items, interactions: how many.

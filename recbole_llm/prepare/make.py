@@ -28,12 +28,12 @@ def prepare(
     tokenizer: tuple[str, Tokenize] | None = None,
     say: Callable[[str], None] = _quiet,
 ) -> PreparedDataset:
-    """Make the atomic files of a data set from its publisher's files.
+    """Make the atomic files of a dataset from its publisher's files.
 
     Args:
         dataset: a name under ``dataset_configs/``, or the path of a YAML file of one's own.
         raw: folder with the raw files, where missing ones are downloaded to; None: a folder in the cache.
-        out: the data set becomes the folder ``out/<dataset>``, so `out` is RecBole's `data_path`; None: ``dataset``.
+        out: the dataset becomes the folder ``out/<dataset>``, so `out` is RecBole's `data_path`; None: ``dataset``.
         report: HTML file to write; None: none.
         tokenizer: a name, and what counts the tokens of titles in the report; None: words are counted.
         say: told what is being done, one line at a time.
@@ -42,7 +42,7 @@ def prepare(
         Where the files are, with counts and manifest.
 
     Raises:
-        SettingError: if the data set is unknown or its settings are wrong.
+        SettingError: if the dataset is unknown or its settings are wrong.
         DataError: if a raw file is missing, broken, or not what the settings say.
         StorageError: if something cannot be written.
     """
@@ -58,11 +58,11 @@ def prepare(
 
 
 def ensure(dataset: str, data_path: Path) -> Path:
-    """Return the folder ``data_path/<dataset>``, preparing the data set first if its interactions are not there.
+    """Return the folder ``data_path/<dataset>``, preparing the dataset first if its interactions are not there.
 
     Raises:
         DataError: if it is not there and cannot be prepared; the message says which files to put where.
-        SettingError: if the data set is unknown.
+        SettingError: if the dataset is unknown.
         StorageError: if something cannot be written.
     """
     folder = Path(data_path) / dataset

@@ -1,4 +1,4 @@
-"""``manifest.json``: where a prepared data set comes from, what was done to it, and the hashes of both ends.
+"""``manifest.json``: where a prepared dataset comes from, what was done to it, and the hashes of both ends.
 
 It holds no date, folder or machine, so the same preparation has the same manifest everywhere.
 """

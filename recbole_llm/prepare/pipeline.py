@@ -31,7 +31,7 @@ class PreparedDataset:
 
     Args:
         dataset: its name.
-        folder: holds ``<dataset>.inter`` (or one file a part), ``<dataset>.item`` (if the items have texts) and
+        folder: holds ``<dataset>.inter`` (or one file per part), ``<dataset>.item`` (if the items have texts) and
             ``manifest.json``.
         counts: users, items and interactions.
         manifest: the content of ``manifest.json``.
@@ -46,7 +46,7 @@ class PreparedDataset:
 
 
 def run(spec: Spec, raw: Path | None, out: Path, say: Say) -> PreparedDataset:
-    """Prepare a data set into ``out/<dataset>``, or take what is there if it is what the settings ask for.
+    """Prepare a dataset into ``out/<dataset>``, or take what is there if it is what the settings ask for.
 
     Raises:
         DataError: if a raw file is missing or wrong, or ``out/<dataset>`` holds something else.

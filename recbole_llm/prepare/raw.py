@@ -193,7 +193,7 @@ def ahead(pieces: Iterator[bytes]) -> Iterator[bytes]:
                 if not put(piece):
                     return
             put(None)
-        except BaseException as error:  # handed over to the reader, which raises it
+        except BaseException as error:  # given to the reader, which raises it
             put(error)
 
     thread = threading.Thread(target=work, daemon=True)

@@ -91,7 +91,7 @@ def items(spec: Spec, files: Mapping[str, RawFile], occurring: pl.Series, tally:
 
     Args:
         occurring: the items of the interactions (categorical, unique).
-        spec: the data set's settings.
+        spec: the dataset's settings.
         files: role -> raw file.
         tally: counts what is read and left out.
 

@@ -1,4 +1,4 @@
-"""One HTML page about a prepared data set, with no request to anywhere: readable on a phone, in light and in dark."""
+"""One HTML page about a prepared dataset, with no request to anywhere: readable on a phone, in light and in dark."""
 
 import datetime
 from collections.abc import Iterable, Sequence

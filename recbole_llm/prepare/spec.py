@@ -55,10 +55,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set whose files give the split, see `write.benchmark_files`.
+    """A dataset whose files give the split, see `write.benchmark_files`.
 
     Args:
-        history: the most items of a history.
+        history: maximum number of items of a history.
         all_items: whether items without an interaction belong to the catalogue.
     """
 
@@ -68,7 +68,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Spec:
-    """What `prepare` does for one data set.
+    """What `prepare` does for one dataset.
 
     Args:
         dataset: its name; also the name of its folder and files.
@@ -123,22 +123,22 @@ class Spec:
 
 
 def known_datasets() -> list[str]:
-    """Return the data sets that ship with preparation settings."""
+    """Return the datasets that ship with preparation settings."""
     return sorted(path.stem for path in shipped("dataset_configs").glob("*.yaml") if "prepare" in read_yaml(path))
 
 
 def load_spec(dataset: str) -> Spec:
-    """Return the settings of a data set: a name under ``dataset_configs/``, or the path of a YAML file of one's own.
+    """Return the settings of a dataset: a name under ``dataset_configs/``, or the path of a YAML file of one's own.
 
     Raises:
         DataError: if the YAML file is missing or broken.
-        SettingError: if no such data set is known, or a setting is unknown or wrong.
+        SettingError: if no such dataset is known, or a setting is unknown or wrong.
     """
     path = Path(dataset) if dataset.endswith((".yaml", ".yml")) else shipped("dataset_configs") / f"{dataset}.yaml"
     if path.name == f"{dataset}.yaml" and not path.is_file():
         known = known_datasets()
         raise SettingError(
-            f"no data set '{dataset}' is known{nearest(dataset, known)}; known are {', '.join(known)}, and the path of "
+            f"no dataset '{dataset}' is known{nearest(dataset, known)}; known are {', '.join(known)}, and the path of "
             "a YAML file of your own is taken as well"
         )
     settings = read_yaml(path).get("prepare")

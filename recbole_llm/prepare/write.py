@@ -37,7 +37,7 @@ def benchmark_files(folder: Path, dataset: str, interactions: pl.DataFrame, hist
         folder: where to write.
         dataset: the beginning of the names.
         interactions: with the column PART; a user's rows follow each other in time.
-        history: the most items of a history.
+        history: maximum number of items of a history.
 
     Raises:
         DataError: if a part is empty, or an item's id cannot stand in a list.

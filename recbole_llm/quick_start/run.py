@@ -284,7 +284,7 @@ def pretrain(
     settings: dict[str, Any] | None = None,
     command_line: Sequence[str] = (),
 ) -> Path:
-    """Pre-train a backbone on the data sets of `pretrain_datasets`, without a target; see `stages.pretraining`.
+    """Pre-train a backbone on the datasets of `pretrain_datasets`, without a target; see `stages.pretraining`.
 
     Args:
         model: a model that is pre-trained in this way.
@@ -300,10 +300,10 @@ def pretrain(
     """
     given = {**{k: v for file in config_files for k, v in read_yaml(file).items()}, **(settings or {})}
     given |= parse_command_line(command_line)
-    # A Config needs a data set; the first source stands for the target that there is not.
+    # A Config needs a dataset; the first source stands for the target that there is not.
     sources = pretraining.names_of(given.get("pretrain_datasets"))
     if not sources:
-        raise SettingError("pretrain_datasets names no data set: --pretrain_datasets=Food,Cell")
+        raise SettingError("pretrain_datasets names no dataset: --pretrain_datasets=Food,Cell")
     config = Config(given.get("model", model), sources[0], config_dict=given)
     with unchanged_process():
         start_log(config)

@@ -184,14 +184,14 @@ def count_table(comparison: dict[str, Any]) -> Table:
     counts = comparison.get("counts") or {}
     names = list(dict.fromkeys(name for sizes in counts.values() for name in sizes))
     rows = [[text(dataset), *(number(sizes.get(name)) for name in names)] for dataset, sizes in counts.items()]
-    return Table("Data sets", ["Data set", *(name.capitalize() for name in names)], rows)
+    return Table("Datasets", ["Dataset", *(name.capitalize() for name in names)], rows)
 
 
 def run_tables(comparison: dict[str, Any]) -> list[Table]:
     """Return how every run went, and the validation and test metrics of each."""
     cells = comparison["cells"]
     stages = list(dict.fromkeys(stage for cell in cells for stage in cell.get("seconds") or {}))
-    which = ["Model", "Data set", "Seed", "Status"]
+    which = ["Model", "Dataset", "Seed", "Status"]
     columns = [
         *(*which, "Epochs", "Best epoch", *(f"{stage.capitalize()}, s" for stage in stages)),
         *("Trained parameters", "Frozen parameters", "Memory, GiB", "GPU memory, GiB", "Device"),

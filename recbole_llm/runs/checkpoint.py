@@ -1,7 +1,7 @@
 """What a run stores: weights in safetensors, and the state that training resumes from. Nothing here is unpickled.
 
 * ``model.safetensors``: the weights of the best epoch. Its header names the model, the dataset and a hash of the item
-  vocabulary, so that it is never loaded for another catalogue; that of a model with a row a user, of its users, too.
+  vocabulary, so that it is never loaded for another catalogue; that of a model with a row per user, of its users, too.
 * ``resume.pt``: weights, optimiser, schedule and random states after the last epoch, read with ``weights_only=True``.
 """
 

@@ -139,6 +139,6 @@ def _refuse_other_data(folder: Path, parts: Any, config: Any, dataset: Any) -> N
         tokens, other = dataset.field2id_token[field], other_dataset.field2id_token[other_field]
         if hash_of_tokens(tokens) != hash_of_tokens(other):
             raise CheckpointError(
-                f"the id model {folder} knows the {len(other) - 1} {what} of {parts.config['dataset']}, but this run "
+                f"the ID model {folder} knows the {len(other) - 1} {what} of {parts.config['dataset']}, but this run "
                 f"has the {len(tokens) - 1} {what} of {config['dataset']}: train it on the same data"
             )

@@ -1,7 +1,7 @@
-"""Pre-training of a backbone on source data sets, before it is tuned on a target (ST2SI, 3.4.2 and Appendix B).
+"""Pre-training of a backbone on source datasets, before it is tuned on a target (ST2SI, 3.4.2 and Appendix B).
 
-The sources are laid side by side as one data set with disjoint users and items (`recbole_llm.data.sources`), and the
-backbone and one projection are trained on all of it as on any data set, with full tuning. Nothing is held out: the
+The sources are laid side by side as one dataset with disjoint users and items (`recbole_llm.data.sources`), and the
+backbone and one projection are trained on all of it as on any dataset, with full tuning. Nothing is held out: the
 sources are other catalogues than the target, and what is wanted is the backbone, at chosen epochs. The projection is
 dropped.
 
@@ -68,7 +68,7 @@ class PretrainSettings:
 
     def __post_init__(self) -> None:
         if not self.datasets:
-            raise SettingError("pretrain_datasets names no data set: --pretrain_datasets=Food,Cell")
+            raise SettingError("pretrain_datasets names no dataset: --pretrain_datasets=Food,Cell")
         twice = [name for name in self.datasets if self.datasets.count(name) > 1]
         if twice:
             raise SettingError(f"pretrain_datasets names '{twice[0]}' twice")
@@ -98,7 +98,7 @@ class PretrainSettings:
 
 
 def names_of(value: Any) -> list[str]:
-    """Return the data sets that a value of `pretrain_datasets` names: a list, or text with commas."""
+    """Return the datasets that a value of `pretrain_datasets` names: a list, or text with commas."""
     names = value.split(",") if isinstance(value, str) else value or ()
     return [name for name in (str(name).strip() for name in names) if name]
 
@@ -137,7 +137,7 @@ def pretrain(config: Any, target: Any = None) -> Path:
 
     Args:
         config: the settings of the run.
-        target: its data set; None if there is none yet.
+        target: its dataset; None if there is none yet.
 
     Returns:
         The folder of the backbone after the last of `pretrain_save_epochs`.

@@ -75,7 +75,7 @@ class RunFolderMixin(TrainerHooks):
     ) -> tuple[float, Any]:
         """Train as RecBole does.
 
-        After evaluated epochs, at least `resume_seconds` apart, the best weights and the state to go on from are
+        After evaluated epochs, at least `resume_seconds` apart, the best weights and the state to resume from are
         stored together.
 
         Raises:
@@ -173,7 +173,7 @@ class RunFolderMixin(TrainerHooks):
     def store_finished(self) -> None:
         """Store that training is over, for a later `resume_checkpoint` to evaluate the best weights with.
 
-        Training does not go on from here, so neither the last weights nor the optimiser's state are stored.
+        Training is not resumed from here, so neither the last weights nor the optimiser's state are stored.
         """
         self.finished = True
         state = {**self._resume_state(finished=True), "model": {}, "optimizers": {}, "more": {}}

@@ -45,7 +45,7 @@ class WeightAverage:
     @contextlib.contextmanager
     def in_model(self) -> Iterator[None]:
         """Give the model the averages, in its own precision, until the context ends. They may not be written to."""
-        # Memory is exchanged, not copied: what a CUDA graph trains lies where it lay when training goes on.
+        # Memory is exchanged, not copied: what a CUDA graph trains lies where it lay when training resumes.
         plain = [weight.data for weight in self._weights]
         try:
             for weight, average in zip(self._weights, self.averages, strict=True):
@@ -68,7 +68,7 @@ class WeightAverage:
         """
         if state is None:
             raise CheckpointError(
-                "the interrupted run kept no average of its weights: resume it with weight_average=None, or start anew"
+                "the interrupted run kept no average of its weights: resume it with weight_average=None, or start again"
             )
         self._steps = state["steps"]
         for average, stored in zip(self.averages, state["averages"], strict=True):

@@ -35,7 +35,7 @@ def content_hash(path: Path) -> str:
     status = path.stat()
     stamp = f"{path} {status.st_size} {status.st_mtime_ns}"
     note: Path | None = None
-    with contextlib.suppress(OSError, UnicodeDecodeError):  # a note that is missing or broken is written anew
+    with contextlib.suppress(OSError, UnicodeDecodeError):  # a note that is missing or broken is written again
         note = cache_folder("hashes") / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.txt"
         known, _, digest = note.read_text(encoding="utf-8").rpartition(" ")
         if known == stamp:
@@ -49,5 +49,5 @@ def content_hash(path: Path) -> str:
 
 
 def hash_of_tokens(tokens: Iterable[str]) -> str:
-    """Return the `catalogue_hash` of a data set with these item tokens."""
+    """Return the `catalogue_hash` of a dataset with these item tokens."""
     return hashlib.sha256("\n".join(str(token) for token in tokens).encode()).hexdigest()[:16]

@@ -51,5 +51,5 @@ def cache_folder(kind: str) -> Path:
 
 
 def has_interactions(folder: Path) -> bool:
-    """Tell whether `folder` holds the interactions of the data set of its name, in one file or in those of a split."""
+    """Tell whether `folder` holds the interactions of the dataset of its name, in one file or in those of a split."""
     return any((folder / f"{folder.name}.{kind}").is_file() for kind in ("inter", "train.inter"))

@@ -57,7 +57,7 @@ def test_report_of_a_whole_installation(tmp_path, monkeypatch, capsys):
     assert "missing" not in packages and "cannot be imported" not in packages
     assert "bf16: " in section(report, "Device") and "packed attention: " in section(report, "Device")
     assert f"smollm2-135m     package    {Path(sys.prefix)}" in section(report, "Language models")
-    data = section(report, "Data sets")
+    data = section(report, "Datasets")
     assert "ml-100k" in data and "dataset_example" in data
     assert f"mine             {tmp_path / 'data' / 'mine'}\n" in data
     assert f"{tmp_path / 'data' / 'no-text'}  (no .item file" in data
@@ -70,9 +70,9 @@ def test_report_of_a_whole_installation(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("module", ["torch", "recbole", "huggingface_hub"])
 def test_a_package_that_cannot_be_imported_spoils_only_its_own_lines(module):
     report = report_without([module])
-    for title in ("Packages", "Device", "Language models", "Data sets", "Folders", "What to do"):
+    for title in ("Packages", "Device", "Language models", "Datasets", "Folders", "What to do"):
         assert len(section(report, title).splitlines()) > 1
-    assert "Scientific       not here" in section(report, "Data sets")
+    assert "Scientific       not here" in section(report, "Datasets")
     assert "Traceback" not in report
     if module in ("torch", "huggingface_hub"):
         assert "the rest is not known: ModuleNotFoundError" in section(report, "Language models")

@@ -26,7 +26,7 @@ def _elsewhere(workdir):
 
 @pytest.fixture(scope="module")
 def pop(tmp_path_factory):
-    """The folder of a run of a model that knows users by id, on a data set without texts."""
+    """The folder of a run of a model that knows users by id, on a dataset without texts."""
     root = write_dataset(tmp_path_factory.mktemp("pop"), {"u1": "abc", "u2": "bcd", "u3": "dba"}, titles=None)
     return run(settings=small_settings(root, model="Pop"))["path"].removesuffix("/result.json")
 
@@ -131,7 +131,7 @@ def test_a_file_is_written_whole_or_not_at_all(finished, capsys, tmp_path, monke
 def test_a_model_that_reads_no_history(pop, capsys):
     assert main(["recommend", f"--run={pop}", "--history=a,b"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: Pop knows users by id and reads no history: name users of its data set")
+    assert error.startswith("error: Pop knows users by id and reads no history: name users of its dataset")
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,7 @@ def test_reasons(tmp_path):
         (["--runs=saved/*", "--significance=no idea"], "significance=no idea must be true or false"),
         (["--models=Pop", "--dataset=ml-100k", "--epocs=3"], "there is no setting 'epocs'; did you mean 'epochs'?"),
         (["--models=Pop,BPR", "--dataset=ml-100k", "--hidden_size=3"], "no model of the comparison has the setting"),
-        (["--models=Pop", "--dataset=no-such"], "there is no data set 'no-such'"),
+        (["--models=Pop", "--dataset=no-such"], "there is no dataset 'no-such'"),
         (["--models=Pop", "--dataset=ml-100k", "--model=BPR"], "compare takes several: name them with --models"),
         (["--models=Pop", "--dataset=ml-100k", "--config_files=none.yaml"], "the file none.yaml does not exist"),
         (

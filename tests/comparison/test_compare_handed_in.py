@@ -117,7 +117,7 @@ def test_without_significance_improvements_are_those_that_are_asked_for(workdir,
 
 
 def test_nothing_is_fetched_to_compare_runs(workdir, monkeypatch):
-    monkeypatch.setattr("recbole_llm.prepare.ensure", lambda *_: pytest.fail("a data set was made"))
+    monkeypatch.setattr("recbole_llm.prepare.ensure", lambda *_: pytest.fail("a dataset was made"))
     runs = KEPT_RUNS / "Scientific.parquet"
     comparison = compare(Options(runs=[str(runs)], models="SASRec,ST2SI-ILP", out="here", show="mrr"))
     assert comparison["notes"] == ["Scientific: metrics by group are left out: its data are not in dataset/"]

@@ -73,7 +73,7 @@ def test_markdown_by_metrics_holds_the_same(comparison):
     header, _ = rows_of(markdown_table(comparison, "metrics"))
     _, by_model = rows_of(markdown_table(comparison))
     columns = [("Games", "NDCG@10"), ("Games", "AUC"), ("ml-1m", "NDCG@10"), ("ml-1m", "AUC")]
-    assert header[:2] == ["Data set", "Metric"]
+    assert header[:2] == ["Dataset", "Metric"]
     lines = [line for line in markdown_table(comparison, "metrics").splitlines() if line.startswith("|")][2:]
     for line, column in zip(lines, columns, strict=True):
         fields = [field.strip() for field in line.split("|")[1:-1]]
@@ -154,7 +154,7 @@ def test_latex_holds_the_same_numbers(comparison):
     assert sorted(re.findall(r"\d\.\d{4}", table)) == sorted(numbers)
     by_metrics = latex_table(comparison, "metrics")
     assert sorted(re.findall(r"\d\.\d{4}", by_metrics)) == sorted(numbers)
-    assert by_metrics.count(r"\midrule") == 2  # after the header, and between the data sets
+    assert by_metrics.count(r"\midrule") == 2  # after the header, and between the datasets
 
 
 def test_latex_commands_in_names_are_harmless():

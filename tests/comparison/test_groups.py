@@ -74,7 +74,7 @@ def test_facts_are_those_of_the_files(workdir, model):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Two runs of SASRec on a random data set, and its files."""
+    """Two runs of SASRec on a random dataset, and its files."""
     root = tmp_path_factory.mktemp("groups")
     folder = write_atomic_files(root / "random")
     results = []

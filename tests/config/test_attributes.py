@@ -1,4 +1,4 @@
-"""Which item columns a model reads: the data set names them, the user may name others, and what is missing is said."""
+"""Which item columns a model reads: the dataset names them, the user may name others, and what is missing is said."""
 
 import pytest
 from atomic_files import quick_settings, write_atomic_files

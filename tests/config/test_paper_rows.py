@@ -52,13 +52,13 @@ def test_rows_are_listed(capsys):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("st2si", "paper/table/data set/row"),
+        ("st2si", "paper/table/dataset/row"),
         ("st2s/table2/Games/st2si", "no paper 'st2s' .*did you mean 'st2si'"),
         ("st2si/tabel2/Games/st2si", "no table or figure 'tabel2' in st2si .*list:st2si prints.*did you mean 'table2'"),
-        ("st2si/table2/games/st2si", "no data set 'games' in st2si/table2 .*did you mean 'Games'"),
+        ("st2si/table2/games/st2si", "no dataset 'games' in st2si/table2 .*did you mean 'Games'"),
         ("st2si/table2/Games/sasrek", "no row 'sasrek' in st2si/table2/Games .*did you mean 'sasrec'"),
         ("st2si/table2/Games/zesrec", "not implemented"),
-        ("../paper/st2si/table2/Games/st2si", "paper/table/data set/row"),
+        ("../paper/st2si/table2/Games/st2si", "paper/table/dataset/row"),
         ("list:st2si/table22", "no table or figure 'table22'"),
         ("list:st2si/table", "no table or figure 'table'"),
         ("list:st2si/table2/Games/zesrec", "not implemented"),

@@ -142,7 +142,7 @@ def test_kept_runs_have_the_recommended_settings(name):
     of_its_id_model = id_settings.pop("id_model_settings", None)
     for run in kept_settings(ID_RUNS[name]):
         assert not differing(id_settings, run)
-    if of_its_id_model:  # an id model with an id model
+    if of_its_id_model:  # an ID model with an ID model
         for run in kept_settings(f"{settings['dataset']}/{id_settings['id_model']}"):
             assert not differing(of_its_id_model, run)
 

@@ -43,7 +43,7 @@ OF_SETTINGS_THAT_LEFT = {
 
 
 def everything_given(folder):
-    """Every setting of a YAML file below a folder, those of nested id models and labels included."""
+    """Every setting of a YAML file below a folder, those of nested ID models and labels included."""
     stack = [read_yaml(file) for file in sorted(folder.rglob("*.yaml"))]
     while stack:
         for name, value in stack.pop().items():

@@ -270,7 +270,7 @@ def test_a_config_makes_no_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr("recbole_llm.prepare.command.prepare", lambda *_, **__: pytest.fail("a dataset was made"))
     config = Config("SASRec", "Scientific", config_dict={"data_path": str(tmp_path)})
     assert config["data_path"] == str(tmp_path / "Scientific") and not list(tmp_path.iterdir())
-    with pytest.raises(SettingError, match=r"no data set 'Scientifc'.*did you mean 'Scientific'"):
+    with pytest.raises(SettingError, match=r"no dataset 'Scientifc'.*did you mean 'Scientific'"):
         Config("SASRec", "Scientifc", config_dict={"data_path": str(tmp_path)})
 
 

@@ -1,4 +1,4 @@
-"""Data sets whose files give the split and the histories: RecBole's rows, laid flat where sequences go on."""
+"""Datasets whose files give the split and the histories: RecBole's rows, laid flat where sequences go on."""
 
 import numpy as np
 import pytest

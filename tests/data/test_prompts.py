@@ -253,7 +253,7 @@ def test_template_that_names_what_is_not_there(small, tiny, given_settings, mess
     write_dataset(small, titles={item: [text, ""] for item, text in TITLES.items()}, columns=["title", "brand"])
     with pytest.raises(DataError, match=message):
         adapter_parts(small, tiny, **given_settings)
-    assert message.startswith("no item of") or not (small / "saved").exists(), "no id model is trained before"
+    assert message.startswith("no item of") or not (small / "saved").exists(), "no ID model is trained before"
 
 
 def test_item_that_another_column_leaves_without_text(small, tiny):

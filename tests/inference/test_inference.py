@@ -186,7 +186,7 @@ def test_item_never_trained_on(small, tiny):
     with pytest.raises(DataError, match=r"item 'x' of small was never trained on, and SASRec knows items by id: leave"):
         recommender_of(parts).recommend(["a", "x"], 2)
     assert len(recommender_of(parts, allow_untrained=True).recommend(["a", "x"], 2).items) == 2
-    both = adapter_parts(small, tiny)  # its id model knows ids
+    both = adapter_parts(small, tiny)  # its ID model knows ids
     with pytest.raises(DataError, match=r"item 'x' of small was never trained on, and IDLEAdapter knows items by id"):
         recommender_of(both).recommend(["a", "x"], 2)
     assert len(recommender_of(both).recommend(list("abcdefgh"), 2).items) == 2, "all others were trained on"

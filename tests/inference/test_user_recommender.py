@@ -1,4 +1,4 @@
-"""Recommendations to users of the data set: the model's own ranking, one user or a thousand at a time."""
+"""Recommendations to users of the dataset: the model's own ranking, one user or a thousand at a time."""
 
 import logging
 
@@ -21,7 +21,7 @@ SAMPLED = {"distribution": "uniform", "sample_num": 1, "dynamic": False, "alpha"
 FULL = {"train_neg_sample_args": None}
 MODELS = {
     "SASRec": {"hidden_size": 16, "inner_size": 16, "n_heads": 2, **FULL},
-    "SASRec in RecBole's data set": {"hidden_size": 16, "inner_size": 16, "n_heads": 2, "device_table": False, **FULL},
+    "SASRec in RecBole's dataset": {"hidden_size": 16, "inner_size": 16, "n_heads": 2, "device_table": False, **FULL},
     "FPMC": {"train_neg_sample_args": SAMPLED},
     "ComiRec": FULL,
     "MLP4Rec": {"hidden_size": 16, **FULL},

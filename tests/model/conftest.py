@@ -1,4 +1,4 @@
-"""Fixtures for the tests of the models: id models, language models and the parts of a run."""
+"""Fixtures for the tests of the models: ID models, language models and the parts of a run."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from recbole_llm.quick_start.run import run
 
 @pytest.fixture(scope="session")
 def id_runs(tmp_path_factory):
-    """The folder of a trained id model by name and interests; long enough that its vectors are far from 0."""
+    """The folder of a trained ID model by name and interests; long enough that its vectors are far from 0."""
     root = write_dataset(tmp_path_factory.mktemp("id_runs"))
     known = {}
 
@@ -65,7 +65,7 @@ def build(small, rough_models, id_runs):
 
 @pytest.fixture
 def build_st2si(small, tiny):
-    """The parts of an ST2SI run; `titles` replaces those of the small data set."""
+    """The parts of an ST2SI run; `titles` replaces those of the small dataset."""
 
     def make(backbone="llama", titles=None, **settings):
         if titles is not None:

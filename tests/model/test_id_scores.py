@@ -1,4 +1,4 @@
-"""ST2SI with an id model's scores: the mixture, the choice of its weight, and what a run keeps."""
+"""ST2SI with an ID model's scores: the mixture, the choice of its weight, and what a run keeps."""
 
 import json
 import shutil
@@ -224,11 +224,11 @@ def test_finished_id_model_that_does_not_score_all_items_is_refused(small, tiny)
 
 
 def test_one_user_on_a_gpu_is_ranked_by_both_models(finished, monkeypatch):
-    """The CUDA graph of one sequence knows the projection alone: a run with an id model goes the plain way."""
+    """The CUDA graph of one sequence knows the projection alone: a run with an ID model goes the plain way."""
     _, folder, _ = finished
     parts = load(folder)
     parts.model.device = torch.device("cuda")
-    monkeypatch.setattr(model_module, "SingleHistory", lambda *_, **__: pytest.fail("ranks without the id model"))
+    monkeypatch.setattr(model_module, "SingleHistory", lambda *_, **__: pytest.fail("ranks without the ID model"))
     assert parts.model.single_sequence() is None
 
 
@@ -268,7 +268,7 @@ def test_weights_hold_no_id_model_and_the_run_stands_alone(small, tiny, tuning):
     assert [name for name in names if name.startswith("id_scores")] == ["id_scores.weight"]
     shutil.rmtree(next((small / "saved").glob("id-SASRec-*")))
     assert load(folder).model.id_run.folder == folder / "id_model"
-    assert not (folder / "scenario.safetensors").exists()  # which would rank without the id model
+    assert not (folder / "scenario.safetensors").exists()  # which would rank without the ID model
 
 
 def test_id_model_is_not_trained(small, tiny):
@@ -290,7 +290,7 @@ def test_predict_is_the_score_of_the_full_ranking(finished):
 
 
 def test_idle_adapter_as_id_model(small, tiny):
-    """Both papers in one model: the adapter, with its own id model, gives the scores; the run needs no other folder."""
+    """Both papers in one model: the adapter, with its own ID model, gives the scores; the run needs no other folder."""
     adapter = {
         "id_model": "SASRec", "id_model_settings": SASREC, "backbone": str(tiny["bert"]), "epochs": 1,
         "train_batch_size": 8, "max_prompt_tokens": 128,
@@ -355,7 +355,7 @@ def test_histories_of_a_validation_are_read_once_and_never_from_before_more_trai
 
 
 def test_language_model_may_read_fewer_items_than_the_id_model(small, tiny):
-    """With `max_items: 1` another last but one item changes the id model's share of the scores alone."""
+    """With `max_items: 1` another last but one item changes the ID model's share of the scores alone."""
     settings = settings_of(small, tiny, max_items=1)
     parts = build_parts(small, **{k: v for k, v in settings.items() if k not in ("data_path",)})
     model, (interaction, *_) = parts.model, next(iter(parts.test))

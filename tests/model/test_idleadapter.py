@@ -28,7 +28,7 @@ def trained_names(model):
 
 
 class PlainAdapter:
-    """The loss of every training row, from the equations, the tokenizer and the id model's own run."""
+    """The loss of every training row, from the equations, the tokenizer and the ID model's own run."""
 
     def __init__(self, parts, folder, id_path):
         settings = parts.model.settings

@@ -1,4 +1,4 @@
-"""IDLE-Adapter with its id model's scores mixed in, and with fewer items in the prompt than the id model reads."""
+"""IDLE-Adapter with its ID model's scores mixed in, and with fewer items in the prompt than the ID model reads."""
 
 import numpy as np
 import pytest

@@ -71,7 +71,7 @@ def test_evaluation_is_recboles_metric_of_the_scores(build):
 
 @pytest.mark.parametrize("longest", [2, 6, 9])
 def test_histories_of_the_id_models_own_length(build, id_runs, longest):
-    """Whatever the adapter's histories hold, the id model reads its six most recent items of them."""
+    """Whatever the adapter's histories hold, the ID model reads its six most recent items of them."""
     parts = build(MAX_ITEM_LIST_LENGTH=longest)
     own = load(id_runs())
     mine, theirs = (p.train._dataset[np.arange(len(p.train._dataset))] for p in (parts, own))

@@ -162,7 +162,7 @@ def test_another_backbone(made, scenario_settings, tmp_path):
 def test_another_catalogue(made, scenario_settings, small):
     parts, file = made
     before = unchanged(parts.model)
-    with pytest.raises(CheckpointError, match="catalogue of tea with 6 ids, but the data set is small with 9 ids"):
+    with pytest.raises(CheckpointError, match="catalogue of tea with 6 ids, but the dataset is small with 9 ids"):
         swap(parts.model, load_scenario(file), parts.dataset)
     # the same items, met in another order
     write_dataset(small, dict(reversed(AFTERNOONS.items())), TEA, name="tea")

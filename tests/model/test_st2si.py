@@ -102,7 +102,7 @@ def test_loss_of_one_row_a_user_is_that_of_its_prefixes(build_st2si):
     rows = list(parts.train)
     by_prefix = sum(float(model.calculate_loss(rows_)) * len(rows_) for rows_ in rows)
     sequences = model.inputs.training_sequences(np.random.default_rng(0))
-    assert len(sequences) < sequences.read.sum() == sum(len(rows_) for rows_ in rows)
+    assert len(sequences) < sequences.query_mask.sum() == sum(len(rows_) for rows_ in rows)
     assert float(model.loss_sum(sequences)) == pytest.approx(by_prefix, rel=1e-5)
 
 
@@ -228,5 +228,5 @@ def test_step_is_the_mean_over_all_queries(build_st2si):
     model = parts.model
     trainer = trainer_class(parts.config)(parts.config, model, parts.context)
     sequences = model.inputs.training_sequences(np.random.default_rng(0))
-    expected = float(model.eval().loss_sum(sequences)) / sequences.read.sum()
+    expected = float(model.eval().loss_sum(sequences)) / sequences.query_mask.sum()
     assert trainer._train_epoch(parts.train, 0) == pytest.approx(expected, rel=1e-5)

@@ -65,7 +65,7 @@ TABLE = RaggedTable.from_rows([[], [11, 12, 9], [21, 9], [31, 32, 33, 34, 9], [5
 SEQUENCES = Sequences(
     rows=np.array([1, 2, 3, 2, 4, 1]),
     counts=np.array([3, 1, 2]),
-    read=np.array([True, False, True, True, False, True]),
+    query_mask=np.array([True, False, True, True, False, True]),
     labels=np.array([2, 0, 7, 3, 0, 1]),
 )
 

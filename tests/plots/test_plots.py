@@ -198,7 +198,7 @@ def test_backbones_are_one_line_a_family_over_all_parameters_with_the_best_id_mo
     ]  # fmt: skip
     figure = backbones(of(*runs), "mrr")
     (ax,) = figure.axes
-    assert ax.get_title(loc="left") == "ml-1m", "another data set with one size is no line"
+    assert ax.get_title(loc="left") == "ml-1m", "another dataset with one size is no line"
     found = lines(ax)
     assert found["opt"] == ([135, 360], [0.2, 0.4]) and found["bge"] == ([38, 340], [0.3, 0.5])
     assert found["SASRec"][1] == [0.15, 0.15] and "SASRec" in texts(ax) and "GRU4Rec" not in found

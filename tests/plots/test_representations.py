@@ -19,7 +19,7 @@ from recbole_llm.errors import TrainingError
 from recbole_llm.plots import representations as module
 from recbole_llm.quick_start.run import run
 
-NAMES = ["id model", "language model", "adapter"]
+NAMES = ["ID model", "language model", "adapter"]
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_other_plots_have_no_run(capsys):
 @pytest.mark.parametrize(("value", "what"), [(0.5, "all the same number"), (float("nan"), "not numbers")])
 def test_vectors_without_a_density_are_refused(value, what):
     with pytest.raises(TrainingError, match=f"the coordinates of the adapter are {what}"):
-        module.curves_of({"id model": np.arange(5.0), "adapter": np.full(5, value)})
+        module.curves_of({"ID model": np.arange(5.0), "adapter": np.full(5, value)})
 
 
 @pytest.mark.parametrize(("width", "scales"), [(1.0, ("linear", "linear")), (0.01, ("asinh", "log"))])

@@ -20,7 +20,7 @@ def amazon(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings_file(tmp_path: Path) -> Callable[..., str]:
-    """Write a data set's YAML file; return its path, which `prepare` takes for a name."""
+    """Write a dataset's YAML file; return its path, which `prepare` takes for a name."""
 
     def write(name: str = "toy", **changes: object) -> str:
         path = tmp_path / "configs" / f"{name}.yaml"

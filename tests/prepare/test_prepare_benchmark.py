@@ -1,4 +1,4 @@
-"""Data sets with LLaRA's validation and test rows: files of made-up rows, and the real configuration on them."""
+"""Datasets with LLaRA's validation and test rows: files of made-up rows, and the real configuration on them."""
 
 from pathlib import Path
 

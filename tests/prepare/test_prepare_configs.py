@@ -1,4 +1,4 @@
-"""The data sets that ship: their settings can be read, and hold the papers' numbers."""
+"""The datasets that ship: their settings can be read, and hold the papers' numbers."""
 
 import pytest
 

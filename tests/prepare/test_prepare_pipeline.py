@@ -204,7 +204,7 @@ def test_ensure(settings_file, amazon, tmp_path, monkeypatch):
     (tmp_path / "theirs" / "other").mkdir(parents=True)
     (tmp_path / "theirs" / "other" / "other.inter").write_text("anything")
     assert ensure("other", tmp_path / "theirs") == tmp_path / "theirs" / "other"
-    with pytest.raises(SettingError, match=r"no data set 'tou' is known; did you mean 'toy'\?"):
+    with pytest.raises(SettingError, match=r"no dataset 'tou' is known; did you mean 'toy'\?"):
         ensure("tou", tmp_path / "data")
 
 
@@ -215,7 +215,7 @@ def test_rows_are_written_in_pieces(settings_file, amazon, tmp_path, monkeypatch
 
 
 def test_the_settings_of_the_tests_are_recformers():
-    """So that what is shown here holds for the shipped data sets."""
+    """So that what is shown here holds for the shipped datasets."""
     from recbole_llm.prepare.spec import load_spec
 
     shipped = load_spec("Scientific")

@@ -107,7 +107,7 @@ def test_best_is_bold_and_second_underlined(page, whole):
 
 
 def in_order(whole):
-    """The summary, as the page goes through it: by data set, label, metric."""
+    """The summary, as the page goes through it: by dataset, label, metric."""
     places = (("datasets", "dataset"), ("models", "label"), ("metrics", "metric"))
     return sorted(whole["summary"], key=lambda entry: [whole[many].index(entry[one]) for many, one in places])
 
@@ -133,7 +133,7 @@ def test_every_number_of_tests_intervals_groups_and_counts_is_there(page, whole)
         rows = table(page, f"{entry['dataset']}: {name}", name.capitalize())
         values = [interval(entry["metrics"][metric]) for metric in whole["metrics"]]
         assert [entry["group"], str(entry["targets"]), entry["label"], *values] in rows
-    rows = table(page, "Data sets", "Data set")
+    rows = table(page, "Datasets", "Dataset")
     for dataset, counts in whole["counts"].items():
         assert [dataset, *(f"{count:,}" for count in counts.values())] in rows
 
@@ -175,7 +175,7 @@ def test_papers_settings_versions_and_notes_are_there(page, whole):
 
 
 def test_figures_are_inline_with_ids_of_their_own_and_the_page_s_colours(page, text):
-    # Two data sets, each: bars of two metrics, two ways to group, speed, curves.
+    # Two datasets, each: bars of two metrics, two ways to group, speed, curves.
     assert len(page.all("svg")) == 12 and not page.all("img")
     assert all(svg["attrs"]["role"] == "img" and svg["attrs"]["aria-label"] for svg in page.all("svg"))
     ids = [element["attrs"]["id"] for element in page.elements if "id" in element["attrs"]]

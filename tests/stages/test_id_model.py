@@ -1,4 +1,4 @@
-"""The id model of IDLE-Adapter's runs: trained once, found again, kept with the run, refused where it does not fit."""
+"""The ID model of IDLE-Adapter's runs: trained once, found again, kept with the run, refused where it does not fit."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ def test_second_run_finds_the_id_model(finished, tiny):
     (trained,) = id_folders(data)
     assert trained.name.startswith("id-ComiRec-small-")
     before = written_at(trained)
-    # other settings of the adapter alone, and a default of the id model's that is said
+    # other settings of the adapter alone, and a default of the ID model's that is said
     second = run(settings=settings_of(data, tiny, num_virtual_tokens=1, learning_rate=0.02, seed=2020))
     assert second["settings"]["seed"] == first["settings"]["seed"]
     assert id_folders(data) == [trained]
@@ -96,7 +96,7 @@ def test_other_data_has_an_id_model_of_its_own(finished, tiny):
 
 
 def test_other_defaults_have_an_id_model_of_their_own(small, tiny, tmp_path, monkeypatch):
-    """An id model is not found again after a file of the package or of the data set says something else."""
+    """An ID model is not found again after a file of the package or of the dataset says something else."""
 
     def digest():
         own = Config(config_dict=settings_of(small, tiny))
@@ -110,17 +110,17 @@ def test_other_defaults_have_an_id_model_of_their_own(small, tiny, tmp_path, mon
         monkeypatch.setattr(module, "shipped", lambda folder: copies / folder)
     assert digest() == before
     (copies / "dataset_configs" / "small.yaml").write_text("prompt_noun: games\n")
-    assert digest() != before, "a data set with a file loads other columns"
+    assert digest() != before, "a dataset with a file loads other columns"
     before = digest()
     (copies / "dataset_configs" / "small.yaml").write_text("prompt_noun: movies\n")
-    assert digest() == before, "no id model reads a prompt"
+    assert digest() == before, "no ID model reads a prompt"
     model = copies / "properties" / "model" / "ComiRec.yaml"
     model.write_text(model.read_text().replace("dropout_prob: 0.2", "dropout_prob: 0.3"))
     assert digest() != before
 
 
 def test_it_is_the_run_that_its_settings_make(finished):
-    """What the adapter trained first is what the id model's own command trains."""
+    """What the adapter trained first is what the ID model's own command trains."""
     data, _, result = finished
     own = run(settings=id_settings(data))
     assert own["test"] == result["id_model"]["test"]
@@ -160,7 +160,7 @@ def test_a_model_that_is_not_stored_takes_no_id_model_of_the_working_directory(s
 
 
 def test_trial_with_a_run_of_its_own_is_evaluated_later(small, tiny, monkeypatch):
-    """A run that is gone on with is given all its settings, the id model's name among them."""
+    """A run that is gone on with is given all its settings, the ID model's name among them."""
     own = run(settings=id_settings(small, model="GRU4Rec", hidden_size=8, train_neg_sample_args=None))
     settings = settings_of(small, tiny, id_model_path=own["path"], id_model_settings={})
     whole = run(settings=settings)
@@ -244,7 +244,7 @@ def uninterrupted(tmp_path_factory, tiny):
     return outcome(root / "saved")
 
 
-# 32 training rows: 4 steps an epoch of the id model, 2 of the adapter's with 3 prefixes of each of the 7 users
+# 32 training rows: 4 steps an epoch of the ID model, 2 of the adapter's with 3 prefixes of each of the 7 users
 @pytest.mark.parametrize("kill", [("step", 6), ("step", 12), ("state", 3), ("result", 1)])
 def test_resumed_run_ends_as_the_uninterrupted_one(small, tiny, uninterrupted, kill):
     code, _, error = command_line(small, arguments_of(tiny, small / "saved"), kill=kill)
@@ -257,7 +257,7 @@ def test_resumed_run_ends_as_the_uninterrupted_one(small, tiny, uninterrupted, k
     code, out, error = command_line(small, ["run", f"--resume={made}"])
     assert code == 0, error
     assert out.splitlines()[-1] == str(made / "result.json")
-    assert id_folders(small) == [trained], "the id model is not trained a second time"
+    assert id_folders(small) == [trained], "the ID model is not trained a second time"
     assert not whole or written_at(trained) == before
     found = outcome(small / "saved")
     assert found[0] == uninterrupted[0]
@@ -277,7 +277,7 @@ def test_id_model_of_other_data(small, tiny):
     write_dataset(small, histories={user: items[:4] for user, items in HISTORIES.items()}, name="other")
     other = run(settings=id_settings(small, dataset="other"))
     folder = Path(other["path"]).parent
-    message = rf"the id model {folder} knows the \d items of other, but this run has the 8 items of small"
+    message = rf"the ID model {folder} knows the \d items of other, but this run has the 8 items of small"
     with pytest.raises(CheckpointError, match=message):
         run(settings=settings_of(small, tiny, id_model_path=str(folder), id_model_settings={}))
     assert_nothing_half_written(small)

@@ -1,4 +1,4 @@
-"""Pre-training on other data sets: what is trained, that it is used, found again, and refused."""
+"""Pre-training on other datasets: what is trained, that it is used, found again, and refused."""
 
 import json
 import shutil
@@ -280,7 +280,7 @@ def test_source_with_an_item_of_the_target(settings, data, trainings, found):
     [
         ({"pretrain_datasets": "food,small"}, "names the target small itself"),
         ({"pretrain_datasets": "food,food"}, "names 'food' twice"),
-        ({"pretrain_datasets": ["fod"]}, "no data set 'fod'.*'food'"),
+        ({"pretrain_datasets": ["fod"]}, "no dataset 'fod'.*'food'"),
         ({"pretrain_epochs": 0}, "pretrain_epochs=0"),
         ({"pretrain_epochs": "many"}, "pretrain_epochs=many"),
         ({"pretrain_save_epochs": 3}, r"pretrain_save_epochs=\[3\]"),
@@ -298,7 +298,7 @@ def test_settings_that_cannot_be(settings, data, more, words):
 
 
 def test_verb_without_sources(settings):
-    with pytest.raises(SettingError, match="pretrain_datasets names no data set"):
+    with pytest.raises(SettingError, match="pretrain_datasets names no dataset"):
         quick_start.pretrain(settings=settings(pretrain_datasets=None))
 
 

@@ -1,7 +1,7 @@
-"""A trained id model's scores mixed into another model's: both papers' sources of evidence in one ranking.
+"""A trained ID model's scores mixed into another model's: both papers' sources of evidence in one ranking.
 
 The score of item v is ``(1 - w) log p(v) + w log p_id(v)``, a product of experts: p is the softmax of the model's own
-scores, p_id that of the id model's. The weight w is given, or chosen on validation after every epoch. ST2SI and
+scores, p_id that of the ID model's. The weight w is given, or chosen on validation after every epoch. ST2SI and
 IDLE-Adapter have it; neither paper does.
 """
 
@@ -25,11 +25,11 @@ WEIGHTS = np.linspace(0, 1, 21)  # that are tried on validation
 
 
 class IdScores(nn.Module):
-    """The log-probabilities of a frozen id model.
+    """The log-probabilities of a frozen ID model.
 
     Args:
         config: the settings of the run, with `id_weight`.
-        model: the id model, on the run's device.
+        model: the ID model, on the run's device.
 
     Attributes:
         weight: w, float32 [].
@@ -55,7 +55,7 @@ class IdScores(nn.Module):
         self._remembered: dict[bytes, Tensor] = {}
 
     def train(self, mode: bool = True) -> "IdScores":
-        """Set training mode; the frozen id model stays in eval mode, without dropout."""
+        """Set training mode; the frozen ID model stays in eval mode, without dropout."""
         super().train(mode)
         if mode:  # the weights behind what is remembered are about to change
             self._remembered.clear()
@@ -130,14 +130,14 @@ class IdScores(nn.Module):
         assert self._gain is not None
         gains = torch.zeros(len(WEIGHTS), dtype=torch.float64, device=self.weight.device)
         for interaction, scores, targets, left_out in batches:
-            own, theirs = log_probabilities(scores), self(interaction)
+            own, of_id_model = log_probabilities(scores), self(interaction)
             if isinstance(left_out, Tensor):
                 lines, items = left_out.to(own.device), interaction[self.item_field].to(own.device)
-                own, theirs = (_of_candidates(each, lines, items) for each in (own, theirs))
+                own, of_id_model = (_of_candidates(each, lines, items) for each in (own, of_id_model))
                 left_out = torch.ones_like(own, dtype=torch.bool)
                 left_out[lines, items] = False
             for index, weight in enumerate(WEIGHTS):
-                ranked = mixed(own, theirs, torch.tensor(weight, dtype=own.dtype, device=own.device))
+                ranked = mixed(own, of_id_model, torch.tensor(weight, dtype=own.dtype, device=own.device))
                 if left_out is not None:
                     ranked[left_out] = float("-inf")
                 gains[index] += self._gain(target_ranks(ranked, *targets)).sum()
@@ -184,7 +184,7 @@ def max_items(config: Any) -> int:
 
 
 def require_scores_of_all_items(model_class: type) -> None:
-    """Refuse an id model without `full_sort_predict` (NeuMF, DIN, DeepFM). Raises SettingError."""
+    """Refuse an ID model without `full_sort_predict` (NeuMF, DIN, DeepFM). Raises SettingError."""
     if model_class.full_sort_predict is AbstractRecommender.full_sort_predict:  # type: ignore[attr-defined]
         raise SettingError(
             f"id_model={model_class.__name__} does not score all items at once (it has no full_sort_predict): take "
@@ -193,7 +193,7 @@ def require_scores_of_all_items(model_class: type) -> None:
 
 
 def _of_candidates(scores: Tensor, lines: Tensor, items: Tensor) -> Tensor:
-    """Return the score of each line's item, one row a ranking [rankings, items]; 0 for what is no candidate.
+    """Return the score of each line's item, one row per ranking [rankings, items]; 0 for what is no candidate.
 
     Args:
         scores: [lines, items].
@@ -210,10 +210,10 @@ def log_probabilities(scores: Tensor) -> Tensor:
     return scores.float().index_fill(1, padding, float("-inf")).log_softmax(dim=1)
 
 
-def mixed(own: Tensor, theirs: Tensor, weight: Tensor) -> Tensor:
-    """Return ``(1 - weight) own + weight theirs`` of two tables of log-probabilities [rows, items].
+def mixed(own: Tensor, of_id_model: Tensor, weight: Tensor) -> Tensor:
+    """Return ``(1 - weight) own + weight of_id_model`` of two tables of log-probabilities [rows, items].
 
     Both are -inf for the padding id alone, and a weight of 0 or 1 leaves that as it is.
     """
-    scores = torch.lerp(own[:, 1:], theirs[:, 1:], weight)
+    scores = torch.lerp(own[:, 1:], of_id_model[:, 1:], weight)
     return torch.cat([own[:, :1], scores], dim=1)

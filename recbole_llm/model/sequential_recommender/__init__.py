@@ -1,1 +1,1 @@
-"""Sequential recommenders that read text: one file a model."""
+"""Sequential recommenders that read text: one file per model."""

@@ -121,7 +121,7 @@ class SelfAttentiveExtraction(nn.Module):
         size: of the item vectors.
         attention_size: rows of W_1.
         interests: K, the columns of W_2.
-        longest: the most items of a history.
+        longest: maximum number of items of a history.
     """
 
     def __init__(self, size: int, attention_size: int, interests: int, longest: int) -> None:
@@ -154,7 +154,7 @@ class DynamicRouting(nn.Module):
     Args:
         size: of the item vectors.
         interests: K.
-        longest: the most items of a history.
+        longest: maximum number of items of a history.
         iterations: how often the logits are used; they are changed between.
         seed: of the first logits.
     """

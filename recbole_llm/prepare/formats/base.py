@@ -27,7 +27,7 @@ class RawFormat(Protocol):
 
     @property
     def optional_roles(self) -> frozenset[str]:
-        """Roles that the settings of a data set may leave out."""
+        """Roles that the settings of a dataset may leave out."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""LLaRA's validation and test rows (Liao et al. 2024) on a data set that is there as atomic files.
+"""LLaRA's validation and test rows (Liao et al. 2024) on a dataset that is there as atomic files.
 
 Two tab-separated tables hold ``user_id``, ``item_id_list`` (the history, item ids with spaces between) and ``item_id``
 (the target). Each row is one user's whole validation or test data; users without a row are the training side.

@@ -1,10 +1,10 @@
 """IDLE-Adapter: Break the ID-Language Barrier (Yu et al.).
 
-The user vector of a trained, frozen id model (eq. 2) is projected, layer by layer, into virtual tokens (eq. 5 to 7)
+The user vector of a trained, frozen ID model (eq. 2) is projected, layer by layer, into virtual tokens (eq. 5 to 7)
 that stand before a hard prompt in every layer of a frozen language model (eq. 8 to 11). The pooled last state is mapped
 to item ids by a linear head (eq. 14). Cross-entropy (eq. 13) is trained together with the discrepancy between the
 virtual tokens and the language model's own states (eq. 12, 15); adapter and head are all that is trained (eq. 16).
-With ``tuning: lora`` or ``full`` the language model is trained, too, and with `id_weight` the id model's own
+With ``tuning: lora`` or ``full`` the language model is trained, too, and with `id_weight` the ID model's own
 scores are mixed in when items are ranked; neither is in the paper.
 """
 
@@ -61,18 +61,18 @@ class IDLEAdapter(TextRecommender):
 
     Attributes:
         inputs: prompts of histories, and the prefixes to train on.
-        id_model: the frozen id model.
+        id_model: the frozen ID model.
         backbone: the language model, frozen unless `tuning` says otherwise.
         adapter: from user vectors to virtual tokens.
         projection: W_y of eq. 14.
-        id_scores: the id model's scores that are mixed in, None with ``id_weight: 0``.
+        id_scores: the ID model's scores that are mixed in, None with ``id_weight: 0``.
 
     Raises:
         BackboneError: if the backbone cannot be had.
-        CheckpointError: if the id model belongs to other data, or is broken.
+        CheckpointError: if the ID model belongs to other data, or is broken.
         DataError: if a column is missing, or no item has a text.
-        SettingError: for a value that is not allowed, or an id model without a user vector.
-        TrainingError: if the id model's vectors are not numbers.
+        SettingError: for a value that is not allowed, or an ID model without a user vector.
+        TrainingError: if the ID model's vectors are not numbers.
     """
 
     dataset_class = HistoryDataset
@@ -149,10 +149,10 @@ class IDLEAdapter(TextRecommender):
 
     @torch.no_grad()
     def user_vectors(self, interaction: Interaction) -> Tensor:
-        """Return the id model's user vectors u [batch, interests, d], float32 (eq. 2).
+        """Return the ID model's user vectors u [batch, interests, d], float32 (eq. 2).
 
         Raises:
-            SettingError: if the id model has none.
+            SettingError: if the ID model has none.
             TrainingError: if one is not a number.
         """
         fields = [name for name in (self.ITEM_SEQ, self.ITEM_SEQ_LEN, self.USER_ID) if name in interaction]
@@ -210,11 +210,11 @@ class IDLEAdapter(TextRecommender):
             tokens: D [L or 1, prompts, virtual, d'].
             language: H~ [prompts, L, d'].
         """
-        mine = tokens.mean(dim=2).expand(self.layers, -1, -1)  # [L, prompts, d']
-        theirs = language.transpose(0, 1)
+        virtual_states = tokens.mean(dim=2).expand(self.layers, -1, -1)  # [L, prompts, d']
+        language_states = language.transpose(0, 1)
         if self.settings.mmd_rows == "layers":
-            mine, theirs = mine.transpose(0, 1), language
-        discrepancy = gaussian_mmd(mine, theirs, median_rho(mine, theirs))
+            virtual_states, language_states = virtual_states.transpose(0, 1), language
+        discrepancy = gaussian_mmd(virtual_states, language_states, median_rho(virtual_states, language_states))
         return discrepancy.sum() if self.settings.mmd_rows == "layers" else discrepancy.mean() * tokens.shape[1]
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
@@ -258,7 +258,7 @@ class IDLEAdapter(TextRecommender):
         return self.id_scores.mix(self.projection(states), interaction)
 
     def before_validation(self, valid_data: Any) -> None:
-        """Choose the weight of the id model's scores, if ``id_weight: ~`` asks for it. See `PackedTrainer`.
+        """Choose the weight of the ID model's scores, if ``id_weight: ~`` asks for it. See `PackedTrainer`.
 
         Args:
             valid_data: RecBole's loader of the validation part.
@@ -279,12 +279,12 @@ class IDLEAdapter(TextRecommender):
         return len(samples), self.inputs.batches(samples, self.settings.train_batch_tokens, plain)
 
     def stored_state(self) -> dict[str, Tensor]:
-        """Return the weights that a checkpoint holds: what is trained, and the share of the id model's scores."""
+        """Return the weights that a checkpoint holds: what is trained, and the share of the ID model's scores."""
         weight = {} if self.id_scores is None else {"id_scores.weight": self.id_scores.weight}
         return {**trained_state(self), **weight}
 
     def extra_results(self) -> dict[str, Any]:
-        """Return what `result.json` holds beyond what every model's does: the id model and its own test metrics."""
+        """Return what `result.json` holds beyond what every model's does: the ID model and its own test metrics."""
         own: dict[str, Any] = {"model": type(self.id_model).__name__}
         if self.id_scores is not None:
             own["weight"] = round(float(self.id_scores.weight), 4)
@@ -292,7 +292,7 @@ class IDLEAdapter(TextRecommender):
         return {"id_model": own, "prompt": self.inputs.prompt_counts()}
 
     def save_extras(self, folder: Path, dataset: Any) -> None:
-        """Write what a finished run holds beside its weights: the id model."""
+        """Write what a finished run holds beside its weights: the ID model."""
         self.id_run.copy_into(folder)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -22,17 +22,17 @@ class IDLEAdapterSettings:
         mmd_weight: lambda of eq. 15.
         mmd_rows: layers or batch: what the rows of eq. 12 are.
         template: the hard prompt.
-        max_items: the most items of a history in the prompt; the id model has its own `MAX_ITEM_LIST_LENGTH`.
-        max_prompt_tokens: the most tokens of a prompt.
-        max_attribute_tokens: the most tokens of an item's text.
-        train_batch_tokens: the most tokens of a packed pass with gradients.
-        eval_batch_tokens: the most tokens of a packed pass without.
+        max_items: maximum number of items of a history in the prompt; the ID model has its own `MAX_ITEM_LIST_LENGTH`.
+        max_prompt_tokens: maximum number of tokens of a prompt.
+        max_attribute_tokens: maximum number of tokens of an item's text.
+        train_batch_tokens: maximum number of tokens of a packed pass with gradients.
+        eval_batch_tokens: maximum number of tokens of a packed pass without.
         learning_rate: of the adapter, and of all else whose own rate is not given.
         head_learning_rate: of the head.
         head_dropout: of the pooled states before the head.
         tuning: how the backbone is trained: not at all in the paper (`frozen`), by low-rank adapters, or all of it.
         backbone_learning_rate: of what is trained of the backbone.
-        id_weight: the share of the id model's own scores in the ranking; None to choose it on validation.
+        id_weight: the share of the ID model's own scores in the ranking; None to choose it on validation.
 
     Raises:
         SettingError: for values that do not go together.

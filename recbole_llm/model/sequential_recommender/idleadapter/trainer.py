@@ -1,4 +1,4 @@
-"""Training on a frozen id model and a frozen language model: what neither changes is computed once."""
+"""Training on a frozen ID model and a frozen language model: what neither changes is computed once."""
 
 import logging
 from typing import Any
@@ -10,7 +10,7 @@ from tqdm import tqdm
 from recbole_llm.backbone.feature_cache import FeatureStore
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 
-_ROWS = 8192  # histories of one pass of the id model
+_ROWS = 8192  # histories of one pass of the ID model
 _SHARE = 0.25  # of a device's free memory that stored language model states may take
 _HOST_BYTES = 4 * 1024**3  # and of the host's, on the CPU
 

@@ -58,8 +58,8 @@ class CatalogueInputs:
         """Return X_I = {T_I, T_v, [Q]} with label v for every item v that has a text."""
         items = np.flatnonzero(self.table.lengths[: self.items] > 1)
         rows = np.stack([np.full_like(items, self.items), items], axis=1).ravel()
-        read = np.tile([False, True], len(items))
-        return Sequences(rows, np.full(len(items), 2), read, np.where(read, rows, 0))
+        query_mask = np.tile([False, True], len(items))
+        return Sequences(rows, np.full(len(items), 2), query_mask, np.where(query_mask, rows, 0))
 
     def prefix_sequences(self, histories: np.ndarray, lengths: np.ndarray) -> Sequences:
         """Return the windows of given histories, read at their last query.
@@ -81,8 +81,10 @@ class CatalogueInputs:
         after = tokens[:, ::-1].cumsum(axis=1)[:, ::-1]  # tokens from an item to the end of its history
         kept = inside & (after <= self._window_limits.tokens) & (columns >= lengths[:, None] - self.limits.items)
         counts = kept.sum(axis=1)
-        read = _last_of_each(counts)
-        return Sequences(self._rows(histories[kept], counts), counts, read, np.zeros(len(read), dtype=np.int64))
+        query_mask = _last_of_each(counts)
+        return Sequences(
+            self._rows(histories[kept], counts), counts, query_mask, np.zeros(len(query_mask), dtype=np.int64)
+        )
 
     def _rows(self, items: np.ndarray, counts: np.ndarray) -> np.ndarray:
         if self.multi_query:
@@ -91,7 +93,7 @@ class CatalogueInputs:
 
 
 class ST2SIInputs(CatalogueInputs):
-    """Everything that ST2SI reads, cut from a data set.
+    """Everything that ST2SI reads, cut from a dataset.
 
     Args:
         dataset: the training part.
@@ -152,19 +154,19 @@ class ST2SIInputs(CatalogueInputs):
         """
         starts = self.histories.window_starts(ends - lengths, ends)
         positions, counts = Windows(starts, ends).positions()
-        read = _last_of_each(counts)
+        query_mask = _last_of_each(counts)
         rows = self._rows(self.histories.items[positions], counts)
-        return Sequences(rows, counts, read, np.zeros(len(read), dtype=np.int64))
+        return Sequences(rows, counts, query_mask, np.zeros(len(query_mask), dtype=np.int64))
 
     def window_sequences(self, windows: Windows) -> Sequences:
         """Return X_q of every window, with the next item as label wherever that is a training target."""
         positions, counts = windows.positions()
         items = self.histories.items
-        read = self._is_target[positions + 1]
+        query_mask = self._is_target[positions + 1]
         if not self.multi_query:
-            read &= _last_of_each(counts)
-        labels = np.where(read, np.append(items, 0)[positions + 1], 0)
-        return Sequences(self._rows(items[positions], counts), counts, read, labels)
+            query_mask &= _last_of_each(counts)
+        labels = np.where(query_mask, np.append(items, 0)[positions + 1], 0)
+        return Sequences(self._rows(items[positions], counts), counts, query_mask, labels)
 
 
 def _last_of_each(counts: np.ndarray) -> np.ndarray:

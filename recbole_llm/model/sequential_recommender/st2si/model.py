@@ -4,7 +4,7 @@ A decoder language model reads the texts of a user's items with a query token af
 turns the hidden state at every query into a distribution over item ids (eq. 4, 5). Alignment inputs, an instruction
 and one item's text, are mapped to the item's own id by the same projection (eq. 6), and both are trained together by
 cross-entropy (eq. 7). With ``tuning: ilp`` the language model is frozen and the projection alone is trained (3.4.2).
-With ``id_model`` a trained id model's scores are mixed in when items are ranked, which is not in the paper.
+With ``id_model`` a trained ID model's scores are mixed in when items are ranked, which is not in the paper.
 """
 
 from collections.abc import Callable, Iterator
@@ -63,11 +63,11 @@ class ST2SI(TextRecommender):
         tokenizer: the language model's.
         projection: the item linear projection.
         state_cache: the stored hidden states of a frozen backbone, once `fill_state_cache` was called.
-        id_scores: the id model whose scores are mixed in, None without one.
+        id_scores: the ID model whose scores are mixed in, None without one.
 
     Raises:
         BackboneError: if the backbone cannot be had, or is an encoder: its queries would see later items.
-        CheckpointError: if the id model belongs to other data, or is broken.
+        CheckpointError: if the ID model belongs to other data, or is broken.
         DataError: if no item has a text, or a text field is missing.
     """
 
@@ -195,7 +195,7 @@ class ST2SI(TextRecommender):
     def prepared_step(self, samples: Sequences) -> tuple[int, list[PackedBatch]]:
         """Return how many queries a step has, and its passes. See `PackedTrainer`."""
         parts = self.passes(samples, self.settings.train_batch_tokens)
-        return int(samples.read.sum()), [pack(part, self.inputs.table) for part in parts]
+        return int(samples.query_mask.sum()), [pack(part, self.inputs.table) for part in parts]
 
     def loss_sum(self, sequences: Sequences) -> Tensor:
         """Return the sum of -log p over all queries of `sequences`, in one packed pass."""
@@ -219,7 +219,7 @@ class ST2SI(TextRecommender):
         """
         sequences = self._prefixes(interaction)
         labels = np.zeros_like(sequences.rows)
-        labels[sequences.read] = interaction[self.POS_ITEM_ID].cpu().numpy()
+        labels[sequences.query_mask] = interaction[self.POS_ITEM_ID].cpu().numpy()
         return self.loss_sum(replace(sequences, labels=labels)) / len(sequences)
 
     def _prefixes(self, interaction: Interaction) -> Sequences:
@@ -255,7 +255,7 @@ class ST2SI(TextRecommender):
         return self.id_scores.mix(self.projection(states), interaction)
 
     def before_validation(self, valid_data: Any) -> None:
-        """Choose the weight of the id model's scores, if the settings give none. See `PackedTrainer`.
+        """Choose the weight of the ID model's scores, if the settings give none. See `PackedTrainer`.
 
         Args:
             valid_data: RecBole's loader of the validation part.
@@ -269,7 +269,7 @@ class ST2SI(TextRecommender):
         """Return what `result.json` holds beyond what every model's does.
 
         The ILP accuracy: how often an item's own text is mapped to its id, first and among five (Table 5). The
-        pre-training: data sets, epochs, seconds, folder. The id model, its weight and its own test metrics.
+        pre-training: datasets, epochs, seconds, folder. The ID model, its weight and its own test metrics.
         """
         self.eval()
         found = np.zeros(2)
@@ -292,14 +292,14 @@ class ST2SI(TextRecommender):
         return results
 
     def _alignment_states(self, aligned: Sequences) -> Iterator[tuple[np.ndarray, Tensor]]:
-        labels = aligned.labels[aligned.read]
+        labels = aligned.labels[aligned.query_mask]
         if self.state_cache is not None and len(self.state_cache.aligned):
             for part in np.array_split(np.arange(len(labels)), -(-len(labels) // 4096)):
                 rows = torch.from_numpy(self.state_cache.aligned[part])
                 yield labels[part], self.state_cache.store.take(rows)
             return
         for passed in self.passes(aligned, self.settings.eval_batch_tokens):
-            yield passed.labels[passed.read], self.states_of(passed)
+            yield passed.labels[passed.query_mask], self.states_of(passed)
 
     def single_sequence(self) -> SingleHistory | None:
         """Return what ranks for one history by a CUDA graph; None on the CPU and with an ID model."""
@@ -326,8 +326,8 @@ class ST2SI(TextRecommender):
         windows = self.inputs.training_windows(np.random.default_rng(0))
         users = self.inputs.window_sequences(windows)
         positions, counts = windows.positions()
-        starts = [np.repeat(windows.starts, counts)[users.read]]
-        wanted = [positions[users.read]]
+        starts = [np.repeat(windows.starts, counts)[users.query_mask]]
+        wanted = [positions[users.query_mask]]
         for part in evaluated:
             ends = part.inter_feat[HISTORY_END].numpy()
             starts.append(histories.window_starts(histories.user_start[ends], ends))
@@ -338,15 +338,15 @@ class ST2SI(TextRecommender):
         state_before = np.full(len(histories.items) + 1, -1, dtype=np.int64)
         state_before[all_wanted[trained:] + 1] = index[trained:]
         samples = RaggedTable(index[:trained], np.concatenate([[0], np.cumsum(users.queries())]))
-        labels, aligned = users.labels[users.read], np.arange(0)
+        labels, aligned = users.labels[users.query_mask], np.arange(0)
         if self.settings.alignment:
             items = self.inputs.alignment_sequences()
-            aligned = int(passes.read.sum()) + np.arange(len(items))
+            aligned = int(passes.query_mask.sum()) + np.arange(len(items))
             samples = samples.followed_by(RaggedTable(aligned, np.arange(len(items) + 1)))
-            labels = np.concatenate([labels, items.labels[items.read]])
+            labels = np.concatenate([labels, items.labels[items.query_mask]])
             passes = concatenate([passes, items])
         width, device = self.projection.weight.shape[1], torch.device(self.device)
-        store = FeatureStore(int(passes.read.sum()), width, self.precision, device, folder)
+        store = FeatureStore(int(passes.query_mask.sum()), width, self.precision, device, folder)
         self.eval()
         for part in progress(self.passes(passes, self.settings.eval_batch_tokens)):
             store.append(self.states_of(part))
@@ -367,7 +367,7 @@ class ST2SI(TextRecommender):
     def save_extras(self, folder: Path, dataset: Any) -> None:
         """Write what a finished run holds beside its weights.
 
-        The id model, if there is one; otherwise, with a frozen backbone, `scenario.safetensors`.
+        The ID model, if there is one; otherwise, with a frozen backbone, `scenario.safetensors`.
         """
         if self.id_run is not None:
             self.id_run.copy_into(folder)

@@ -39,7 +39,7 @@ class Scenario:
     """A catalogue's part of an ST2SI model.
 
     Attributes:
-        dataset: the data set's name.
+        dataset: the dataset's name.
         tokens: item tokens in the order of the ids; the first is the padding id's.
         weight: float32 [items, width], the projection (eq. 5).
         text: token ids of the items, row = item id.
@@ -48,9 +48,9 @@ class Scenario:
         query_token: the token after every item text.
         query: its id.
         instruction: token ids of the alignment instruction.
-        max_items: the most items of a window.
-        max_sequence_tokens: the most tokens of a window.
-        max_attribute_tokens: the most tokens of one field; `text` is cut already.
+        max_items: maximum number of items of a window.
+        max_sequence_tokens: maximum number of tokens of a window.
+        max_attribute_tokens: maximum number of tokens of one field; `text` is cut already.
         item_text_fields: the columns that `text` was made of.
         multi_query: whether a query follows every item, or the last one alone.
     """
@@ -96,7 +96,7 @@ def scenario_of(model: Any, dataset: Any) -> Scenario:
 
     Args:
         model: an `ST2SI`.
-        dataset: the data set that it was built on.
+        dataset: the dataset that it was built on.
 
     Raises:
         CheckpointError: if `dataset` has another number of items than the model.
@@ -105,7 +105,7 @@ def scenario_of(model: Any, dataset: Any) -> Scenario:
     if len(tokens) != len(model.projection.weight):
         raise CheckpointError(
             f"the projection has {len(model.projection.weight)} ids, but {dataset.dataset_name} has {len(tokens)}: "
-            f"give the data set that the model was built on"
+            f"give the dataset that the model was built on"
         )
     settings, inputs = model.settings, model.inputs
     return Scenario(
@@ -156,7 +156,7 @@ def load_scenario(path: str | Path) -> Scenario:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(
-            f"there is no scenario {path}: ILP tuning without an id model leaves one in its run folder, as {FILE}"
+            f"there is no scenario {path}: ILP tuning without an ID model leaves one in its run folder, as {FILE}"
         )
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -184,12 +184,12 @@ def swap(model: Any, scenario: Scenario, dataset: Any = None) -> None:
     for inference: the histories that the model trained on are gone.
 
     A `Recommender` (and any CUDA graph) that was made of the model before keeps the ids of the old catalogue: make
-    another, of this model and the new data set.
+    another, of this model and the new dataset.
 
     Args:
         model: an `ST2SI`, on any device.
         scenario: of the same backbone.
-        dataset: the data set whose ids the model will be given, to be checked; None if there is none.
+        dataset: the dataset whose ids the model will be given, to be checked; None if there is none.
 
     Raises:
         CheckpointError: if the scenario belongs to another backbone, or to another catalogue than `dataset`. The model
@@ -224,5 +224,5 @@ def _require_fitting(model: Any, scenario: Scenario, dataset: Any) -> None:
     if dataset is not None and catalogue_hash(dataset) != scenario.catalogue:
         raise CheckpointError(
             f"the scenario belongs to the item catalogue of {scenario.dataset} with {len(scenario.tokens)} ids, but "
-            f"the data set is {dataset.dataset_name} with {dataset.item_num} ids, or has them in another order"
+            f"the dataset is {dataset.dataset_name} with {dataset.item_num} ids, or has them in another order"
         )

@@ -22,16 +22,16 @@ class ST2SISettings:
         pretraining: what is known of the backbone's pre-training, None without one.
         tuning: how the backbone is trained.
         item_text_fields: columns of the `.item` file.
-        max_attribute_tokens: the most tokens of one field.
-        max_items: the most items of a window; an id model whose scores are mixed in has `MAX_ITEM_LIST_LENGTH`.
-        max_sequence_tokens: the most tokens of a window.
+        max_attribute_tokens: maximum number of tokens of one field.
+        max_items: maximum number of items of a window; an ID model reads `MAX_ITEM_LIST_LENGTH`.
+        max_sequence_tokens: maximum number of tokens of a window.
         query_token: the token after every item text.
         multi_query: whether a query follows every item (eq. 2), or the last one alone (Table 3, without multi-query).
         train_window: random, full or recent.
         alignment: whether alignment inputs are trained too.
         alignment_instruction: the text before the item in an alignment input.
-        train_batch_tokens: the most tokens of a packed pass with gradients.
-        eval_batch_tokens: the most tokens of a packed pass without.
+        train_batch_tokens: maximum number of tokens of a packed pass with gradients.
+        eval_batch_tokens: maximum number of tokens of a packed pass without.
         learning_rate: of the backbone and the projection.
         id_model: the model whose scores are mixed in, or the folder of its run; None without one.
         head_dropout: of the hidden states before the projection.
