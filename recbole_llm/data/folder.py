@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.prepare import ensure
-
 
 def ensure_files(config: Any) -> Path:
     """Return the folder of a run's atomic files, after making it from the publisher's files if it is not there.
@@ -13,4 +11,8 @@ def ensure_files(config: Any) -> Path:
         DataError: if it can neither be found nor be made here; the files to put in place are named.
     """
     folder = Path(config["data_path"])
-    return folder if folder.is_dir() else ensure(config["dataset"], folder.parent)
+    if folder.is_dir():
+        return folder
+    from recbole_llm.prepare import ensure  # what reads publishers' files is heavy, and a run rarely needs it
+
+    return ensure(config["dataset"], folder.parent)
