@@ -286,7 +286,7 @@ def test_cuda_graph_equals_plain(small, tiny, backbone, tuning):
             scores = dict(zip(found.items, found.scores, strict=True))
             for item, score in zip(expected.items, expected.scores, strict=True):
                 assert scores[item] == pytest.approx(score, abs=0.05)
-    assert all(place.graph is not None for place in fast._single._places.values())
+    assert all(place.graph is not None for place in fast._single._sequence._places.values())
 
 
 # -- benchmarks --------------------------------------------------------------------------------------------------------

@@ -62,8 +62,9 @@ TwoLosses.__name__ = Diverging.__name__ = "SASRec"  # their settings are SASRec'
 
 
 def parts_of(model, folder, tmp_path, **settings):
+    of_model = MODELS[model if isinstance(model, str) else model.__name__]
     config = Config(
-        model, config_dict=quick_settings(folder, train_batch_size=50, loss_type="CE", **{**SMALL, **settings})
+        model, config_dict=quick_settings(folder, train_batch_size=50, loss_type="CE", **{**of_model, **settings})
     )
     init_seed(config["seed"], True)
     return build(config, folder=tmp_path)
