@@ -16,24 +16,14 @@ RUN: dict[str, dict[str, object]] = {
     # README.md, index.md and first_run.md
     "recbole-llm --help": {},
     "recbole-llm run --help": {},
-    "python run_recbole_llm.py --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp": {},
-    "python run_recbole_llm.py --model=SASRec --dataset=ml-100k": {},
-    "python run_recbole_llm.py --resume=saved/<run>": {},
-    "python run_recbole_llm.py --model=Pop --dataset=ml-100k": {},
-    "python run_recbole_llm.py --model=GRU4Rec --dataset=ml-100k": {},
-    "python run_recbole_llm.py --model=BERT4Rec --dataset=ml-100k": {},
-    "python run_recbole_llm.py --model=ST2SI --dataset=ml-100k "
-    "--config_files=properties/recommended/ml-100k-cpu.yaml": {"backbone": "TINY"},
-    "python run_recbole_llm.py --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp --epochs=60": {},
     "python run_recbole_llm.py --model=ST2SI --dataset=Scientific": {"backbone": "TINY"},
-    "python run_recbole_llm.py --model=IDLEAdapter --dataset=ml-100k --id_model=SASRec": IDLE,
-    "recbole-llm compare --models=ST2SI,IDLEAdapter,SASRec,GRU4Rec,BERT4Rec --dataset=ml-100k "
-    "--model_settings=properties/recommended/packaged.yaml": {"backbone": "TINY", **SHORT_PROMPTS},
-    "python run_recbole_llm.py --paper=idle_adapter/table2/ml-1m/idle-adapter": IDLE,
     "recbole-llm doctor": {},
-    "recbole-llm pretrain --model=ST2SI --pretrain_datasets=Food,Cell": {"backbone": "TINY"},
     'recbole-llm recommend --run=saved/<run> --history="242,302"': {},
     "recbole-llm --model=SASRec --dataset=ml-100k": {},
+    "recbole-llm --model=IDLEAdapter --dataset=ml-100k --id_model=SASRec": IDLE,
+    "recbole-llm --paper=st2si/table2/Scientific/st2si": {"backbone": "TINY"},
+    "recbole-llm compare --models=ST2SI,IDLEAdapter,SASRec,GRU4Rec --dataset=ml-100k "
+    "--model_settings=properties/recommended/packaged.yaml": {"backbone": "TINY", **SHORT_PROMPTS},
     "recbole-llm -m SASRec -d ml-100k --epochs=20 --dry-run": {},
     "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp": {},
     "recbole-llm --model=IDLEAdapter --dataset=ml-100k": IDLE,
@@ -109,7 +99,6 @@ READ = {
     "recbole-llm run --paper=list:st2si/table2": "it prints names; tests/test_paper_rows.py reads them",
     "make run": "minutes; tests/test_end_to_end.py runs what it starts, on fewer users",
     "make test": "minutes",
-    "recbole-llm prepare --dataset=Scientific": "network",
     "recbole-llm prepare --dataset=Scientific --report": "network",
     "recbole-llm prepare --dataset=Scientific [--raw=FOLDER] [--out=FOLDER] [--report[=FILE]] "
     "[--tokenizer=NAME]": "network",

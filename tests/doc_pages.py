@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import recbole
 import yaml
-from small_data import write_dataset
+from small_data import of_model, write_dataset
 
 from recbole_llm.quick_start.run import fit, run
 
@@ -144,7 +144,7 @@ class World:
             "ST2SI": {"backbone": str(self.tiny["llama"]), "tuning": "ilp"},
             "IDLEAdapter": {"backbone": str(self.tiny["bert"]), "id_model_settings": {"epochs": 1}, **SHORT_PROMPTS},
         }
-        return {**SMALL, "model": model, "dataset": dataset, **own.get(model, {})}
+        return {**of_model(model, SMALL), "model": model, "dataset": dataset, **own.get(model, {})}
 
     @functools.cache  # noqa: B019 (a world lives as long as the tests of one file)
     def finished(self, model: str, dataset: str) -> str:

@@ -83,8 +83,12 @@ def small_settings(data_path: Path, **settings: Any) -> dict[str, Any]:
         "max_sequence_tokens": 100,
         "train_batch_tokens": 4096,
     }
-    model = settings.get("model", "ST2SI")
-    return {**{name: value for name, value in defaults.items() if has_setting(str(model), name)}, **settings}
+    return {**of_model(str(settings.get("model", "ST2SI")), defaults), **settings}
+
+
+def of_model(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some settings that a model has: others would be refused."""
+    return {name: value for name, value in settings.items() if has_setting(model, name)}
 
 
 def build_parts(data_path: Path, **settings: Any) -> Parts:

@@ -22,12 +22,13 @@ import yaml
 from doc_commands import KEPT, READ, RUN
 from doc_pages import PAGES, ROOT, SMALL, World, blocks, commands, with_options
 from kept_runs import all_kept
+from small_data import of_model
 
 from recbole_llm.cli import main as cli
 from recbole_llm.cli import prepare as prepare_verb
 from recbole_llm.cli.compare import parse_options
-from recbole_llm.cli.settings import run_settings
-from recbole_llm.comparison import cells as compare_cells
+from recbole_llm.cli.settings import merged, run_settings
+from recbole_llm.comparison import child_runs
 from recbole_llm.config import config, names, registry
 from recbole_llm.config.paper import list_rows, row_settings
 from recbole_llm.errors import RecBoleLLMError
@@ -87,7 +88,7 @@ def test_command_runs(command, world, monkeypatch):
     arguments = with_options(given, {name: places.get(value, value) for name, value in options.items()})
     if verb == "compare":
         # Its runs are processes, which tests/test_compare.py has; here each would import everything anew.
-        monkeypatch.setattr(compare_cells, "start_run", run_here)
+        monkeypatch.setattr(child_runs, "start_run", run_here)
     code, out, error = in_process(verb, arguments)
     assert code == 0, error
     CHECKS.get(verb, lambda *_: None)(out, arguments)
@@ -103,8 +104,14 @@ def small_options(verb, given):
     if verb == "tune":  # refuses a setting that is searched
         model = next(argument.partition("=")[2] for argument in given if argument.startswith("--model="))
         searched = [line.split()[0] for line in default_file(model).read_text().splitlines() if line.strip()]
-        return {name: value for name, value in SMALL.items() if name not in searched}
-    return SMALL
+        return {name: value for name, value in of_model(model, SMALL).items() if name not in searched}
+    if verb == "pretrain":
+        return of_model("ST2SI", SMALL)
+    if "--help" in given:
+        return {}
+    own = import_module("recbole_llm.cli.run").parser().read(given)
+    row = row_settings(own.options["paper"]) if "paper" in own.options else {}
+    return of_model(str({**row, **merged(own)}["model"]), SMALL)
 
 
 def in_process(verb, arguments):
@@ -114,7 +121,7 @@ def in_process(verb, arguments):
     return code, out.getvalue(), error.getvalue()
 
 
-def run_here(arguments, log, lock):
+def run_here(arguments, log, lock, environment):
     code, out, error = in_process("run", arguments)
     log.write_text(out + error)
     return code
@@ -224,7 +231,9 @@ def read(command):
     assert verb in {*cli.VERBS, "help"}
     if verb == "prepare":
         load_spec(prepare_verb.parser().read(given).options["dataset"])
-    elif verb in SETTINGS_VERBS and not any(argument.startswith(("--resume", "--runs")) for argument in given):
+    elif verb in SETTINGS_VERBS and not any(
+        argument.startswith(("--resume", "--runs", "--help")) for argument in given
+    ):
         read_settings(verb, given)
 
 
@@ -289,7 +298,8 @@ def test_code_runs(page, world, monkeypatch, capsys):
     real = quick_start.run
 
     def small_run(model=None, dataset=None, settings=None, **more):
-        return real(model, dataset, settings={**SMALL, **(settings or {})}, **more)
+        own = SMALL if isinstance(model, type) else of_model(model, SMALL)
+        return real(model, dataset, settings={**own, **(settings or {})}, **more)
 
     monkeypatch.setattr(quick_start, "run", small_run)
     for text in PYTHON[page]:

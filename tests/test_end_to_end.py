@@ -16,7 +16,7 @@ import yaml
 from small_data import small_settings, write_dataset
 
 from recbole_llm.cli import main as cli
-from recbole_llm.config.config import Config
+from recbole_llm.config.config import Config, parse_command_line
 from recbole_llm.quick_start.run import load, run
 from recbole_llm.runs.ranks import read_ranks
 
@@ -279,12 +279,12 @@ def test_all_settings_handed_in_again_give_the_same(small):
     ("text", "value"),
     [
         ("5e-5", 5e-5), ("True", True), ("false", False), ("None", None), ("[1, 5]", [1, 5]), (".", "."),
-        ("[Q]", "[Q]"), ("opt-125m", "opt-125m"), ("Please give: ", "Please give: "),
+        ("[Q]", ["Q"]), ("'[Q]'", "[Q]"), ("opt-125m", "opt-125m"), ("Please give: ", "Please give: "),
         ("__import__('os').getcwd()", "__import__('os').getcwd()"),
     ],
 )  # fmt: skip
-def test_values_of_the_command_line(small, text, value):
-    assert config_of(small, command_line=[f"--alignment_instruction={text}"])["alignment_instruction"] == value
+def test_values_of_the_command_line(text, value):
+    assert parse_command_line([f"--name={text}"]) == {"name": value}
 
 
 def test_nothing_is_read_from_the_process_arguments(small, monkeypatch):

@@ -19,7 +19,7 @@ ITEMS, USERS = 24, 60
 WORDS = ["Toy", "Story", "Guitar", "Light", "Meter", "Zelda", "Mario", "Galaxy", "Print", "Black", "Comedy"]
 NAMES = [f"i{n:02}" for n in range(ITEMS)]
 FULL = {"train_neg_sample_args": None}
-SMALL = {"hidden_size": 16, "inner_size": 16, "n_heads": 2, "embedding_size": 16}
+SMALL = {"hidden_size": 16, "inner_size": 16, "n_heads": 2}
 RUNS = {
     "SASRec": {**FULL, **SMALL, "hidden_dropout_prob": 0.1},
     "GRU4Rec": {**FULL, "embedding_size": 16, "hidden_size": 16},

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from kept_runs import ARCHIVES, all_kept, kept_result
-from recbole_llm.plots.command import draw
 
 from recbole_llm.cli.main import main
 from recbole_llm.comparison.file import read_comparison
 from recbole_llm.comparison.finished import read_result
+from recbole_llm.plots.draw import draw
 from recbole_llm.plots.records import from_comparison
 from recbole_llm.plots.style import svg_text
 from recbole_llm.runs.archive import find_archived, split_path

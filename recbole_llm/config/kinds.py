@@ -365,7 +365,9 @@ _INTERVAL = re.compile(r"\s*[\[(]\s*([-+]?[\d.]+(?:e[-+]?\d+)?|-inf)\s*,\s*([-+]
 
 
 def _is_interval(value: Any) -> bool:
-    return isinstance(value, str) and bool(value) and all(_INTERVAL.fullmatch(part) for part in value.split(";"))
+    # [4,24] is a list in YAML and in Python, (4,24) a tuple in Python; RecBole reads their text.
+    text = str(value) if isinstance(value, list | tuple) else value
+    return isinstance(text, str) and bool(text) and all(_INTERVAL.fullmatch(part) for part in text.split(";"))
 
 
 def _is_encoding(value: Any) -> bool:

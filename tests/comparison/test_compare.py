@@ -14,13 +14,13 @@ from small_data import write_dataset
 from recbole_llm.cli.compare import parse_options
 from recbole_llm.cli.main import main
 from recbole_llm.comparison import child_runs
-from recbole_llm.comparison.cells import Cell, written
+from recbole_llm.comparison.cells import Cell
 from recbole_llm.comparison.child_runs import reason, start_run
 from recbole_llm.comparison.compare import Options, compare
 from recbole_llm.comparison.plan import plan_cells
-from recbole_llm.config.config import parse_value
 from recbole_llm.config.names import has_setting
 from recbole_llm.errors import SettingError
+from recbole_llm.utils.values import parse_value, write_value
 
 POP, SASREC = ML_100K / "Pop" / "seed-2020", ML_100K / "SASRec-default" / "seed-2020"
 MODELS = ["Pop", "BPR", "GRU4Rec", "SASRec", "ST2SI"]
@@ -333,7 +333,7 @@ def test_labels_and_metrics_must_be_there(workdir):
 
 @pytest.mark.parametrize("value", ["a b", "True", "3", "[1,2)", "it's", 5e-5, [1, "x"], {"k": None}, None, False, ""])
 def test_a_cells_command_gives_its_settings_back(value):
-    assert parse_value(written(value)) == value
+    assert parse_value(write_value(value)) == value
     cell = Cell("D", "label", "Pop", 3, {"name": value})
     (*_, last) = shlex.split(cell.command())
     assert parse_value(last.partition("=")[2]) == value

@@ -300,7 +300,6 @@ def test_broken_ranks_are_noted_and_the_table_is_whole(workdir):
     assert any("ranks-test.tsv.gz is not a whole file of ranks" in note for note in found["notes"])
 
 
-@pytest.mark.xfail(reason="a Config sets CUDA_VISIBLE_DEVICES of its process", strict=True)
 def test_the_environment_of_the_caller_stays(workdir, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     before = dict(os.environ)

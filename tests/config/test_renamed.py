@@ -1,12 +1,11 @@
 """Settings of older versions: refused by name when they are given, read under today's names when they are stored."""
 
-import json
 from pathlib import Path
 
 import pytest
+from kept_runs import all_kept
 from small_data import small_settings
 
-from recbole_llm.comparison.finished import read_result
 from recbole_llm.config import renamed
 from recbole_llm.config.config import Config
 from recbole_llm.errors import CheckpointError, SettingError
@@ -144,18 +143,18 @@ def test_what_left_and_had_an_effect_is_refused(model, name, value):
 
 def test_all_kept_runs_are_read_under_todays_names():
     left = {}
-    files = sorted(RUNS.rglob("result.json"))
-    for file in files:
-        settings = read_result(file.parent)["settings"]
+    runs = all_kept()
+    for run in runs:
+        stored = run.result["settings"]
+        settings = renamed.translate(stored)
         assert not settings.keys() & NEW_NAMES.keys()
         for name, value in renamed.known(settings).items():
             renamed.refuse(name, value)
         for name, value in settings.items():
             if name in renamed.OLD or (name, value) == ("train_window", "mixed"):
-                left[file.parents[1].name] = name
-        stored = json.loads(file.read_text())["settings"]
+                left[run.label] = name
         for old, new in NEW_NAMES.items():
             if old in stored:
                 assert settings[new] == stored[old]
     assert left == OF_SETTINGS_THAT_LEFT
-    assert len(files) > 100
+    assert len(runs) > 200

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from kept_runs import all_kept
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_llm.config import declared, fingerprint, roles
@@ -114,7 +115,7 @@ def test_a_new_setting_changes_no_hash(merged, monkeypatch):
 
 def test_only_what_version_0_1_0_had_is_hashed_with_its_default():
     """A setting that was declared later and does not say so would train everything that is stored again."""
-    kept = [json.loads(file.read_text())["settings"] for file in sorted(RUNS.glob("*/*/*/result.json"))]
+    kept = [run.result["settings"] for run in all_kept()]
     had = {name: {s["model"] for s in kept if name in s} for name in {name for s in kept for name in s}}
     first = {name for name, setting in declared.general().items() if setting.since == FIRST_VERSION}
     defaults = {name for name in first if name in Config("SASRec", "ml-100k").merged}

@@ -68,7 +68,7 @@ def bad_values(kind):
 BAD = {
     "gpu_id": ["first", -1, 1.5, True, None, [0, 1], "0,1", "0;1"],
     "encoding": ["utf-9", 8, True],
-    "user_inter_num_interval": ["[5,", "5", 5, "[a,b]", ""],
+    "user_inter_num_interval": ["[5,", "5", 5, [4], ["a", "b"], [1, 2, 3], "[a,b]", ""],
     "item_inter_num_interval": ["[5,", "5", 5],
     "entity_kg_num_interval": ["[5,", "5", 5],
     "relation_kg_num_interval": ["[5,", "5", 5],
@@ -175,6 +175,7 @@ def test_the_sentence(model, argument, words):
         ("SASRec", {"eval_args": {"mode": "uni100"}, "metrics": "ndcg", "topk": 10, "valid_metric": "ndcg@10"}),
         ("SASRec", {"eval_args": {"mode": {"valid": "uni100", "test": "full"}}, "learner": "AdamW", "state": "Error"}),
         ("SASRec", {"val_interval": {"rating": "[3,inf)", "user_id": ["1", "2"]}, "load_col": {"inter": "*"}}),
+        ("SASRec", {"user_inter_num_interval": [4, 24], "item_inter_num_interval": "[4,inf)"}),
         ("SASRec", {"user_inter_num_interval": "[5, inf)", "item_inter_num_interval": None, "rm_dup_inter": "first"}),
         ("SASRec", {"nproc": 1, "encoding": "latin-1", "gpu_id": "", "transform": "crop_itemseq"}),
         ("BPR", {"train_neg_sample_args": {"distribution": "popularity", "sample_num": 2}, "weight_decay": 1}),
@@ -267,7 +268,7 @@ def test_a_config_leaves_the_process_as_it_found_it():
 
 
 def test_a_config_makes_no_dataset(tmp_path, monkeypatch):
-    monkeypatch.setattr("recbole_llm.prepare.command.prepare", lambda *_, **__: pytest.fail("a dataset was made"))
+    monkeypatch.setattr("recbole_llm.prepare.make.prepare", lambda *_, **__: pytest.fail("a dataset was made"))
     config = Config("SASRec", "Scientific", config_dict={"data_path": str(tmp_path)})
     assert config["data_path"] == str(tmp_path / "Scientific") and not list(tmp_path.iterdir())
     with pytest.raises(SettingError, match=r"no dataset 'Scientifc'.*did you mean 'Scientific'"):

@@ -42,9 +42,7 @@ def adapter(tiny, **settings):
 
 
 def idle_over_sasrec(data_path, tiny, **settings):
-    given = small_settings(data_path, model="IDLEAdapter", **adapter(tiny, **settings))
-    del given["max_sequence_tokens"]
-    return given
+    return small_settings(data_path, model="IDLEAdapter", **adapter(tiny, **settings))
 
 
 def st2si_over_both(data_path, tiny, **settings):

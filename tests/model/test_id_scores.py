@@ -189,8 +189,8 @@ def test_weight_is_the_best_among_sampled_candidates(small, tiny):
     [
         ({"id_model": "NeuMF", "id_model_settings": {}}, "id_model=NeuMF does not score all items at once"),
         ({"id_model": "DeepFM", "id_model_settings": {}}, "id_model=DeepFM does not score all items at once"),
-        ({"id_model": 3}, "there is no model '3'"),
-        ({"id_model": ["SASRec"]}, r"there is no model '\['SASRec'\]'"),
+        ({"id_model": 3}, "id_model=3 must be the name of a model, or ~"),
+        ({"id_model": ["SASRec"]}, r"id_model=\['SASRec'\] must be the name of a model, or ~"),
         ({"weight_average": 2}, "weight_average=2 must be a number above 0 and below 1"),
         ({"backbone": "opt-12m"}, "unknown backbone 'opt-12m'"),
         (

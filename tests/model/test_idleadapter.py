@@ -284,9 +284,9 @@ def test_all_prefixes_are_those_of_leave_one_out(build):
         ({"max_prompt_tokens": 129}, "max_prompt_tokens=129 is more than the 128 positions of the backbone"),
         ({"prompt": "Recommend {nuon}: {history}"}, r"unknown place \{nuon\}; did you mean 'noun'\?"),
         ({"id_model_path": None, "id_model": "SASrec"}, r"there is no model 'SASrec'; did you mean 'SASRec'\?"),
-        ({"id_model_path": None, "id_model": None}, "no id_model is named"),
+        ({"id_model_path": None, "id_model": None}, "id_model=None must be the name of a model"),
         ({"id_model_path": None, "id_model_settings": {"embeding_size": 8}}, "did you mean 'embedding_size'"),
-        ({"id_model_path": None, "id_model_settings": 3}, "id_model_settings=3 must hold 'name: value' pairs"),
+        ({"id_model_path": None, "id_model_settings": 3}, "id_model_settings=3 must be a mapping such as"),
     ],
 )
 def test_bad_settings(build, small, settings, message):

@@ -44,8 +44,6 @@ def test_language_model_reads_validation_once_per_epoch(small, tiny, monkeypatch
     """Also with ``id_weight: ~``, where the weight is chosen before the validation that uses it."""
     read = rows_read(monkeypatch, {"ST2SI": ST2SI, "IDLEAdapter": IDLEAdapter}[model], method)
     given = small_settings(small, **settings_of(model, tiny, id_weight=None))
-    if model == "IDLEAdapter":
-        del given["max_sequence_tokens"]
     result = run(settings=given)
     assert result["epochs"] == EPOCHS
     counts = result["counts"]

@@ -90,5 +90,5 @@ def test_selected_sequences_pack_as_they_did(order):
     rows = [[1, 2, 3], [2], [4, 1]]
     assert picked.rows.tolist() == [row for n in order for row in rows[n]]
     whole = concatenate([SEQUENCES.select(np.array([n])) for n in order])
-    for name in ("rows", "counts", "read", "labels"):
+    for name in ("rows", "counts", "query_mask", "labels"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(picked, name))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_data import HISTORIES, small_settings, write_dataset
+from small_data import HISTORIES, of_model, small_settings, write_dataset
 
 from recbole_llm.errors import CheckpointError
 from recbole_llm.quick_start.run import load, run
@@ -18,8 +18,7 @@ ADVICE = r"belong to other users than those of small, and .* has learned each of
 
 
 def settings_of(data_path, model, **settings):
-    given = {**small_settings(data_path, model=model), "epochs": 1, "embedding_size": 8, **settings}
-    return {name: value for name, value in given.items() if not name.startswith(("max_sequence", "train_batch_tok"))}
+    return {**small_settings(data_path, model=model), "epochs": 1, **of_model(model, {"embedding_size": 8}), **settings}
 
 
 @pytest.fixture

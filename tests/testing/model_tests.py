@@ -66,10 +66,8 @@ class ModelTests:
         given.update(MAX_ITEM_LIST_LENGTH=6, valid_metric="NDCG@10", **self.settings)
         if str(given.get("backbone", "")).startswith("tiny/"):
             given["backbone"] = str(tiny[given["backbone"].removeprefix("tiny/")])
-        for name in () if self.model == "ST2SI" else ("max_sequence_tokens",):
-            del given[name]
-        for name in () if self.reads_texts else ("train_batch_tokens", "precision"):
-            del given[name]
+        if not self.reads_texts:
+            del given["precision"]
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(root)
             patch.setenv("RECBOLE_LLM_CACHE", str(root / "cache"))
