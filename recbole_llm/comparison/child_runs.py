@@ -23,7 +23,8 @@ from recbole_llm.comparison.cells import Cell
 from recbole_llm.errors import CheckpointError, SettingError
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
-from recbole_llm.runs.result import RunResult, has_result
+from recbole_llm.runs.finished import read_result
+from recbole_llm.runs.result import has_result
 from recbole_llm.utils.files import read_yaml, storage_errors, write_json
 
 STATE = "state.json"
@@ -131,7 +132,7 @@ def _own_run(cell: Cell, before: Sequence[str]) -> Path | None:
 def with_result(cell: Cell, folder: Path) -> Cell:
     """Return `cell` with the result of the finished run in `folder`, or failed if that cannot be read."""
     try:
-        return replace(cell, run=folder, result=RunResult.read(folder), status="done", reason=None)
+        return replace(cell, run=folder, result=read_result(folder), status="done", reason=None)
     except CheckpointError as error:
         return replace(cell, run=folder, status="failed", reason=str(error))
 

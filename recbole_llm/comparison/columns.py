@@ -44,7 +44,7 @@ def column_name(column: str) -> str:
         for part in column.split(".")
     ]
     name = " ".join(words)
-    return name[:1].upper() + name[1:]
+    return f"ID{name[2:]}" if name.startswith("id ") else name[:1].upper() + name[1:]
 
 
 def recorded(cell: dict[str, Any], column: str) -> Any:

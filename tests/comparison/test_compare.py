@@ -283,7 +283,7 @@ def test_reasons(tmp_path):
         (["--models=Pop", "--dataset=ml-100k", "--dataset=ml-1m"], "--dataset is given twice, as 'ml-100k' and"),
         (
             ["--runs=saved/*", "--sohw=mrr"],
-            "--sohw is no option of a comparison of finished runs; did you mean 'show'",
+            "there is no setting 'sohw'; did you mean 'show'?",
         ),
         (["--runs=saved/*", "--epochs=3"], "--epochs is no option of a comparison of finished runs"),
         (["--runs=saved/*", "--dataset=ml-100k"], "--dataset is for runs that are started, which --models names"),
