@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
-PYTEST := $(BIN)/python -m pytest --verbosity=0 --timeout=300 --numprocesses=2
+PYTEST := $(BIN)/python -m pytest --verbosity=0 --timeout=300 --numprocesses=2 --dist=loadfile
 
 # A log that nobody watches gets no progress bars.
 ifdef CI

@@ -21,6 +21,9 @@ _SERVER.set_forkserver_preload(
         "recbole_llm.model.sequential_recommender.st2si.model",
         "torch.utils.tensorboard",
         "recbole_llm.comparison.compare",
+        "recbole_llm.quick_start.run",
+        "recbole_llm.hyper_search.search",
+        "recbole_llm.prepare",
     ]
 )
 

@@ -2,11 +2,13 @@
 
 import importlib
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from plain_ranks import assert_metrics, plain_metrics, plain_ranks
 from small_data import small_settings, write_dataset
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
@@ -83,27 +85,8 @@ def probe(monkeypatch, tmp_path, capsys):
         assert {line["name"] for line in kept} == {name}
         return kept
 
-    return call
-
-
-def plain_metrics(ranks):
-    """The metrics of ranks, written out."""
-    found = {}
-    for k in (5, 10):
-        found[f"hit{k}"] = np.mean([rank <= k for rank in ranks])
-        found[f"ndcg{k}"] = np.mean([1 / np.log2(1 + rank) if rank <= k else 0 for rank in ranks])
-    return {**found, "mrr": np.mean([1 / rank for rank in ranks])}
-
-
-def plain_ranks(scores, targets):
-    """Scores of the items from 1 on [rows, items - 1]; a tie counts against the target."""
-    own = scores[np.arange(len(targets)), targets - 1]
-    return (scores >= own[:, None]).sum(axis=1)
-
-
-def assert_metrics(line, ranks, abs=1e-9):
-    for name, value in plain_metrics(ranks).items():
-        assert line[name] == pytest.approx(value, abs=abs), name
+    yield call
+    logging.disable(logging.NOTSET)  # a probe is a program of its own, which leaves the log quiet
 
 
 # -- score_mix ---------------------------------------------------------------------------------------------------------

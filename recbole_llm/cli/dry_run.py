@@ -96,12 +96,13 @@ def _print_dataset(config: Config, here: bool) -> None:
         print(f"  {config.dataset} is not in {config.merged['data_path']}: it is prepared first")
         print(f"  recbole-llm prepare --dataset={config.dataset} does that alone")
         return
+    disabled = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
         dataset = create_dataset(config)
         parts = data_preparation(config, dataset)
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
     counts = {"users": dataset.user_num - 1, "items": dataset.item_num - 1, "interactions": dataset.inter_num}
     print(f"  {config['data_path']}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     rows = zip(("train", "valid", "test"), parts, strict=True)

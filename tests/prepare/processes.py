@@ -1,9 +1,9 @@
-"""Processes that tests may kill.
+"""Processes that prepare a dataset, from the one server of processes that the tests have.
 
-They start from a server process that has never used polars: a fork of one that has hangs on the threads it lost.
+A process of the tests has a single fork server, whose list of what it imports ahead is set in one place. It has
+imported polars and never used it: a fork of a process that has hangs on the threads it lost.
 """
 
-import multiprocessing
+from child_runs import _SERVER as CONTEXT
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["recbole_llm.prepare"])
+__all__ = ["CONTEXT"]
