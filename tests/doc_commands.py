@@ -96,7 +96,7 @@ RUN: dict[str, dict[str, object]] = {
 }
 
 READ = {
-    "recbole-llm run --paper=list:st2si/table2": "it prints names; tests/test_paper_rows.py reads them",
+    "recbole-llm run --paper=list:st2si/table2": "it prints names; tests/config/test_paper_rows.py reads them",
     "make run": "minutes; tests/test_end_to_end.py runs what it starts, on fewer users",
     "make test": "minutes",
     "recbole-llm prepare --dataset=Scientific --report": "network",

@@ -100,9 +100,9 @@ def build_parts(config: Config, context: RunContext, data: SharedData, runner: R
         raise DataError(
             f"no user of {config['dataset']} has a test target: leave-one-out needs histories of 3 interactions or more"
         )
-    before = time.monotonic()
     hooks = hooks_of_class(config.model_class)
     hooks.check_before_stages(config, dataset)
+    before = time.monotonic()
     found = fulfil(hooks.stages, config, dataset, context, runner)
     pretrain_seconds = time.monotonic() - before
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])

@@ -33,7 +33,7 @@ from recbole_llm.utils.interruption import noting_what_is_stored
 
 __all__ = ["Parts", "build", "fit", "load", "pretrain", "recommender", "run"]
 
-_WORTH_SAYING = 0.005  # seconds; less is no pre-training
+_WORTH_SAYING = 0.1  # seconds; less is to look whether there is anything to train first, on a busy machine too
 
 
 def run(

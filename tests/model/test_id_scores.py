@@ -63,7 +63,7 @@ def test_run_ranks_by_the_mixture_of_its_two_models(finished):
     ranks = []
     with torch.no_grad():
         for interaction, *_ in parts.test:
-            own = parts.model.projection(parts.model._last_states(interaction))
+            own = parts.model.projection(parts.model.row_states(interaction))
             histories, lengths = interaction["item_id_list"], interaction["item_length"]
             kept = torch.zeros(len(histories), 4, dtype=torch.long)  # the last four items, which SASRec reads
             for row, length in enumerate(lengths.tolist()):
@@ -336,8 +336,8 @@ def test_histories_of_a_validation_are_read_once_and_never_from_before_more_trai
     parts = build_parts(small, **{k: v for k, v in settings_of(small, tiny).items() if k not in ("data_path",)})
     model, batches = parts.model, list(parts.valid)
     read = []
-    states_of = model._last_states
-    model._last_states = lambda rows: read.append(len(rows)) or states_of(rows)
+    states_of = model.row_states
+    model.row_states = lambda rows: read.append(len(rows)) or states_of(rows)
     model.before_validation(batches)
     rows = [len(interaction) for interaction, *_ in batches]
     assert read == rows
@@ -365,7 +365,7 @@ def test_language_model_may_read_fewer_items_than_the_id_model(small, tiny):
     for rows in (interaction, changed):  # not those of the dataset any more
         del rows.interaction["history_end"]
     changed["item_id_list"][row, place] = changed["item_id_list"][row, place] % (model.n_items - 1) + 1
-    own = [model._last_states(rows)[row] for rows in (interaction, changed)]
+    own = [model.row_states(rows)[row] for rows in (interaction, changed)]
     theirs = [model.id_scores(rows)[row] for rows in (interaction, changed)]
     torch.testing.assert_close(*own)
     assert not torch.allclose(theirs[0][1:], theirs[1][1:])

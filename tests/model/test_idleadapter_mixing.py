@@ -29,7 +29,7 @@ def test_run_ranks_by_the_mixture_of_both(settings_of):
     ranks = []
     for interaction, *_ in parts.test:
         with torch.no_grad():
-            own = parts.model.projection(parts.model._states(interaction))[:, 1:].double().log_softmax(1)
+            own = parts.model.projection(parts.model.row_states(interaction))[:, 1:].double().log_softmax(1)
             theirs = parts.model.id_model.full_sort_predict(interaction)[:, 1:].double().log_softmax(1)
             predicted = parts.model.predict(interaction).numpy()
         scores = ((1 - weight) * own + weight * theirs).numpy()

@@ -39,7 +39,7 @@ def rows_read(monkeypatch, model_class, method):
     return counted
 
 
-@pytest.mark.parametrize(("model", "method"), [("ST2SI", "_last_states"), ("IDLEAdapter", "_states")])
+@pytest.mark.parametrize(("model", "method"), [("ST2SI", "row_states"), ("IDLEAdapter", "row_states")])
 def test_language_model_reads_validation_once_per_epoch(small, tiny, monkeypatch, model, method):
     """Also with ``id_weight: ~``, where the weight is chosen before the validation that uses it."""
     read = rows_read(monkeypatch, {"ST2SI": ST2SI, "IDLEAdapter": IDLEAdapter}[model], method)

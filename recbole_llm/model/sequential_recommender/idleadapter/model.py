@@ -44,14 +44,14 @@ from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.layers.mmd import gaussian_mmd, median_rho
 from recbole_llm.model.layers.virtual_token_adapter import VirtualTokenAdapter, truncated_normal_
 from recbole_llm.model.needs import IdModel
+from recbole_llm.model.projected_recommender import ProjectedRecommender
 from recbole_llm.model.sequential_recommender.idleadapter.inputs import AdapterBatch, AdapterInputs
 from recbole_llm.model.sequential_recommender.idleadapter.settings import IDLEAdapterSettings
 from recbole_llm.model.sequential_recommender.idleadapter.trainer import AdapterTrainer
-from recbole_llm.model.text_recommender import TextRecommender
 from recbole_llm.runs.checkpoint import trained_state
 
 
-class IDLEAdapter(TextRecommender):
+class IDLEAdapter(ProjectedRecommender):
     """IDLE-Adapter as a RecBole sequential model.
 
     Args:
@@ -220,9 +220,9 @@ class IDLEAdapter(TextRecommender):
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Return the mean cross-entropy of a RecBole batch of prefix rows. `AdapterTrainer` trains on `inputs`."""
         labels = interaction[self.POS_ITEM_ID].to(self.device)
-        return self.projection.loss(self._states(interaction), labels, self.precision) / len(labels)
+        return self.projection.loss(self.row_states(interaction), labels, self.precision) / len(labels)
 
-    def _states(self, interaction: Interaction) -> Tensor:
+    def row_states(self, interaction: Interaction) -> Tensor:
         """Return the pooled states [batch, width] of histories, in passes within `eval_batch_tokens`."""
         if self.training:  # the batches of an epoch do not come again
             vectors = self.user_vectors(interaction)
@@ -240,32 +240,6 @@ class IDLEAdapter(TextRecommender):
             part = tokens[:, torch.from_numpy(rows).to(tokens.device)]
             states.append(self.pooled_states(prompts.to(self.device), part))
         return torch.cat(states)
-
-    def predict(self, interaction: Interaction) -> Tensor:
-        """Return the score of each row's `item_id`: [batch], float32."""
-        if self.id_scores is not None:
-            items = interaction[self.ITEM_ID].to(self.device)
-            return self.full_sort_predict(interaction).gather(1, items[:, None])[:, 0]
-        states = self._states(interaction)
-        return (states * self.projection.weight[interaction[self.ITEM_ID].to(self.device)]).sum(dim=1)
-
-    def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Return the scores of all items (eq. 14 before the softmax): [batch, items], -inf for the padding id."""
-        if self.id_scores is None:
-            return self.projection(self._states(interaction))
-        states = self.id_scores.remembered_states(interaction)
-        states = self._states(interaction) if states is None else states
-        return self.id_scores.mix(self.projection(states), interaction)
-
-    def before_validation(self, valid_data: Any) -> None:
-        """Choose the weight of the ID model's scores, if ``id_weight: ~`` asks for it. See `PackedTrainer`.
-
-        Args:
-            valid_data: RecBole's loader of the validation part.
-        """
-        if self.id_scores is not None:
-            self.eval()
-            self.id_scores.choose_weight_for(self._states, self.projection, valid_data)
 
     # -- what a run keeps --------------------------------------------------------------------------------------------
 

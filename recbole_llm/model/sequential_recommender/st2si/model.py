@@ -36,11 +36,11 @@ from recbole_llm.model.id_model.frozen import FrozenIdModel
 from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items, validation_gain
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.needs import IdModel, PretrainedBackbone
+from recbole_llm.model.projected_recommender import ProjectedRecommender
 from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
 from recbole_llm.model.sequential_recommender.st2si.scenario import save_scenario
 from recbole_llm.model.sequential_recommender.st2si.settings import ST2SISettings
 from recbole_llm.model.sequential_recommender.st2si.single_history import SingleHistory
-from recbole_llm.model.text_recommender import TextRecommender
 from recbole_llm.packing.batch import PackedBatch
 from recbole_llm.packing.ragged import RaggedTable
 from recbole_llm.packing.sequences import Sequences, concatenate, pack, within_budget
@@ -48,7 +48,7 @@ from recbole_llm.runs.checkpoint import trained_state
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 
 
-class ST2SI(TextRecommender):
+class ST2SI(ProjectedRecommender):
     """ST2SI as a RecBole sequential model.
 
     Args:
@@ -233,36 +233,12 @@ class ST2SI(TextRecommender):
         """Return where the rows' histories end in those that the model holds, None if it does not hold them."""
         return row_ends(interaction) if isinstance(self.inputs, ST2SIInputs) else None  # another scenario has none
 
-    def _last_states(self, interaction: Interaction) -> Tensor:
+    def row_states(self, interaction: Interaction) -> Tensor:
+        """Return the states at the last query of each row: [batch, width], float32."""
         ends = self._ends(interaction)
         if self.state_cache is None or ends is None:
             return self.states_of(self._prefixes(interaction)).float()
         return self.state_cache.lookup(ends, lambda rows: self.states_of(self._prefixes(interaction[rows]))).float()
-
-    def predict(self, interaction: Interaction) -> Tensor:
-        """Return the score of each row's `item_id`: [batch], float32."""
-        items = interaction[self.ITEM_ID].to(self.device)
-        if self.id_scores is not None:
-            return self.full_sort_predict(interaction).gather(1, items[:, None])[:, 0]
-        return (self._last_states(interaction) * self.projection.weight[items]).sum(dim=1)
-
-    def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """Return the scores of all items: [batch, items], float32, -inf for the padding id."""
-        if self.id_scores is None:
-            return self.projection(self._last_states(interaction))
-        states = self.id_scores.remembered_states(interaction)
-        states = self._last_states(interaction) if states is None else states
-        return self.id_scores.mix(self.projection(states), interaction)
-
-    def before_validation(self, valid_data: Any) -> None:
-        """Choose the weight of the ID model's scores, if the settings give none. See `PackedTrainer`.
-
-        Args:
-            valid_data: RecBole's loader of the validation part.
-        """
-        if self.id_scores is not None:
-            self.eval()
-            self.id_scores.choose_weight_for(self._last_states, self.projection, valid_data)
 
     @torch.no_grad()
     def extra_results(self) -> dict[str, Any]:

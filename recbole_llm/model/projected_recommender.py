@@ -1,0 +1,51 @@
+"""Text models that score by a linear projection of one hidden state per row, perhaps with an ID model's scores."""
+
+from typing import Any
+
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from recbole_llm.model.id_model.scores import IdScores
+from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.model.text_recommender import TextRecommender
+
+
+class ProjectedRecommender(TextRecommender):
+    """Ranks items by ``W h``; with an ID model by the mix of both log-probabilities, see `IdScores`.
+
+    Attributes:
+        projection: W, from hidden states [rows, width] to scores [rows, items].
+        id_scores: the ID model whose scores are mixed in; None without one.
+    """
+
+    projection: ItemLinearProjection
+    id_scores: IdScores | None
+
+    def row_states(self, interaction: Interaction) -> Tensor:
+        """Return the hidden state from which the next item of each row is predicted: [batch, width], float32."""
+        raise NotImplementedError(f"{type(self).__name__} has no row_states")
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Return the score of each row's `item_id`: [batch], float32."""
+        items = interaction[self.ITEM_ID].to(self.device)
+        if self.id_scores is not None:
+            return self.full_sort_predict(interaction).gather(1, items[:, None])[:, 0]
+        return (self.row_states(interaction) * self.projection.weight[items]).sum(dim=1)
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Return the scores of all items: [batch, items], float32, -inf for the padding id."""
+        if self.id_scores is None:
+            return self.projection(self.row_states(interaction))
+        states = self.id_scores.remembered_states(interaction)
+        states = self.row_states(interaction) if states is None else states
+        return self.id_scores.mix(self.projection(states), interaction)
+
+    def before_validation(self, valid_data: Any) -> None:
+        """Choose the weight of the ID model's scores, if ``id_weight: ~`` asks for it. See `PackedTrainer`.
+
+        Args:
+            valid_data: RecBole's loader of the validation part.
+        """
+        if self.id_scores is not None:
+            self.eval()
+            self.id_scores.choose_weight_for(self.row_states, self.projection, valid_data)
