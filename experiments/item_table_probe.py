@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from frozen_text_probe import LinearHead
-from probing import Lines, call, head_metrics, load_run, parser, pieces, rank_metrics, train_head
+from probing import Lines, call, head_metrics, load_run, pieces, rank_metrics, train_head, training_parser
 from torch import Tensor, nn
 
 from recbole_llm.errors import SettingError
@@ -113,11 +113,7 @@ def mixed_metrics(model: ST2SI, head: Callable[[Tensor], Tensor], valid: Part, t
 
 def main() -> None:
     """Print the lines."""
-    arguments_of = parser(__doc__)
-    arguments_of.add_argument("--run", required=True)
-    arguments_of.add_argument("--epochs", type=int, default=60)
-    arguments_of.add_argument("--learning_rate", type=float, default=1e-3)
-    arguments = arguments_of.parse_args()
+    arguments = training_parser(__doc__).parse_args()
     loaded = load_run(arguments.run, arguments.data_path)
     model, lines = loaded.model.eval(), Lines("item_table_probe")
     if not isinstance(model, ST2SI) or model.id_scores is None:

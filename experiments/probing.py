@@ -30,6 +30,15 @@ def parser(text: str | None) -> argparse.ArgumentParser:
     return found
 
 
+def training_parser(text: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what a probe takes that trains something small on a finished run."""
+    found = parser(text)
+    found.add_argument("--run", required=True)
+    found.add_argument("--epochs", type=int, default=60)
+    found.add_argument("--learning_rate", type=float, default=1e-3)
+    return found
+
+
 def load_run(run: str, data_path: str | None) -> Parts:
     """Return a finished run, see `recbole_llm.quick_start.run.load`."""
     logging.disable(logging.WARNING)

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import torch
-from probing import Lines, call, head_metrics, load_run, parser, pieces, train_head
+from probing import Lines, call, head_metrics, load_run, pieces, train_head, training_parser
 from torch import Tensor, nn
 
 from recbole_llm.model.id_model.user_vector import user_vectors
@@ -34,11 +34,7 @@ def rows_of(model: Any, dataset: Any) -> tuple[Tensor, Tensor]:
 
 def main() -> None:
     """Print the three lines."""
-    arguments_of = parser(__doc__)
-    arguments_of.add_argument("--run", required=True)
-    arguments_of.add_argument("--epochs", type=int, default=60)
-    arguments_of.add_argument("--learning_rate", type=float, default=1e-3)
-    arguments = arguments_of.parse_args()
+    arguments = training_parser(__doc__).parse_args()
     loaded = load_run(arguments.run, arguments.data_path)
     model, lines = loaded.model, Lines("user_vector_probe")
     train, valid, test = (rows_of(model, loader._dataset) for loader in (loaded.train, loaded.valid, loaded.test))

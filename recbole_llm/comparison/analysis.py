@@ -148,11 +148,6 @@ def sides(
     return list(chosen), list(baselines or [name for name in labels if name not in chosen])
 
 
-def is_better(metric: str, value: float, other: float) -> bool:
-    """Tell whether `value` is better than `other`: higher, but for RecBole's errors and losses."""
-    return value < other if metric.partition("@")[0] in smaller_metrics else value > other
-
-
 def _summary(
     cells: Sequence[dict[str, Any]], datasets: Sequence[str], labels: Sequence[str], metrics: Sequence[str]
 ) -> list[dict[str, Any]]:

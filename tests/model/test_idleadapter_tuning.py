@@ -5,10 +5,10 @@ import pytest
 import torch
 from adapter_parts import trainer_of
 from small_data import small_settings
+from testing.interruption import interrupted_after_first_epoch
 
 from recbole_llm.errors import SettingError
 from recbole_llm.quick_start.run import load, run
-from recbole_llm.trainer.run_folder_trainer import RunFolderMixin
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
@@ -66,7 +66,7 @@ def test_unknown_tuning_of_the_language_model_is_refused(build):
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_a_resumed_run_aligns_with_the_same_states(small, rough_models, id_runs, monkeypatch, tuning):
+def test_a_resumed_run_aligns_with_the_same_states(small, rough_models, id_runs, tuning):
     """H~ (eq. 12) is that of the language model before any of it was trained, also for a run that was interrupted."""
     settings = small_settings(
         small, model="IDLEAdapter", backbone=str(rough_models["llama"]), id_model_path=id_runs(), lora_rank=2,
@@ -74,15 +74,7 @@ def test_a_resumed_run_aligns_with_the_same_states(small, rough_models, id_runs,
         train_batch_size=8, learning_rate=0.01, resume_seconds=0,
     )  # fmt: skip
     whole = run(settings=settings)
-    after_epoch = RunFolderMixin._after_epoch
-
-    def interrupt(trainer, epoch, saved):
-        after_epoch(trainer, epoch, saved)
-        if epoch == 0:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunFolderMixin, "_after_epoch", interrupt)
+    with interrupted_after_first_epoch():
         run(settings=settings, folder=small / "half")
     assert run(resume=small / "half")["history"] == whole["history"]
 

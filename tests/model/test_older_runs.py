@@ -8,10 +8,10 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_data import small_settings
+from testing.interruption import interrupted_after_first_epoch
 
 from recbole_llm.errors import CheckpointError
 from recbole_llm.quick_start.run import load, run
-from recbole_llm.trainer.run_folder_trainer import RunFolderMixin
 
 OLD_NAMES = {
     "ST2SI": {"max_items": "max_window_items", "head_dropout": "ilp_dropout"},
@@ -74,17 +74,9 @@ def test_a_finished_run_scores_as_before(settings_of, model):
 
 
 @pytest.mark.parametrize("model", OLD_NAMES)
-def test_an_interrupted_run_ends_as_the_uninterrupted(settings_of, small, monkeypatch, model):
+def test_an_interrupted_run_ends_as_the_uninterrupted(settings_of, small, model):
     whole = run(settings=settings_of(model))
-    after_epoch = RunFolderMixin._after_epoch
-
-    def interrupt(trainer, epoch, saved):
-        after_epoch(trainer, epoch, saved)
-        if epoch == 0:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunFolderMixin, "_after_epoch", interrupt)
+    with interrupted_after_first_epoch():
         run(settings=settings_of(model), folder=small / "half")
     age(small / "half")
     resumed = run(resume=small / "half")

@@ -39,10 +39,10 @@ def rows_read(monkeypatch, model_class, method):
     return counted
 
 
-@pytest.mark.parametrize(("model", "method"), [("ST2SI", "row_states"), ("IDLEAdapter", "row_states")])
-def test_language_model_reads_validation_once_per_epoch(small, tiny, monkeypatch, model, method):
+@pytest.mark.parametrize("model", ["ST2SI", "IDLEAdapter"])
+def test_language_model_reads_validation_once_per_epoch(small, tiny, monkeypatch, model):
     """Also with ``id_weight: ~``, where the weight is chosen before the validation that uses it."""
-    read = rows_read(monkeypatch, {"ST2SI": ST2SI, "IDLEAdapter": IDLEAdapter}[model], method)
+    read = rows_read(monkeypatch, {"ST2SI": ST2SI, "IDLEAdapter": IDLEAdapter}[model], "row_states")
     given = small_settings(small, **settings_of(model, tiny, id_weight=None))
     result = run(settings=given)
     assert result["epochs"] == EPOCHS
