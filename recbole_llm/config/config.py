@@ -157,8 +157,13 @@ class Config(RecBoleConfig):
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         self._check_given()
-        settings = parts.merged(self.internal_config_dict, self.external_config_dict)
-        validate(settings, self.model if self.model in registry.known_models() else None)
+        given = self.external_config_dict
+        settings = parts.merged(self.internal_config_dict, given)
+        if "train_neg_sample_args" in given:
+            settings["train_neg_sample_args"] = given["train_neg_sample_args"]  # RecBole adds its own defaults later
+        known = self.model if self.model in registry.known_models() else None
+        validate(given, known)  # before the whole, so that an error shows what was given
+        validate(settings, known)
         checks.check_id_model_settings(settings)
         full_softmax = settings["MODEL_TYPE"] == ModelType.SEQUENTIAL and settings.get("loss_type") == "CE"
         if full_softmax and self.external_config_dict.get("train_neg_sample_args") is None:
