@@ -33,7 +33,8 @@ def plain_text() -> Iterator[None]:
 
 
 def _open(*args: Any, encoding: str | None = None, **options: Any) -> Any:
-    return builtins.open(*args, encoding=text_encoding(encoding) if _plain.get() else encoding, **options)
+    encoding = text_encoding(encoding) if _plain.get() else encoding
+    return builtins.open(*args, encoding=encoding, **options)  # noqa: PTH123 (stands in for what RecBole calls)
 
 
 def _read_csv(*args: Any, **options: Any) -> Any:

@@ -42,10 +42,18 @@ class Protocol(GivenHistories, TimeOrder, AtomicFiles):
 
     item_feat: Any
 
-    # RecBole sets it for the column 'item_id' alone (`recbole/data/dataset/sequential_dataset.py:55` and `:164`).
-    item_id_list_field = property(
-        lambda self: self.iid_field + self.config["LIST_SUFFIX"], lambda self, name: None, doc="The column of histories."
-    )
+    def _get_field_from_config(self) -> None:
+        super()._get_field_from_config()
+        self._name_histories()
+
+    def _change_feat_format(self) -> None:
+        super()._change_feat_format()
+        self._name_histories()
+
+    def _name_histories(self) -> None:
+        # RecBole names them for the column 'item_id', whatever ITEM_ID_FIELD is, where its own and our code reads this
+        # (`recbole/data/dataset/sequential_dataset.py:55` and `:164`).
+        self.item_id_list_field = self.iid_field + self.config["LIST_SUFFIX"]
 
     def _data_filtering(self) -> None:
         self._filter_items_without_text()

@@ -14,7 +14,6 @@ from recbole.data.interaction import Interaction
 from recbole_llm.errors import DataError
 from recbole_llm.packing.ragged import ranges
 
-
 _PADDING = "0"  # what lists are filled up with in other projects' files
 
 

@@ -39,7 +39,9 @@ class TimeOrder(Dataset):
         line = int(self.inter_feat.index[missing].min()) + 2
         fault = f"{count} interactions of {path} have no finite number in '{self.time_field}', the first in line {line}"
         if sorts_by_time(self.config) or self.config["rm_dup_inter"] is not None:
-            raise DataError(f"{fault}: mend them, or leave them out with val_interval={{{self.time_field}: (-inf,inf)}}")
+            raise DataError(
+                f"{fault}: mend them, or leave them out with val_interval={{{self.time_field}: (-inf,inf)}}"
+            )
         self.logger.warning("%s: nothing is sorted by it, and RecBole fills it with the mean", fault)
 
     def _remove_duplication(self) -> None:

@@ -115,9 +115,7 @@ def settings_of(config: Any) -> dict[str, Any]:
     # What differs from the defaults, whoever gave it: a resumed run is given all of its settings.
     defaults = Config(config.model_class, config["dataset"], config_dict={**place, **always}).merged
     shared = {
-        name: value
-        for name, value in whole.items()
-        if roles.shared_with_id_model(name) and value != defaults.get(name)
+        name: value for name, value in whole.items() if roles.shared_with_id_model(name) and value != defaults.get(name)
     }
     named = {"model": str(config["id_model"]), "dataset": config["dataset"]}
     return merged(place, shared, always, own, named)

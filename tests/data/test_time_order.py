@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import recbole
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recbole.data.dataset import Dataset, SequentialDataset
+from recbole.data.dataset import SequentialDataset
 from small_data import small_settings
 
 from recbole_llm.config.config import Config
@@ -18,6 +19,8 @@ from recbole_llm.data.dataset import HistoryDataset, PrefixDataset
 from recbole_llm.data.sources import read_source
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.inference.user_histories import user_histories
+from recbole_llm.prepare.formats.base import ITEM, TIME, USER
+from recbole_llm.prepare.write import inter_file
 
 SEQUENTIAL = {"ours": HistoryDataset, "prefixes": PrefixDataset, "recbole's": SequentialDataset}
 BY_RATIO = {"split": {"RS": [0.6, 0.2, 0.2]}}
@@ -189,6 +192,17 @@ def test_a_source_of_pretraining_is_read_in_order(workdir):
     assert {user: source.items[source.users == user].tolist() for user in right} == right
 
 
+@pytest.mark.parametrize("unit", STEPS)
+def test_what_prepare_writes_is_read_in_order(workdir, unit):
+    rows, right = backwards(*STEPS[unit])
+    frame = pl.DataFrame(rows, schema=[USER, ITEM, TIME], orient="row")
+    (workdir / "small").mkdir()
+    inter_file(workdir / "small" / "small.inter", frame)
+    dataset = dataset_of(workdir, HistoryDataset)
+    dataset.build()
+    assert histories(dataset) == right
+
+
 # -- times that are none -----------------------------------------------------------------------------------------------
 
 BAD = {"empty": "", "nan": "nan", "NaN": "NaN", "inf": "inf", "minus inf": "-inf", "NA": "NA", "too large": "1e400"}
@@ -211,7 +225,7 @@ def test_a_missing_time_is_refused_with_count_and_first_line(workdir, model, tex
 def test_a_row_that_ends_early_has_no_time(workdir):
     rows, _ = backwards(*STEPS["seconds"])
     rows[3] = rows[3][:2]
-    with pytest.raises(DataError, match="1 interactions of .* the first in line 5"):
+    with pytest.raises(DataError, match=r"1 interactions of .* the first in line 5"):
         dataset_of(write_rows(workdir, rows))
 
 
@@ -238,5 +252,5 @@ def test_times_of_another_type_are_refused(workdir, model, kind):
 def test_labels_in_the_place_of_times_are_refused(workdir):
     rows, _ = backwards(*STEPS["seconds"])
     labelled = {"metrics": ["AUC"], "valid_metric": "AUC", "eval_args": {"mode": "labeled"}}
-    with pytest.raises(SettingError, match="threshold=.*'timestamp', by which interactions are sorted"):
+    with pytest.raises(SettingError, match=r"threshold=.*'timestamp', by which interactions are sorted"):
         dataset_of(write_rows(workdir, rows), threshold={"timestamp": STEPS["seconds"][0] + 40}, **labelled)

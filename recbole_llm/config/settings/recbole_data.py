@@ -46,7 +46,10 @@ FILES = Section(
             ("USER_ID_FIELD", "The column of users."),
             ("ITEM_ID_FIELD", "The column of items."),
             ("RATING_FIELD", "The column of ratings."),
-            ("TIME_FIELD", "The column of times, numbers such as seconds since 1970; rows of equal time stay as the file has them."),
+            (
+                "TIME_FIELD",
+                "The column of times, numbers such as seconds since 1970; rows of equal time stay as the file has them.",
+            ),
             ("LABEL_FIELD", "What the column of labels is called that `threshold` makes."),
             ("NEG_PREFIX", "What is put before the names of columns for negative samples."),
             ("LIST_SUFFIX", "What is put behind the name of a column for its values along a history."),
@@ -68,7 +71,11 @@ FILES = Section(
                 "The endings of further files to load.",
             ),
             ("seq_len", Maybe(Pairs(SIZE, "{tags: 10}")), "Maximum number of values of a cell, by column."),
-            ("threshold", Maybe(Pairs(NUMBER, "{rating: 4}")), "From which value of a column on the label is 1; read where the mode of eval_args is labeled."),
+            (
+                "threshold",
+                Maybe(Pairs(NUMBER, "{rating: 4}")),
+                "From which value of a column on the label is 1; read where the mode of eval_args is labeled.",
+            ),
             ("numerical_features", Maybe(COLUMNS), "Columns of numbers that get an embedding."),
             (
                 "discretization",
