@@ -32,9 +32,10 @@ def plain_text() -> Iterator[None]:
         _plain.reset(token)
 
 
-def _open(*args: Any, encoding: str | None = None, **options: Any) -> Any:
-    encoding = text_encoding(encoding) if _plain.get() else encoding
-    return builtins.open(*args, encoding=encoding, **options)  # noqa: PTH123 (stands in for what RecBole calls)
+def _open(*args: Any, **options: Any) -> Any:
+    if _plain.get():
+        options["encoding"] = text_encoding(options.get("encoding"))
+    return builtins.open(*args, **options)  # noqa: PTH123 (stands in for what RecBole calls)
 
 
 def _read_csv(*args: Any, **options: Any) -> Any:

@@ -191,8 +191,8 @@ def _check_columns(config: Any) -> None:
         for suffix in by_file:
             if suffix not in known:
                 raise SettingError(
-                    f"{setting} names columns of '{suffix}', but files end with {', '.join(known)} (others are named in "
-                    f"additional_feat_suffix){nearest(suffix, known)}"
+                    f"{setting} names columns of '{suffix}', but files end with {', '.join(known)} (others are named "
+                    f"in additional_feat_suffix){nearest(suffix, known)}"
                 )
     for suffix in leave:
         if leave[suffix] and load.get(suffix, "*") not in ("*", []):

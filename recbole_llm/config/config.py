@@ -152,7 +152,7 @@ class Config(RecBoleConfig):
         for path in ours:
             if path.is_file():
                 settings = {k: v for k, v in read_yaml(path).items() if k not in _NOT_SETTINGS}
-                self.internal_config_dict = parts.merged(self.internal_config_dict, settings)
+                self.internal_config_dict.update(parts.merged(self.internal_config_dict, settings))
         self.is_new_dataset = not names.dataset_files(dataset)
 
     def _get_final_config_dict(self) -> dict[str, Any]:

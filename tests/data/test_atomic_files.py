@@ -254,12 +254,15 @@ def test_columns_may_have_other_names(workdir, tiny, model, loaded):
 
 
 @pytest.mark.parametrize("model", ["ST2SI", "SASRec", "IDLEAdapter"])
-def test_candidates_and_id_models_under_other_names(small, tiny, model):
+def test_candidates_and_id_models_under_other_names(workdir, tiny, model):
+    root = write_dataset(workdir, {"u1": "abcde", "u2": "cdefgh", "u3": "hgf", "u4": "abcdeg"})
     more = {"backbone": str(tiny["llama"])} if model != "SASRec" else {}
     if model != "SASRec":
         more |= {"id_model": "SASRec", "id_model_settings": {"epochs": 1}}
-    settings = {"candidates": 2, "epochs": 1, "MAX_ITEM_LIST_LENGTH": 5, "load_col": {"inter": "*"}, **more}
+    if model == "IDLEAdapter":
+        more |= {"max_prompt_tokens": 100}
+    settings = {"candidates": 2, "epochs": 1, "load_col": {"inter": "*"}, **more}
     ours, theirs = (
-        run(settings=small_settings(small, model=model, **settings, **names)) for names in ({}, renamed(small))
+        run(settings=small_settings(root, model=model, **settings, **names)) for names in ({}, renamed(root))
     )
     assert ours["candidates"] == theirs["candidates"] and ours["test"] == theirs["test"]

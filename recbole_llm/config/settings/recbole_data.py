@@ -48,7 +48,7 @@ FILES = Section(
             ("RATING_FIELD", "The column of ratings."),
             (
                 "TIME_FIELD",
-                "The column of times, numbers such as seconds since 1970; rows of equal time stay as the file has them.",
+                "The column of times, such as seconds since 1970; rows of equal time stay as the file has them.",
             ),
             ("LABEL_FIELD", "What the column of labels is called that `threshold` makes."),
             ("NEG_PREFIX", "What is put before the names of columns for negative samples."),
