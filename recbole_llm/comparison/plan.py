@@ -11,6 +11,7 @@ from recbole_llm.comparison.finished import cells_of_runs, find_runs
 from recbole_llm.comparison.options import Options
 from recbole_llm.config.config import Config
 from recbole_llm.config.names import has_setting
+from recbole_llm.config.parts import merged
 from recbole_llm.data.folder import ensure_files
 from recbole_llm.errors import CheckpointError, DataError, SettingError, nearest, require_whole
 from recbole_llm.runs import folder as run_folder
@@ -38,7 +39,7 @@ def _planned(options: Options) -> list[Cell]:
     by_label = read_model_settings(given) if isinstance(given, (str, Path)) else given
     models = _models(options.models, by_label)
     own = {label: {k: v for k, v in settings.items() if k != "model"} for label, settings in by_label.items()}
-    common = {k: v for file in options.config_files for k, v in read_yaml(file).items()}
+    common = merged(*map(read_yaml, options.config_files))
     common = {k: v for k, v in common.items() if k not in ("model", "dataset", "seed")}
     last = {k: v for k, v in options.settings.items() if k != "seed"}
     seeds = options.seeds
@@ -109,17 +110,17 @@ def plan_cells(
         label_of: dict[str, str] = {}
         for label, model in models:
             given = {name: value for name, value in common.items() if has_setting(model, name)}
-            given |= own.get(label, {})
-            given |= {name: value for name, value in last.items() if has_setting(model, name)}
+            ours = {name: value for name, value in last.items() if has_setting(model, name)}
+            given = merged(given, own.get(label, {}), ours)
             config = Config(command_line=Cell(dataset, label, model, seeds[0], given).arguments())
             ensure_files(config)  # before the first run starts, and once for all of them
-            merged = config.merged
-            other = label_of.setdefault(run_folder.digest(merged), label)
+            whole = config.merged
+            other = label_of.setdefault(run_folder.digest(whole), label)
             if other != label:
                 raise SettingError(
                     f"{other} and {label} ask for the same run of {model}: give one of them other settings"
                 )
-            cells += [Cell(dataset, label, model, seed, given, {**merged, "seed": seed}) for seed in seeds]
+            cells += [Cell(dataset, label, model, seed, given, {**whole, "seed": seed}) for seed in seeds]
     return cells
 
 

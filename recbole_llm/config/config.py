@@ -1,6 +1,7 @@
 """The settings of a run: RecBole's Config with this package's properties, dataset files and checks.
 
-Precedence, as in RecBole: command line > dict > files > our properties > RecBole's properties.
+Precedence, as in RecBole: command line > dict > files > our properties > RecBole's properties. Of `eval_args` and
+`train_neg_sample_args` a source overrides the parts that it names (`config/parts.py`).
 """
 
 import copy
@@ -15,7 +16,7 @@ import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import ModelType
 
-from recbole_llm.config import attributes, checks, names, registry
+from recbole_llm.config import attributes, checks, names, parts, registry
 from recbole_llm.config.declared import validate
 from recbole_llm.errors import SettingError
 from recbole_llm.utils.files import read_yaml
@@ -120,7 +121,7 @@ class Config(RecBoleConfig):
     def _load_config_files(self, file_list: Sequence[str | Path | Mapping[str, Any]] | None) -> dict[str, Any]:
         settings: dict[str, Any] = {}
         for file in file_list or ():
-            settings.update(file if isinstance(file, Mapping) else read_yaml(file))
+            settings = parts.merged(settings, file if isinstance(file, Mapping) else read_yaml(file))
         return settings
 
     def _load_cmd_line(self) -> dict[str, Any]:
@@ -129,6 +130,10 @@ class Config(RecBoleConfig):
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         # HyperTuning hands lists over as text.
         return {name: parse_literal(value) if isinstance(value, str) else value for name, value in config_dict.items()}
+
+    def _merge_external_config_dict(self) -> None:
+        sources = (self.file_config_dict, self.variable_config_dict, self.cmd_config_dict)
+        self.external_config_dict = parts.merged(*sources)
 
     def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
         model = model if model is not None else self.external_config_dict.get("model")
@@ -147,13 +152,18 @@ class Config(RecBoleConfig):
         for path in ours:
             if path.is_file():
                 settings = {k: v for k, v in read_yaml(path).items() if k not in _NOT_SETTINGS}
-                self.internal_config_dict.update(settings)
+                self.internal_config_dict.update(parts.merged(self.internal_config_dict, settings))
         self.is_new_dataset = not names.dataset_files(dataset)
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         self._check_given()
-        settings = super()._get_final_config_dict()
-        validate(settings, self.model if self.model in registry.known_models() else None)
+        given = self.external_config_dict
+        settings = parts.merged(self.internal_config_dict, given)
+        if "train_neg_sample_args" in given:
+            settings["train_neg_sample_args"] = given["train_neg_sample_args"]  # RecBole adds its own defaults later
+        known = self.model if self.model in registry.known_models() else None
+        validate(given, known)  # before the whole, so that an error shows what was given
+        validate(settings, known)
         checks.check_id_model_settings(settings)
         full_softmax = settings["MODEL_TYPE"] == ModelType.SEQUENTIAL and settings.get("loss_type") == "CE"
         if full_softmax and self.external_config_dict.get("train_neg_sample_args") is None:
@@ -162,6 +172,9 @@ class Config(RecBoleConfig):
         if self.is_new_dataset and "load_col" not in self.external_config_dict:
             # RecBole's default loads users and items alone, without the time that its own protocol sorts by.
             settings["load_col"] = {"inter": [settings[f"{name}_FIELD"] for name in ("USER_ID", "ITEM_ID", "TIME")]}
+        if settings.get("unload_col") and settings.get("load_col") and "load_col" not in self.external_config_dict:
+            # All other columns of these files: with a default of load_col, RecBole refuses both.
+            settings["load_col"] = {**settings["load_col"], **dict.fromkeys(settings["unload_col"], "*")}
         attributes.fill(settings, self.model, self.external_config_dict)
         fields = settings.get("item_text_fields")
         if isinstance(fields, str):

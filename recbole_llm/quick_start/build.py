@@ -97,9 +97,11 @@ def build_parts(config: Config, context: RunContext, data: SharedData, runner: R
     parts = data.build(config, dataset, context.reads_test)
     train, valid, tested = data_preparation(config, dataset, context.reads_test, parts)
     if context.reads_test and tested is None:
-        raise DataError(
-            f"no user of {config['dataset']} has a test target: leave-one-out needs histories of 3 interactions or more"
-        )
+        split = config["eval_args"]["split"]
+        why = "leave-one-out needs histories of 3 interactions or more"
+        if split != {"LS": "valid_and_test"} and config["benchmark_filename"] is None:
+            why = f"split={split} of eval_args leaves none, and a run ends with its test"
+        raise DataError(f"no user of {config['dataset']} has a test target: {why}")
     hooks = hooks_of_class(config.model_class)
     hooks.check_before_stages(config, dataset)
     before = time.monotonic()

@@ -14,6 +14,7 @@ from recbole.utils import init_seed
 from recbole_llm.config import renamed
 from recbole_llm.config.config import Config, parse_command_line
 from recbole_llm.config.hooks import hooks_of, hooks_of_class
+from recbole_llm.config.parts import merged
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.evaluation import candidates
@@ -84,7 +85,7 @@ def _resume(
 ) -> dict[str, Any]:
     started = time.monotonic()
     folder, stored = run_folder.open_unfinished(run)
-    config = make_config({**renamed.loadable(stored, folder, training=True), **(settings or {})}, command_line)
+    config = make_config(merged(renamed.loadable(stored, folder, training=True), settings or {}), command_line)
     return _run(config, folder, data or _data_of(config), started)
 
 
@@ -298,8 +299,7 @@ def pretrain(
     Raises:
         RecBoleLLMError: one of its kinds, whose message says what to do.
     """
-    given = {**{k: v for file in config_files for k, v in read_yaml(file).items()}, **(settings or {})}
-    given |= parse_command_line(command_line)
+    given = merged(*map(read_yaml, config_files), settings or {}, parse_command_line(command_line))
     # A Config needs a dataset; the first source stands for the target that there is not.
     sources = pretraining.names_of(given.get("pretrain_datasets"))
     if not sources:
@@ -328,7 +328,7 @@ def load(run: str | Path, settings: dict[str, Any] | None = None, test: bool = T
 def _load(run: str | Path, settings: dict[str, Any] | None, test: bool, data: SharedData | None = None) -> Parts:
     folder, stored = run_folder.open_existing(run)
     own = renamed.loadable(stored, folder, training=False)
-    config = Config(config_dict={**own, **(settings or {})})
+    config = Config(config_dict=merged(own, settings or {}))
     init_seed(config["seed"], config["reproducibility"])
     data = data or _data_of(config)
     parts = build_parts(config, RunContext(folder, test), data, _runner(data))

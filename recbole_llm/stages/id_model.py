@@ -10,6 +10,7 @@ from typing import Any
 
 from recbole_llm.config import fingerprint, roles
 from recbole_llm.config.config import Config
+from recbole_llm.config.parts import merged
 from recbole_llm.data.build import file_hashes
 from recbole_llm.errors import CheckpointError, SettingError
 from recbole_llm.model.id_model.frozen import COPY, FrozenIdModel
@@ -108,17 +109,16 @@ def settings_of(config: Any) -> dict[str, Any]:
         raise SettingError(
             "no id_model is named: it is a sequential model with a user vector, such as ComiRec or SASRec"
         )
-    merged = config.merged
-    place = {name: value for name, value in merged.items() if roles.in_same_place(name)}
-    always = {name: merged[name] for name in _ALWAYS}
+    whole = config.merged
+    place = {name: value for name, value in whole.items() if roles.in_same_place(name)}
+    always = {name: whole[name] for name in _ALWAYS}
     # What differs from the defaults, whoever gave it: a resumed run is given all of its settings.
     defaults = Config(config.model_class, config["dataset"], config_dict={**place, **always}).merged
     shared = {
-        name: value
-        for name, value in merged.items()
-        if roles.shared_with_id_model(name) and value != defaults.get(name)
+        name: value for name, value in whole.items() if roles.shared_with_id_model(name) and value != defaults.get(name)
     }
-    return {**place, **shared, **always, **own, "model": str(config["id_model"]), "dataset": config["dataset"]}
+    named = {"model": str(config["id_model"]), "dataset": config["dataset"]}
+    return merged(place, shared, always, own, named)
 
 
 def shape(config: Any, settings: dict[str, Any]) -> dict[str, Any]:
@@ -128,8 +128,8 @@ def shape(config: Any, settings: dict[str, Any]) -> dict[str, Any]:
         config: the settings of the run that asks for it.
         settings: those of the ID model's run.
     """
-    merged = Config(config_dict=settings).merged
-    return {"settings": fingerprint.of_id_model(merged, settings["model"]), "files": file_hashes(config)}
+    whole = Config(config_dict=settings).merged
+    return {"settings": fingerprint.of_id_model(whole, settings["model"]), "files": file_hashes(config)}
 
 
 def _refuse_other_data(folder: Path, parts: Any, config: Any, dataset: Any) -> None:

@@ -27,7 +27,7 @@ OVERALL = (
                 EVAL_ARGS,
                 {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
                 Role.PROTOCOL,
-                "Leave-one-out in time order, ranked among all items.",
+                "Leave-one-out in time order, ranked among all items. Where some parts are set, the others stay.",
             ),
             Setting(
                 "mask_history",
