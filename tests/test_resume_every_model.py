@@ -26,7 +26,7 @@ QUICK = {
     "RecVAE": set(),  # two optimisers in turn
     "GRU4Rec": set(),
 }
-ONE_EPOCH = {"ADMMSLIM", "AsymKNN", "EASE", "ItemKNN", "NCEPLRec", "Pop", "Random", "SLIMElastic"}  # nothing to go on with
+ONE_EPOCH = {"ADMMSLIM", "AsymKNN", "EASE", "ItemKNN", "Pop", "Random", "SLIMElastic"}  # are over then
 PACKAGES = {"KGAT": "dgl", "KGIN": "torch_scatter", "MCCLK": "torch_scatter", "NCL": "faiss"}
 NOT_NETWORKS = {"xgboost", "lightgbm"}  # trees: they train at once
 SLOW = [

@@ -107,6 +107,9 @@ def _repair_once(model_class: type) -> type:
         module.torch = _Overlay(torch, load=_read_run)
     if name == "RaCT":
         model_class.logger = property(lambda self: _JoiningLogger(logging.getLogger()), _ignore)  # type: ignore[attr-defined]
+    if name == "Pop":
+        model_class.__init__ = _with_label_field(model_class.__init__)  # type: ignore[misc]
+        model_class.calculate_loss = _count_items  # type: ignore[attr-defined]
     if name == "KSR":
         model_class.__init__ = _single_precision(model_class.__init__)  # type: ignore[misc]
     model_class.__init__ = _checked(model_class.__init__)  # type: ignore[misc]
@@ -175,6 +178,31 @@ class _JoiningLogger(logging.LoggerAdapter):
 
 def _ignore(model: Any, value: Any) -> None:
     """Set nothing: RecBole's base class assigns the logger (`recbole/model/abstract_recommender.py:29`)."""
+
+
+def _with_label_field(build: Callable[..., None]) -> Callable[..., None]:
+    """Return an ``__init__`` after which `_count_items` knows where labels are."""
+
+    @functools.wraps(build)
+    def built(self: Any, config: Any, dataset: Any) -> None:
+        build(self, config, dataset)
+        self.label_field = config["LABEL_FIELD"]
+
+    return built
+
+
+def _count_items(self: Any, interaction: Any) -> torch.Tensor:
+    """Count the items of a batch as Pop's ``calculate_loss``, which learns nothing.
+
+    Repairs `recbole/model/general_recommender/pop.py:47`, which counts an item once a batch, however many of its rows
+    hold it, and counts the negative samples (label 0) that RecBole's default draws for it, too.
+    """
+    items = interaction[self.ITEM_ID]
+    if self.label_field in interaction:
+        items = items[interaction[self.label_field] > 0]
+    self.item_cnt.index_add_(0, items, self.item_cnt.new_ones(len(items), 1))
+    self.max_cnt = torch.max(self.item_cnt, dim=0)[0]
+    return torch.nn.Parameter(torch.zeros(1)).to(self.device)
 
 
 def _single_precision(build: Callable[..., None]) -> Callable[..., None]:
