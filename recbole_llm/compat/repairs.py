@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from recbole.utils import InputType
 
-from recbole_llm.compat import attribute_columns, numpy_names
+from recbole_llm.compat import attribute_columns, knowledge_links, numpy_names  # noqa: F401  (they repair when imported)
 from recbole_llm.compat.overlay import Overlay as _Overlay
 from recbole_llm.errors import CheckpointError, DataError, SettingError
 from recbole_llm.runs import checkpoint
@@ -236,6 +237,7 @@ def _checked(build: Callable[..., None]) -> Callable[..., None]:
         token = _start.set(start)
         try:
             build(self, config, dataset)
+            _check_labels(self, config, dataset)
         except ModuleNotFoundError as error:
             raise missing_package(name, str(error.name)) from error
         except (KeyError, RuntimeError) as error:
@@ -274,6 +276,24 @@ def _check_item_columns(config: Any, dataset: Any) -> None:
                 f"{config['model']} reads the item column '{column}' ({setting}), but the item columns that are loaded "
                 f"are: {', '.join(loaded) or 'none'}; name another, or add it to the item columns of load_col"
             )
+
+
+def _check_labels(model: Any, config: Any, dataset: Any) -> None:
+    """Refuse to train on labels that neither the data nor negative samples have.
+
+    Repairs a KeyError in the first step of models that read labels, such as
+    `recbole/model/general_recommender/neumf.py:141` and all context-aware ones.
+
+    Raises:
+        SettingError: if there are none.
+    """
+    label = getattr(model, "LABEL", getattr(model, "LABEL_FIELD", None))
+    if label is not None and config["MODEL_INPUT_TYPE"] == InputType.POINTWISE and label not in dataset.field2type:
+        raise SettingError(
+            f"{config['model']} learns from labels, and there is no column '{label}': make one of another column with "
+            f"threshold={{'rating': 3}}, or draw items with label 0 with "
+            f"train_neg_sample_args={{'distribution': 'uniform', 'sample_num': 1}}"
+        )
 
 
 def _check_sizes(config: Any, dataset: Any) -> None:

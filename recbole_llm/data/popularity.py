@@ -12,8 +12,8 @@ from recbole_llm.data.given_histories import flat_histories
 def item_occurrences(part: Any) -> np.ndarray:
     """Return how many interactions of a part are with each item, int64 [items].
 
-    A row of a sequential dataset is a target with the history before it: each interaction that stands in some row counts
-    once, also the first of a user, which is no row's target (`recbole/data/dataset/dataset.py:1424` misses it).
+    A row of a sequential dataset is a target with the history before it: each interaction that stands in some row
+    counts once, also the first of a user, which is no row's target (`recbole/data/dataset/dataset.py:1424` misses it).
 
     Args:
         part: of a built dataset, such as its training part.
