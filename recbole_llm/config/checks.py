@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from recbole.utils import EvaluatorType, ModelType
+from recbole.utils import EvaluatorType, InputType, ModelType
 
 from recbole_llm.config import declared, renamed
 from recbole_llm.config.hooks import hooks_of_class
@@ -21,6 +21,8 @@ _ONE_PROCESS: dict[str, tuple[Any, ...]] = {
 }
 # The endings of the files that RecBole reads by itself.
 _SUFFIXES = ("inter", "user", "item", "kg", "link")
+# Models that say that they read pairs, and read each user's whole row instead.
+_READ_USERS = ("MacridVAE", "MultiDAE", "MultiVAE", "RaCT", "RecVAE")
 _PICKLES = ("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path")
 
 
@@ -83,6 +85,7 @@ def check_together(config: Any) -> None:
             raise SettingError(f"{name} is not supported: RecBole stores it as a pickle, which is not safe to load")
     _check_valid_metric(config)
     _check_loss_type(config)
+    _check_negatives(config)
     _check_candidates(config)
     _check_split(config)
     _check_labels(config)
@@ -122,6 +125,23 @@ def _check_loss_type(config: Any) -> None:
     # RecBole takes from it what a training row holds, and fails at the first sample of a loss that it does not know.
     if config["MODEL_INPUT_TYPE"] is None and config["train_neg_sample_args"]["distribution"] != "none":
         raise SettingError(f"loss_type={config['loss_type']} of {config['model']} is not one of CE, BPR")
+
+
+def _check_negatives(config: Any) -> None:
+    """Refuse a loss of pairs without the negative item that each pair needs."""
+    if config["train_neg_sample_args"]["distribution"] != "none" or config["model"] in _READ_USERS:
+        return
+    reason = None
+    if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE:
+        loss = "" if config["loss_type"] is None else f" with loss_type={config['loss_type']}"
+        reason = f"{config['model']}{loss} compares each item with a negative one"
+    elif config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
+        reason = f"{config['model']} compares each triple of the knowledge graph with a negative one"
+    if reason is not None:
+        raise SettingError(
+            f"{reason}, but train_neg_sample_args draws none: leave it out, or set "
+            f"train_neg_sample_args={{'distribution': 'uniform', 'sample_num': 1}}"
+        )
 
 
 def _check_candidates(config: Any) -> None:

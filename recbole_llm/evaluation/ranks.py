@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from recbole.evaluator import Collector
 from torch import Tensor
 
 from recbole_llm.errors import TrainingError
 from recbole_llm.evaluation.candidates import CandidateRanking
+from recbole_llm.evaluation.recommended_items import RecommendedItemsCollector
 
 
 def target_ranks(scores: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def mean_reciprocal_rank(lists: np.ndarray, ranks: np.ndarray) -> float:
     return float((1.0 / best).mean())
 
 
-class RankCollector(Collector):
+class RankCollector(RecommendedItemsCollector):
     """RecBole's collector, which also keeps the rank of every target.
 
     Args:
