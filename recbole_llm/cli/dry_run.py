@@ -55,7 +55,7 @@ def show(files: Files, line: Sequence[str], resume: str | None, everything: bool
 def _sources(config: Config, files: Files, stored: dict[str, Any], line: Sequence[str]) -> dict[str, str]:
     """Return where each setting comes from: the last place that names it."""
     recbole, ours = names.recbole_folder() / "properties", shipped("properties")
-    of_run = [*names.dataset_files(config.dataset), *names.model_files(config.model)]
+    of_run = [*names.model_files(config.model), *names.dataset_files(config.dataset)]
     of_recbole = [file for file in of_run if file.is_relative_to(recbole)]
     layers = [recbole / "overall.yaml", *sorted(recbole.glob("quick_start_config/*.yaml"))]
     layers += [recbole / "dataset" / "sample.yaml", *of_recbole, ours / "overall.yaml"]

@@ -1,6 +1,7 @@
 """The settings of a run: RecBole's Config with this package's properties, dataset files and checks.
 
-Precedence, as in RecBole: command line > dict > files > our properties > RecBole's properties.
+Precedence: command line > dict > files > the dataset's own file > the model's > what every run has, and last RecBole's
+files. As in RecBole, what a dataset says of itself wins against the default of a model.
 """
 
 import copy
@@ -143,7 +144,7 @@ class Config(RecBoleConfig):
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
         properties, datasets = shipped("properties"), shipped("dataset_configs")
-        ours = [properties / "overall.yaml", datasets / f"{dataset}.yaml", properties / "model" / f"{model}.yaml"]
+        ours = [properties / "overall.yaml", properties / "model" / f"{model}.yaml", datasets / f"{dataset}.yaml"]
         for path in ours:
             if path.is_file():
                 settings = {k: v for k, v in read_yaml(path).items() if k not in _NOT_SETTINGS}

@@ -110,7 +110,7 @@ _OPTIMISATION = Section(
                 "learning_rate": None,
                 "warmup_steps": 100,
                 "lr_scheduler": "cosine",
-                "clip_grad_norm": {"max_norm": 1.0},
+                "clip_grad_norm": None,
                 "head_dropout": 0.0,
                 "weight_average": None,
                 "train_batch_size": 128,
