@@ -8,6 +8,7 @@ from typing import Any
 from recbole_llm.backbone.resolve import locate
 from recbole_llm.config import names
 from recbole_llm.config.config import Config
+from recbole_llm.config.given_dataset import given_dataset
 from recbole_llm.data.build import create_dataset, data_preparation
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
@@ -64,6 +65,7 @@ def _sources(config: Config, files: Files, stored: dict[str, Any], line: Sequenc
     for path in layers:
         owner = "RecBole's " if path.is_relative_to(recbole) else ""
         found |= dict.fromkeys(read_yaml(path), f"{owner}{path.parent.name}/{path.name}")
+    found |= dict.fromkeys(config.of_dataset, str(config.named.file or config.named.folder))
     for file in files:
         if isinstance(file, Mapping):
             found |= dict.fromkeys(file, "the paper's row")
@@ -74,8 +76,9 @@ def _sources(config: Config, files: Files, stored: dict[str, Any], line: Sequenc
 
 
 def _print_settings(config: Config, sources: dict[str, str], everything: bool) -> None:
-    given = {name: value for name, value in config.given.items() if name in ("model", "dataset", "data_path")}
-    defaults = {} if everything else Config(config_dict={**given, "model": config.model}).merged
+    given = {name: value for name, value in config.given.items() if name == "data_path"}
+    named = {"model": config.model, "dataset": str(config.named.file or config.dataset)}
+    defaults = {} if everything else Config(config_dict={**given, **named}).merged
     shown = {
         name: value
         for name, value in sorted(config.merged.items())
@@ -94,7 +97,7 @@ def _print_settings(config: Config, sources: dict[str, str], everything: bool) -
 def _print_dataset(config: Config, here: bool) -> None:
     if not here:
         print(f"  {config.dataset} is not in {config.merged['data_path']}: it is prepared first")
-        print(f"  recbole-llm prepare --dataset={config.dataset} does that alone")
+        print(f"  recbole-llm prepare --dataset={config.named.file or config.dataset} does that alone")
         return
     disabled = logging.root.manager.disable
     logging.disable(logging.INFO)
@@ -156,10 +159,12 @@ def _stages(config: Config) -> Iterator[tuple[str, Path | None, Callable[[Path],
 
 def _pretraining_folder(config: Config, settings: pretraining.PretrainSettings) -> Path | None:
     """Return the folder of a pre-training; None if a source or the language model is not here, which its hash needs."""
-    here = all(names.has_folder(name, Path(config.merged["data_path"])) for name in settings.datasets)
+    given = [given_dataset(name) for name in settings.datasets]
+    here = all(g.folder or names.has_folder(g.name, Path(config.merged["data_path"])) for g in given)
     if not here or locate(str(config["backbone"])).folder is None:
         return None
     sources = [pretraining.source_config(config, name) for name in settings.datasets]
+    settings = pretraining.by_name(settings, sources)
     name = f"pretrain-{'+'.join(settings.datasets)[:80]}-{digest(pretraining.shape(config, settings, sources))}"
     return Path(config["checkpoint_dir"]) / name
 

@@ -92,7 +92,7 @@ class Study:
         digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:8]
         self.name = f"{base['model']}-{base['dataset']}-{digest}"
         self.folder = folder or Path(base["checkpoint_dir"]) / f"tune-{self.name}"
-        if not self.folder.exists():
+        if not self.folder.exists() or _is_empty(self.folder):
             with replacing_folder(self.folder) as temporary:
                 text = yaml.safe_dump({**definition, "identity": uuid.uuid4().hex}, allow_unicode=True, sort_keys=False)
                 write_text(temporary / _STUDY, text)
@@ -219,6 +219,10 @@ class Study:
             content["result"] = str(path.relative_to(self.folder))
         write_json(self.folder / TUNE, content)
         return content
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def complete(records: list[Record]) -> list[Record]:
