@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.backbone.resolve import locate
+from recbole_llm.cli.show import show
 from recbole_llm.config import names
 from recbole_llm.config.config import Config
 from recbole_llm.config.given_dataset import given_dataset
@@ -21,7 +22,7 @@ from recbole_llm.utils.values import write_value
 Files = Sequence[str | Mapping[str, Any]]
 
 
-def show(files: Files, line: Sequence[str], resume: str | None, everything: bool) -> None:
+def show_dry_run(files: Files, line: Sequence[str], resume: str | None, everything: bool) -> None:
     """Print what ``run`` would do.
 
     Args:
@@ -36,18 +37,18 @@ def show(files: Files, line: Sequence[str], resume: str | None, everything: bool
     stored = {} if resume is None else run_folder.open_existing(resume)[1]
     config = Config(config_file_list=files, config_dict=stored, command_line=line)
     here = names.has_folder(config.dataset, Path(config.merged["data_path"]))
-    print("settings" if everything else "settings that differ from the defaults")
+    show("settings" if everything else "settings that differ from the defaults")
     _print_settings(config, _sources(config, files, stored, line), everything)
-    print("\ndataset")
+    show("\ndataset")
     _print_dataset(config, here)
-    print("\nloaded")
+    show("\nloaded")
     _print_backbone(config)
-    print("\ntrained first")
+    show("\ntrained first")
     unknown = [] if here else ["  not known before the dataset is here"]
-    print("\n".join(unknown or list(_trained_first(config)) or ["  nothing"]))
-    print("\nrun folder")
+    show("\n".join(unknown or list(_trained_first(config)) or ["  nothing"]))
+    show("\nrun folder")
     name = f"{config.model}-{config.dataset}-<time>-{run_folder.digest(config.merged)}"
-    print(f"  {resume or Path(config['checkpoint_dir']) / name}")
+    show(f"  {resume or Path(config['checkpoint_dir']) / name}")
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def _print_settings(config: Config, sources: dict[str, str], everything: bool) -
     for name, value in shown.items():
         text = f"{name + ':':{width + 1}} {write_value(run_folder.plain(value))}"
         source = sources.get(name) if everything or name in config.given else None
-        print(f"  {text:46} # {source or 'follows from others'}")
+        show(f"  {text:46} # {source or 'follows from others'}")
 
 
 # -- data and models ---------------------------------------------------------------------------------------------------
@@ -96,8 +97,8 @@ def _print_settings(config: Config, sources: dict[str, str], everything: bool) -
 
 def _print_dataset(config: Config, here: bool) -> None:
     if not here:
-        print(f"  {config.dataset} is not in {config.merged['data_path']}: it is prepared first")
-        print(f"  recbole-llm prepare --dataset={config.named.file or config.dataset} does that alone")
+        show(f"  {config.dataset} is not in {config.merged['data_path']}: it is prepared first")
+        show(f"  recbole-llm prepare --dataset={config.named.file or config.dataset} does that alone")
         return
     disabled = logging.root.manager.disable
     logging.disable(logging.INFO)
@@ -107,19 +108,19 @@ def _print_dataset(config: Config, here: bool) -> None:
     finally:
         logging.disable(disabled)
     counts = {"users": dataset.user_num - 1, "items": dataset.item_num - 1, "interactions": dataset.inter_num}
-    print(f"  {config['data_path']}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    show(f"  {config['data_path']}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     rows = zip(("train", "valid", "test"), parts, strict=True)
-    print("  rows: " + ", ".join(f"{0 if part is None else len(part._dataset):,} {name}" for name, part in rows))
+    show("  rows: " + ", ".join(f"{0 if part is None else len(part._dataset):,} {name}" for name, part in rows))
 
 
 def _print_backbone(config: Config) -> None:
     backbone = config["pretrained_backbone"] or config["backbone"]
     if not backbone:
-        print(f"  nothing: {config.model} reads no text with a language model")
+        show(f"  nothing: {config.model} reads no text with a language model")
         return
     status = locate(str(backbone))
     where = "is not here" if status.folder is None else f"is here ({status.source}): {status.folder}"
-    print(f"  the language model {backbone} {where}{f'; {status.advice}' if status.advice else ''}")
+    show(f"  the language model {backbone} {where}{f'; {status.advice}' if status.advice else ''}")
 
 
 def _trained_first(config: Config) -> Iterator[str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.cli.arguments import Given, Parser
+from recbole_llm.cli.show import show
 from recbole_llm.errors import SettingError, nearest
 from recbole_llm.plots.kinds import KINDS, REPRESENTATIONS
 
@@ -79,7 +80,7 @@ def _draw_results(options: dict[str, Any], kind: str, folder: Path) -> int:
     for name, figure in draw(results, kind, metric, options.get("setting")).items():
         title = f"{name.replace('_', ' ')}: {metric_name(results.metric(metric))} on {', '.join(results.datasets)}"
         for path in save(figure, folder, name, title):
-            print(path)
+            show(path)
     return 0
 
 
@@ -98,7 +99,7 @@ def _draw_representations(options: dict[str, Any], folder: Path) -> int:
     )
     title = f"densities of the coordinates of ID model, language model and adapter on {distances['dataset']}"
     for path in save(figure, folder, REPRESENTATIONS, title):
-        print(path)
+        show(path)
     write_json(folder / f"{REPRESENTATIONS}.json", distances)
-    print(folder / f"{REPRESENTATIONS}.json")
+    show(folder / f"{REPRESENTATIONS}.json")
     return 0

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from recbole_llm.cli.arguments import Given, Parser
+from recbole_llm.cli.show import show
 from recbole_llm.errors import SettingError
 
 
@@ -34,10 +35,11 @@ def main(given: Given) -> int:
     from recbole_llm.comparison.file import read_comparison
     from recbole_llm.report.page import render
     from recbole_llm.utils.files import write_text
+    from recbole_llm.utils.plain_text import printable
 
     path = given.options["comparison"]
-    page = render(read_comparison(path))
+    page = printable(render(read_comparison(path)))
     out = given.options.get("out", path.with_name("report.html"))
     write_text(out, page)
-    print(out)
+    show(out)
     return 0

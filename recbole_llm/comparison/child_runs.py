@@ -26,6 +26,7 @@ from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.finished import read_result
 from recbole_llm.runs.result import has_result
 from recbole_llm.utils.files import read_yaml, storage_errors, write_json
+from recbole_llm.utils.plain_text import one_line
 
 STATE = "state.json"
 _LOCK = ".lock"
@@ -179,7 +180,7 @@ def _watch(child: "subprocess.Popen[bytes]", log: Path, terminal: IO[str]) -> No
         except subprocess.TimeoutExpired:
             if shown:
                 width = shutil.get_terminal_size().columns - 1
-                terminal.write("\r\x1b[K" + (_lines(log) or [""])[-1][:width])
+                terminal.write("\r\x1b[K" + one_line((_lines(log) or [""])[-1])[:width])
                 terminal.flush()
     if shown:
         terminal.write("\r\x1b[K")

@@ -229,9 +229,7 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     return whole[:begin], whole[begin + len(plain) :]
 
 
-def _items(
-    written: pd.DataFrame, tokenizer: Any, limit: int, before: str
-) -> tuple[RaggedTable, RaggedTable, str]:
+def _items(written: pd.DataFrame, tokenizer: Any, limit: int, before: str) -> tuple[RaggedTable, RaggedTable, str]:
     """Return the tokens of the items after another one and as the first, and the text before the first without them.
 
     A space before a word belongs to the word's first token, for byte-level BPE and for SentencePiece; other white space

@@ -11,6 +11,7 @@ from recbole_llm.prepare.pipeline import PreparedDataset
 from recbole_llm.prepare.report import write_report
 from recbole_llm.prepare.spec import load_spec
 from recbole_llm.utils.paths import has_interactions
+from recbole_llm.utils.plain_text import printable
 
 DEFAULT_OUT = Path("dataset")
 """RecBole's default `data_path`."""
@@ -77,4 +78,4 @@ def ensure(dataset: str, data_path: Path, file: Path | None = None) -> Path:
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
