@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RecBoleLLMError, OSError) as error:  # OSError: a place where RecBole writes, such as ./log
         if debug:
             traceback.print_exc()
-        show_error(f"error: {one_line(error)}")
+        show_error(f"error: {one_line(_in_words(error))}")
         return 2 if isinstance(error, SettingError) else 1
     except ModuleNotFoundError as error:
         if debug:
@@ -85,6 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = dict(missing_packages()).get(str(error.name), "recbole-llm doctor says how to get it")
         show_error(f"error: the package '{error.name}' is missing: {command}")
         return 1
+
+
+def _in_words(error: RecBoleLLMError | OSError) -> str:
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    from recbole_llm.utils.files import in_words
+
+    return in_words(error)
 
 
 def _run_verb(argv: list[str]) -> int:

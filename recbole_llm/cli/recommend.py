@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from recbole_llm.cli.arguments import Given, Parser, flag, one_of
 from recbole_llm.cli.show import show
 from recbole_llm.errors import DataError, SettingError
-from recbole_llm.utils.files import replacing
+from recbole_llm.utils.files import read_text, replacing
 from recbole_llm.utils.plain_text import csv_cell, json_line, one_line
 from recbole_llm.utils.values import parse_value
 
@@ -192,16 +192,13 @@ def _users(given: dict[str, Any]) -> list[str] | None:
 
 def _is_file(text: str) -> bool:
     try:
-        return Path(text).is_file()
-    except OSError:  # a list that is longer than the name of a file can be
+        return Path(text).exists()
+    except (OSError, ValueError):  # a list that is longer than the name of a file can be
         return False
 
 
 def _lines(path: Path, what: str, form: str) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the {what} {path} cannot be read: {error}") from None
+    lines = read_text(path, f"file of {what}").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             raise DataError(f"line {number} of {path} is empty: it needs {form}")

@@ -32,13 +32,15 @@ def main(given: Given) -> int:
     """
     if "comparison" not in given.options:
         raise SettingError("report needs a comparison: --comparison=comparison.json, which recbole-llm compare writes")
-    from recbole_llm.comparison.file import read_comparison
+    from recbole_llm.comparison.file import read_comparison, showing
     from recbole_llm.report.page import render
     from recbole_llm.utils.files import write_text
     from recbole_llm.utils.plain_text import printable
 
     path = given.options["comparison"]
-    page = printable(render(read_comparison(path)))
+    comparison = read_comparison(path)
+    with showing(path):
+        page = printable(render(comparison))
     out = given.options.get("out", path.with_name("report.html"))
     write_text(out, page)
     show(out)
