@@ -20,12 +20,13 @@ from typing import IO, Any
 
 import recbole_llm
 from recbole_llm.comparison.cells import Cell
-from recbole_llm.errors import CheckpointError, SettingError
+from recbole_llm.errors import CheckpointError, DataError, SettingError
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.finished import read_result
 from recbole_llm.runs.result import has_result
-from recbole_llm.utils.files import read_yaml, storage_errors, write_json
+from recbole_llm.utils.files import read_json_object, storage_errors, write_json
+from recbole_llm.utils.plain_text import one_line
 
 STATE = "state.json"
 _LOCK = ".lock"
@@ -54,7 +55,7 @@ class CellRunner:
         self._state: dict[str, Any] = {"asked": definition, "cells": {}}
         path = folder / STATE
         if path.exists():
-            self._state = read_yaml(path)  # JSON is YAML, and its errors are reported in one sentence
+            self._state = _read_state(path)
             if self._state.get("asked") != definition:
                 raise SettingError(f"{folder} holds another comparison: choose another folder with --out")
         with storage_errors(folder):
@@ -76,7 +77,7 @@ class CellRunner:
                 self.say(f"waiting: another process, or a run that it started, still works on {self.folder}")
                 fcntl.flock(file, fcntl.LOCK_EX)
             if (self.folder / STATE).exists():
-                self._state = read_yaml(self.folder / STATE)
+                self._state = _read_state(self.folder / STATE)
             yield file.fileno()
 
     def finish(self, cell: Cell, lock: int, name: str) -> Cell:
@@ -118,6 +119,16 @@ class CellRunner:
 
     def _write(self) -> None:
         write_json(self.folder / STATE, self._state)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return what `state.json` holds. Raises DataError if it was changed to what no comparison writes."""
+    state = read_json_object(path, "state of a comparison")
+    cells = state.get("cells")
+    notes = list(cells.values()) if isinstance(cells, dict) else [None]
+    if not all(isinstance(note, dict) and isinstance(note.get("before"), list) for note in notes):
+        raise DataError(f"{path} is not the state of a comparison: remove it, and finished runs are found again")
+    return state
 
 
 def _runs(cell: Cell) -> list[Path]:
@@ -179,7 +190,7 @@ def _watch(child: "subprocess.Popen[bytes]", log: Path, terminal: IO[str]) -> No
         except subprocess.TimeoutExpired:
             if shown:
                 width = shutil.get_terminal_size().columns - 1
-                terminal.write("\r\x1b[K" + (_lines(log) or [""])[-1][:width])
+                terminal.write("\r\x1b[K" + one_line((_lines(log) or [""])[-1])[:width])
                 terminal.flush()
     if shown:
         terminal.write("\r\x1b[K")

@@ -10,6 +10,7 @@ from recbole_llm.comparison.cells import Cell
 from recbole_llm.comparison.finished import cells_of_runs, find_runs
 from recbole_llm.comparison.options import Options
 from recbole_llm.config.config import Config
+from recbole_llm.config.given_dataset import given_dataset
 from recbole_llm.config.names import has_setting
 from recbole_llm.config.parts import merged
 from recbole_llm.data.folder import ensure_files
@@ -94,7 +95,7 @@ def plan_cells(
 
     Args:
         models: label and model name.
-        datasets: names.
+        datasets: names, folders or files, see `given_dataset`.
         seeds: whole numbers.
         common: settings of all models.
         last: settings of all models that override `common` and `own`, such as those of the command line.
@@ -105,6 +106,10 @@ def plan_cells(
         DataError: for a dataset that is missing.
     """
     _check_common({**common, **last}, models)
+    called = [given_dataset(dataset).name for dataset in datasets]
+    for name in called:
+        if called.count(name) > 1:
+            raise SettingError(f"two datasets are called {name}: compare them one after the other")
     cells: list[Cell] = []
     for dataset in datasets:
         label_of: dict[str, str] = {}
@@ -114,13 +119,14 @@ def plan_cells(
             given = merged(given, own.get(label, {}), ours)
             config = Config(command_line=Cell(dataset, label, model, seeds[0], given).arguments())
             ensure_files(config)  # before the first run starts, and once for all of them
-            whole = config.merged
+            whole, name = config.merged, config.dataset
+            given = {**config.of_dataset, **given}  # a run is told the name alone
             other = label_of.setdefault(run_folder.digest(whole), label)
             if other != label:
                 raise SettingError(
                     f"{other} and {label} ask for the same run of {model}: give one of them other settings"
                 )
-            cells += [Cell(dataset, label, model, seed, given, {**whole, "seed": seed}) for seed in seeds]
+            cells += [Cell(name, label, model, seed, given, {**whole, "seed": seed}) for seed in seeds]
     return cells
 
 

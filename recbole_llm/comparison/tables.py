@@ -14,6 +14,7 @@ from recbole_llm.comparison.columns import (
     is_column,
     mean_and_deviation,
 )
+from recbole_llm.utils.plain_text import csv_cell, one_line
 
 ROWS = ("models", "metrics")
 _ABSENT = "–"  # noqa: RUF001
@@ -155,23 +156,29 @@ def markdown_table(comparison: dict[str, Any], rows: str = "models") -> str:
         rows: models or metrics.
     """
     table, *notes = markdown_parts(comparison, rows)
-    title = f"{', '.join(comparison['datasets'])}\n\n" if len(comparison["datasets"]) == 1 else ""
+    title = f"{one_line(', '.join(comparison['datasets']))}\n\n" if len(comparison["datasets"]) == 1 else ""
     # stars of a mark must not become bold text
-    said = [sentence.replace("*", "\\*") for sentence in caption(comparison)]
+    said = [one_line(sentence).replace("*", "\\*") for sentence in caption(comparison)]
     return title + "\n\n".join([table, " ".join(said), *notes])
 
 
 def markdown_parts(comparison: dict[str, Any], rows: str = "models") -> list[str]:
     """Return the table alone, and each footnote; see `markdown_table`."""
-    header, body = _layout(comparison, rows, _markdown_value, lambda text: text.replace("|", "\\|"))
+    header, body = _layout(comparison, rows, _markdown_value, markdown)
     left = 1 if rows == "models" else 2
     lines = [header, [":--"] * left + ["--:"] * (len(header) - left), *body]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return [table, *(f"[{number}] {text}" for number, text in enumerate(make_grid(comparison).notes, 1))]
+    return [table, *(f"[{number}] {one_line(text)}" for number, text in enumerate(make_grid(comparison).notes, 1))]
+
+
+def markdown(text: str) -> str:
+    """Return `text` for one cell of a table."""
+    return one_line(text).replace("|", "\\|")
 
 
 def _markdown_value(value: Value) -> str:
-    text = {"best": f"**{value.text}**", "second": f"<u>{value.text}</u>"}.get(value.style, value.text)
+    shown = markdown(value.text)
+    text = {"best": f"**{shown}**", "second": f"<u>{shown}</u>"}.get(value.style, shown)
     return text + value.mark.replace("*", "\\*") + (f" [{value.note}]" if value.note else "")
 
 
@@ -218,7 +225,7 @@ def latex_table(comparison: dict[str, Any], rows: str = "models") -> str:
 
 def latex(text: str) -> str:
     """Return `text` with all that LaTeX reads as a command made harmless."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in one_line(text))
 
 
 def _latex_value(value: Value) -> str:
@@ -246,6 +253,10 @@ def csv_table(comparison: dict[str, Any]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, _FIELDS, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
+
+    def write(line: dict[str, Any]) -> None:
+        writer.writerow({name: csv_cell(value) for name, value in line.items()})
+
     for dataset in comparison["datasets"]:
         for label in comparison["models"]:
             for metric in comparison["metrics"]:
@@ -253,14 +264,14 @@ def csv_table(comparison: dict[str, Any]) -> str:
                 line = {"source": "run", "dataset": dataset, "model": label, "metric": metric}
                 line |= {"missing": _why(comparison, dataset, label), **known.get(where, {})}
                 line |= {name: bounds[where][name] for name in ("low", "high") if where in bounds}
-                writer.writerow({name: "" if value is None else value for name, value in line.items()})
+                write({name: "" if value is None else value for name, value in line.items()})
             for column in filter(is_column, columns_of(comparison)):
                 values = column_values(comparison, dataset, label, column)
                 if are_numbers(values):
                     line = {"source": "run", "dataset": dataset, "model": label, "metric": column}
-                    writer.writerow(line | dict(zip(("mean", "deviation"), mean_and_deviation(values), strict=True)))
+                    write(line | dict(zip(("mean", "deviation"), mean_and_deviation(values), strict=True)))
         for method, printed in (comparison["papers"] or {}).get(dataset, {}).items():
             for metric, value in printed.items():
                 row = {"source": "paper", "dataset": dataset, "model": method, "metric": metric, "mean": value}
-                writer.writerow(row)
+                write(row)
     return out.getvalue()

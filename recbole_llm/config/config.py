@@ -1,6 +1,7 @@
 """The settings of a run: RecBole's Config with this package's properties, dataset files and checks.
 
-Precedence, as in RecBole: command line > dict > files > our properties > RecBole's properties. Of `eval_args` and
+Precedence: command line > dict > files > the dataset's own file > the model's > what every run has, and last RecBole's
+files. As in RecBole, what a dataset says of itself wins against the default of a model. Of `eval_args` and
 `train_neg_sample_args` a source overrides the parts that it names (`config/parts.py`).
 """
 
@@ -18,13 +19,12 @@ from recbole.utils import ModelType
 
 from recbole_llm.config import attributes, checks, names, parts, registry
 from recbole_llm.config.declared import validate
+from recbole_llm.config.given_dataset import GivenDataset, given_dataset, run_settings
 from recbole_llm.errors import SettingError
 from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.paths import shipped
 from recbole_llm.utils.values import parse_literal, parse_value
 
-# Keys of dataset_configs/*.yaml that are not settings of a run.
-_NOT_SETTINGS = ("prepare",)
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")  # 1e-3, which YAML 1.1 reads as text
 
 
@@ -58,7 +58,8 @@ class Config(RecBoleConfig):
 
     Args:
         model: a model name or class.
-        dataset: a dataset name: a folder in `data_path`, or one that ships with RecBole.
+        dataset: a dataset's name (a folder in `data_path`, or one that ships with RecBole), the path of its folder, or
+            a YAML file with its settings.
         config_file_list: YAML files with settings, or settings that stand in the place of a file.
         config_dict: settings.
         command_line: ``--name=value`` arguments. RecBole reads ``sys.argv`` itself; here nothing is read that was not
@@ -67,6 +68,8 @@ class Config(RecBoleConfig):
     Attributes:
         given: the settings that are not defaults: files, dict and command line merged, without what has no effect.
         merged: all settings before RecBole derives others from them; they give the same run again.
+        named: the dataset as it was named.
+        of_dataset: the settings that follow from a path that names the dataset; they are among `given`.
         is_new_dataset: whether no file in RecBole or in dataset_configs/ describes the dataset.
 
     Raises:
@@ -84,6 +87,7 @@ class Config(RecBoleConfig):
         self._command_line = command_line
         self.given: dict[str, Any] = {}
         self.merged: dict[str, Any] = {}
+        self.of_dataset: dict[str, Any] = {}
         try:
             super().__init__(model, dataset, config_file_list, copy.deepcopy(dict(config_dict or {})))
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
@@ -143,16 +147,33 @@ class Config(RecBoleConfig):
         if dataset is None:
             raise SettingError("no dataset is named: add --dataset=ml-100k, or the name of a folder in data_path")
         model_class = registry.model_class(model)
-        return model_class.__name__, model_class, str(dataset)
+        self.named = given_dataset(str(dataset))
+        self._take_dataset(self.named)
+        return model_class.__name__, model_class, self.named.name
+
+    def _take_dataset(self, named: GivenDataset) -> None:
+        """Put what a dataset's path says below all other settings that are given."""
+        given = self.external_config_dict
+        if named.file is not None:
+            self.of_dataset = named.settings()
+        if named.folder is not None:
+            place = str(named.folder.parent)
+            other = given.get("data_path", place)
+            if Path(str(other)).resolve() != Path(place).resolve():
+                raise SettingError(f"dataset={named.folder} and data_path={other} name two places: leave out data_path")
+            self.of_dataset = {"data_path": place}
+        if named.file is None and named.folder is None:
+            return
+        self.external_config_dict = {**self.of_dataset, **given, "dataset": named.name}
+        self.of_dataset = {name: self.external_config_dict[name] for name in self.of_dataset}
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
         properties, datasets = shipped("properties"), shipped("dataset_configs")
-        ours = [properties / "overall.yaml", datasets / f"{dataset}.yaml", properties / "model" / f"{model}.yaml"]
+        ours = [properties / "overall.yaml", properties / "model" / f"{model}.yaml", datasets / f"{dataset}.yaml"]
         for path in ours:
             if path.is_file():
-                settings = {k: v for k, v in read_yaml(path).items() if k not in _NOT_SETTINGS}
-                self.internal_config_dict.update(parts.merged(self.internal_config_dict, settings))
+                self.internal_config_dict.update(parts.merged(self.internal_config_dict, run_settings(path)))
         self.is_new_dataset = not names.dataset_files(dataset)
 
     def _get_final_config_dict(self) -> dict[str, Any]:
@@ -189,13 +210,14 @@ class Config(RecBoleConfig):
     def _set_default_parameters(self) -> None:
         data_path = Path(self.final_config_dict["data_path"])
         super()._set_default_parameters()
-        self.final_config_dict["data_path"] = str(_dataset_folder(self.dataset, data_path))
+        self.final_config_dict["data_path"] = str(_dataset_folder(self.named, data_path))
 
     def _check_given(self) -> None:
         """Check the names of given settings; leave out what a file gives that the model does not read."""
         known = self.model in registry.known_models()
         if not known:
             return  # somebody's own model class: only it knows its settings
+        self._check_of_dataset()
         for source in (self.cmd_config_dict, self.variable_config_dict):
             checks.check_given(source, self.model, strictly=True)
         for name in sorted(checks.check_given(self.file_config_dict, self.model, strictly=False)):
@@ -203,8 +225,20 @@ class Config(RecBoleConfig):
                 del self.external_config_dict[name]
                 logging.getLogger().warning("the setting '%s' has no effect on %s", name, self.model)
 
+    def _check_of_dataset(self) -> None:
+        """Check the names in a dataset's own file, which serves all models: what this one does not read is left out."""
+        try:
+            without_effect = checks.check_given(self.of_dataset, self.model, strictly=False)
+        except SettingError as error:
+            raise SettingError(f"{self.named.file}: {error}") from None
+        elsewhere = {*self.cmd_config_dict, *self.variable_config_dict, *self.file_config_dict}
+        for name in without_effect:
+            del self.of_dataset[name]
+            if name not in elsewhere:
+                del self.external_config_dict[name]
 
-def _dataset_folder(dataset: str, data_path: Path) -> Path:
+
+def _dataset_folder(dataset: GivenDataset, data_path: Path) -> Path:
     """Return the folder of a dataset's atomic files: in `data_path`, else among RecBole's examples, else where they go.
 
     Nothing is made here: whoever reads the data asks `data.folder.ensure_files` for it.
@@ -212,6 +246,6 @@ def _dataset_folder(dataset: str, data_path: Path) -> Path:
     Raises:
         SettingError: if no such dataset is known; the nearest name is given.
     """
-    names.require_dataset(dataset, data_path)
-    folders = names.dataset_folders(dataset, data_path)
+    names.require_given(dataset, data_path)
+    folders = names.dataset_folders(dataset.name, data_path)
     return next((folder for folder in folders if folder.is_dir()), folders[0])

@@ -13,6 +13,7 @@ from recbole.utils import init_seed
 
 from recbole_llm.config import renamed
 from recbole_llm.config.config import Config, parse_command_line
+from recbole_llm.config.given_dataset import given_dataset
 from recbole_llm.config.hooks import hooks_of, hooks_of_class
 from recbole_llm.config.parts import merged
 from recbole_llm.data.shared import SharedData
@@ -300,11 +301,15 @@ def pretrain(
         RecBoleLLMError: one of its kinds, whose message says what to do.
     """
     given = merged(*map(read_yaml, config_files), settings or {}, parse_command_line(command_line))
-    # A Config needs a dataset; the first source stands for the target that there is not.
     sources = pretraining.names_of(given.get("pretrain_datasets"))
     if not sources:
         raise SettingError("pretrain_datasets names no dataset: --pretrain_datasets=Food,Cell")
-    config = Config(given.get("model", model), sources[0], config_dict=given)
+    # A Config needs a dataset; a source stands for the target that there is not: the first whose folder is in
+    # data_path, where there is such a one.
+    stand_in = next((source for source in sources if given_dataset(source).folder is None), sources[0])
+    if given_dataset(stand_in).folder is not None:
+        given.pop("data_path", None)
+    config = Config(given.get("model", model), stand_in, config_dict=given)
     with unchanged_process():
         start_log(config)
         return pretraining.pretrain(config)

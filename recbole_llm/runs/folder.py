@@ -89,6 +89,15 @@ def open_existing(run: str | Path) -> tuple[Path, dict[str, Any]]:
     return folder, read_yaml(folder / CONFIG)
 
 
+def require_finished(run: str | Path) -> None:
+    """Refuse a run that has no result yet. Raises CheckpointError, which says how to resume it."""
+    folder, _ = open_existing(run)
+    if not has_result(folder):
+        raise CheckpointError(
+            f"the run {folder} is not finished: resume it with recbole-llm run --resume={folder}, or start it again"
+        )
+
+
 def open_unfinished(run: str | Path) -> tuple[Path, dict[str, Any]]:
     """Return what `open_existing` does for a run to resume, cleared of files that were cut short.
 

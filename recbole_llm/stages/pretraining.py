@@ -26,6 +26,7 @@ from recbole_llm.backbone.pretrained import RECORD, read_record, release_device_
 from recbole_llm.backbone.resolve import resolve
 from recbole_llm.config.config import Config
 from recbole_llm.config.fingerprint import data_settings, hashed
+from recbole_llm.config.given_dataset import given_dataset
 from recbole_llm.config.roles import pretraining_settings
 from recbole_llm.data.build import create_dataset, data_preparation
 from recbole_llm.data.folder import ensure_files
@@ -148,9 +149,10 @@ def pretrain(config: Any, target: Any = None) -> Path:
         StorageError: if the folder cannot be written.
     """
     settings = PretrainSettings.from_config(config)
+    sources = [source_config(config, name) for name in settings.datasets]
+    settings = by_name(settings, sources)
     if target is not None and target.dataset_name in settings.datasets:
         raise SettingError(f"pretrain_datasets names the target {target.dataset_name} itself: pre-train on others")
-    sources = [source_config(config, name) for name in settings.datasets]
     shaped_by = shape(config, settings, sources)
     name = f"pretrain-{'+'.join(settings.datasets)[:80]}"
 
@@ -174,14 +176,27 @@ def _is_stored(folder: Path) -> bool:
     return (folder / checkpoint.RESUME).is_file() or any(folder.glob(f"*/{RECORD}"))
 
 
+def by_name(settings: PretrainSettings, sources: list[Config]) -> PretrainSettings:
+    """Return the settings with the names of the sources in the place of their paths."""
+    return dataclasses.replace(settings, datasets=[source["dataset"] for source in sources])
+
+
 def source_config(config: Any, name: str) -> Config:
-    """Return the settings that the source `name` is read with: its own, and the text fields that the user asks for."""
-    given = {"data_path": config.merged["data_path"], "items_without_text": config["items_without_text"]}
+    """Return the settings that a source is read with: its own, and the text fields that the user asks for.
+
+    Args:
+        config: the settings of the run.
+        name: of the source, or its folder or file; see `given_dataset`.
+    """
+    given = {"items_without_text": config["items_without_text"]}
+    named = given_dataset(name)
+    if named.folder is None and "data_path" not in named.settings():
+        given["data_path"] = config.merged["data_path"]
     given |= {key: config[key] for key in ("use_gpu", "gpu_id", "state", "checkpoint_dir")}
     if "item_text_fields" in config.given:
         given["item_text_fields"] = config["item_text_fields"]
     own = Config(config.model_class, name, config_dict=given)
-    if not own.is_new_dataset:
+    if not own.is_new_dataset or own.named.file is not None:
         return own
     given |= {key: config.given[key] for key in _FORMAT if key in config.given}
     return Config(config.model_class, name, config_dict=given)

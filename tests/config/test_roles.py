@@ -39,7 +39,7 @@ PROTOCOL = (
     *("val_interval", "rm_dup_inter"),
 )
 PRETRAINING = (
-    *("weights", "precision", "query_token", "multi_query", "alignment", "alignment_instruction"),
+    *("weights", "precision", "query_token", "multi_query", "alignment", "alignment_instruction", "alignment_token"),
     *("max_attribute_tokens", "MAX_ITEM_LIST_LENGTH", "max_sequence_tokens", "weight_decay", "warmup_steps"),
     *("lr_scheduler", "clip_grad_norm", "train_batch_size"),
 )

@@ -144,6 +144,9 @@ class ST2SI(ProjectedRecommender):
             )
         # The query token is looked up last: a token added to the tokenizer must not change how texts are cut.
         query = query_token_id(loaded.tokenizer, loaded.model, settings.query_token)
+        aligned = None
+        if settings.alignment_token is not None:
+            aligned = query_token_id(loaded.tokenizer, loaded.model, settings.alignment_token)
         limits = WindowLimits(settings.max_items, settings.max_sequence_tokens)
         return ST2SIInputs(
             dataset,
@@ -154,6 +157,7 @@ class ST2SI(ProjectedRecommender):
             settings.train_window,
             settings.multi_query,
             settings.alignment,
+            aligned,
         )
 
     def train(self, mode: bool = True) -> "ST2SI":

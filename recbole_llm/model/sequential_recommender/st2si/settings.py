@@ -30,6 +30,7 @@ class ST2SISettings:
         train_window: random, full or recent.
         alignment: whether alignment inputs are trained too.
         alignment_instruction: the text before the item in an alignment input.
+        alignment_token: the token after it; None for the query token.
         train_batch_tokens: maximum number of tokens of a packed pass with gradients.
         eval_batch_tokens: maximum number of tokens of a packed pass without.
         learning_rate: of the backbone and the projection.
@@ -52,6 +53,7 @@ class ST2SISettings:
     train_window: str
     alignment: bool
     alignment_instruction: str
+    alignment_token: str | None
     train_batch_tokens: int
     eval_batch_tokens: int
     learning_rate: float
@@ -91,6 +93,7 @@ class ST2SISettings:
             train_window=config["train_window"] or ("random" if drawn else "full"),
             alignment=config["alignment"],
             alignment_instruction=config["alignment_instruction"],
+            alignment_token=None if config["alignment_token"] is None else str(config["alignment_token"]),
             train_batch_tokens=config["train_batch_tokens"],
             eval_batch_tokens=config["eval_batch_tokens"],
             learning_rate=rates[tuning.tuning] if rate is None else rate,
