@@ -23,17 +23,16 @@ from recbole_llm.quick_start.process import start_log, unchanged_process
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.context import RunContext
+from recbole_llm.runs.lock import alone
 from recbole_llm.runs.ranks import write_ranks
 from recbole_llm.runs.result import RunResult
 from recbole_llm.stages import pretraining
 from recbole_llm.stages.runner import Runner
 from recbole_llm.trainer.run_folder_trainer import best_epoch
-from recbole_llm.utils.files import read_yaml
+from recbole_llm.utils.files import read_yaml, storage_errors
 from recbole_llm.utils.interruption import noting_what_is_stored
 
 __all__ = ["Parts", "build", "fit", "load", "pretrain", "recommender", "run"]
-
-_WORTH_SAYING = 0.1  # seconds; less is to look whether there is anything to train first, on a busy machine too
 
 
 def run(
@@ -99,7 +98,7 @@ def _run(config: Config, folder: Path, data: SharedData, started: float, new: bo
     def is_stored() -> bool:
         return (folder / checkpoint.RESUME).is_file()
 
-    with noting_what_is_stored(folder, is_stored):
+    with alone(folder), noting_what_is_stored(folder, is_stored):
         try:
             return _train_and_evaluate(config, folder, data, started, new)
         except KeyboardInterrupt:
@@ -132,8 +131,8 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
     hooks_of(parts.model).save_extras(folder, parts.dataset)
 
     seconds = {
-        **({"pretrain": parts.pretrain_seconds} if parts.pretrain_seconds >= _WORTH_SAYING else {}),
-        "prepare": prepared - started - parts.pretrain_seconds,
+        **({} if parts.pretrain_seconds is None else {"pretrain": parts.pretrain_seconds}),
+        "prepare": prepared - started - (parts.pretrain_seconds or 0.0),
         "fit": fit_seconds,
         "evaluate": evaluated - fitted,
     }
@@ -193,6 +192,15 @@ def _fit(
     config: Config, folder: Path, data: SharedData, callback: Callable[[int, float], None] | None = None
 ) -> dict[str, Any]:
     started = time.monotonic()
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        return _train(config, folder, data, started, callback)
+
+
+def _train(
+    config: Config, folder: Path, data: SharedData, started: float, callback: Callable[[int, float], None] | None
+) -> dict[str, Any]:
     run_folder.write_settings(folder, config.merged)
     _begin(config)
     parts, trainer = _parts_and_trainer(config, RunContext(folder, reads_test=False), data)
@@ -307,7 +315,7 @@ def pretrain(
     config = Config(given.get("model", model), sources[0], config_dict=given)
     with unchanged_process():
         start_log(config)
-        return pretraining.pretrain(config)
+        return pretraining.find_or_pretrain(config).folder
 
 
 def load(run: str | Path, settings: dict[str, Any] | None = None, test: bool = True) -> Parts:
