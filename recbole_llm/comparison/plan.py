@@ -11,6 +11,8 @@ from recbole_llm.comparison.finished import cells_of_runs, find_runs
 from recbole_llm.comparison.options import Options
 from recbole_llm.config.config import Config
 from recbole_llm.config.names import has_setting
+from recbole_llm.data.build import file_hashes
+from recbole_llm.data.fingerprint import run_fingerprint
 from recbole_llm.data.folder import ensure_files
 from recbole_llm.errors import CheckpointError, DataError, SettingError, nearest, require_whole
 from recbole_llm.runs import folder as run_folder
@@ -113,13 +115,16 @@ def plan_cells(
             given |= {name: value for name, value in last.items() if has_setting(model, name)}
             config = Config(command_line=Cell(dataset, label, model, seeds[0], given).arguments())
             ensure_files(config)  # before the first run starts, and once for all of them
-            merged = config.merged
+            files, merged = file_hashes(config), config.merged
             other = label_of.setdefault(run_folder.digest(merged), label)
             if other != label:
                 raise SettingError(
                     f"{other} and {label} ask for the same run of {model}: give one of them other settings"
                 )
-            cells += [Cell(dataset, label, model, seed, given, {**merged, "seed": seed}) for seed in seeds]
+            for seed in seeds:
+                own_settings = {**merged, "seed": seed}
+                fingerprint = run_fingerprint(own_settings, files)
+                cells.append(Cell(dataset, label, model, seed, given, own_settings, fingerprint=fingerprint))
     return cells
 
 

@@ -36,6 +36,7 @@ class Parts:
         pretrain_seconds: how long it took to make what the model needs first; None if nothing was made.
         context: where the run is stored, and what its weights belong to.
         settings: what the run stores: all settings, and what was found or made first.
+        fingerprint: of all that the result depends on, see `data.fingerprint`; None for parts that are not trained.
     """
 
     config: Config
@@ -47,6 +48,7 @@ class Parts:
     pretrain_seconds: float | None = None
     context: RunContext = field(default_factory=RunContext)
     settings: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str | None = None
 
     @functools.cached_property
     def recommender(self) -> Recommender:

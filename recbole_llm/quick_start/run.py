@@ -14,6 +14,8 @@ from recbole.utils import init_seed
 from recbole_llm.config import renamed
 from recbole_llm.config.config import Config, parse_command_line
 from recbole_llm.config.hooks import hooks_of, hooks_of_class
+from recbole_llm.data.build import file_hashes
+from recbole_llm.data.fingerprint import FINGERPRINT, kept_fingerprint
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.evaluation import candidates
@@ -140,10 +142,12 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
         **_result(parts, trainer, test, seconds),
         **candidates.results(rankings["test"], rankings["valid"] if validated else None),
         "kind": config["MODEL_TYPE"].name.lower(),
+        "fingerprint": parts.fingerprint,
     }
     result = RunResult.from_dict(found, folder / run_folder.RESULT)
     result.write(folder)
-    (folder / checkpoint.RESUME).unlink(missing_ok=True)  # the run is finished: nothing is left to resume from
+    for file in (checkpoint.RESUME, FINGERPRINT):  # the run is finished: nothing is left to resume from
+        (folder / file).unlink(missing_ok=True)
     return {**result.to_dict(), "path": str(folder / run_folder.RESULT)}
 
 
@@ -231,6 +235,7 @@ def _begin(config: Config) -> None:
 def _parts_and_trainer(config: Config, context: RunContext, data: SharedData) -> tuple[Parts, Any]:
     assert context.folder is not None
     parts = build_parts(config, context, data, _runner(data))
+    parts.fingerprint = kept_fingerprint(context.folder, config.merged, parts.settings, file_hashes(config))
     run_folder.write_settings(context.folder, parts.settings)
     return parts, parts.trainer()
 
