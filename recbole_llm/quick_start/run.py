@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from recbole.utils import init_seed
 
 from recbole_llm.config import renamed
@@ -21,6 +20,7 @@ from recbole_llm.errors import DataError, SettingError
 from recbole_llm.evaluation import candidates
 from recbole_llm.inference.recommender import Recommender
 from recbole_llm.quick_start.build import Parts, build_parts
+from recbole_llm.quick_start.outcome import numbers, outcome
 from recbole_llm.quick_start.process import start_log, unchanged_process
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
@@ -139,7 +139,7 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
         "evaluate": evaluated - fitted,
     }
     found = {
-        **_result(parts, trainer, test, seconds),
+        **outcome(parts, trainer, test, seconds),
         **candidates.results(rankings["test"], rankings["valid"] if validated else None),
         "kind": config["MODEL_TYPE"].name.lower(),
         "fingerprint": parts.fingerprint,
@@ -218,7 +218,7 @@ def _train(
     trainer.store_finished()
     return {
         "score": float(trainer.best_valid_score),
-        "valid": _numbers(trainer.best_valid_result),
+        "valid": numbers(trainer.best_valid_result),
         "epochs": trainer.epochs_done,
         "best_epoch": best_epoch(trainer.history, config["valid_metric"].lower(), config["valid_metric_bigger"]),
         "history": trainer.history,
@@ -347,6 +347,8 @@ def _load(run: str | Path, settings: dict[str, Any] | None, test: bool, data: Sh
     parts = build_parts(config, RunContext(folder, test), data, _runner(data))
     checkpoint.load_weights(folder / checkpoint.WEIGHTS, parts.model, parts.context.description, hooks_of(parts.model))
     parts.model.eval()
+    evaluated = [loader.dataset for loader in (parts.valid, parts.test) if loader is not None]
+    hooks_of(parts.model).use_stored_states(evaluated)
     return parts
 
 
@@ -364,42 +366,3 @@ def recommender(run: str | Path, settings: dict[str, Any] | None = None, **optio
     """
     parts = load(run, settings)
     return Recommender(parts.model, parts.train._dataset, **options)
-
-
-def _result(parts: Parts, trainer: Any, test: Any, seconds: dict[str, float]) -> dict[str, Any]:
-    config = parts.config
-    metric = config["valid_metric"].lower()
-    return {
-        "model": config["model"],
-        "dataset": config["dataset"],
-        "backbone": config["backbone"],
-        "tuning": config["tuning"],
-        "seed": config["seed"],
-        "valid": _numbers(trainer.best_valid_result),
-        "test": _numbers(test),
-        "epochs": trainer.epochs_done,
-        "best_epoch": best_epoch(trainer.history, metric, config["valid_metric_bigger"]),
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "parameters": run_folder.parameter_counts(parts.model),
-        **run_folder.peak_memory_bytes(),
-        "device": _device_name(config["device"]),
-        "counts": {
-            "users": parts.dataset.user_num - 1,
-            "items": parts.dataset.item_num - 1,
-            "train": len(parts.train._dataset),
-            "valid": 0 if parts.valid is None else len(parts.valid._dataset),
-            "test": len(parts.test._dataset),
-        },
-        **hooks_of(parts.model).extra_results(),
-        "history": trainer.history,
-        "settings": run_folder.plain(parts.settings),
-        "commit": run_folder.git_commit(),
-    }
-
-
-def _numbers(result: Any) -> dict[str, float] | None:
-    return None if result is None else {name: float(value) for name, value in result.items()}
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -25,9 +25,7 @@ from recbole_llm.utils.hashing import hash_of_tokens
 _ALWAYS = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "MAX_ITEM_LIST_LENGTH")
 
 
-def fulfil(
-    need: IdModel, config: Any, dataset: Any, context: RunContext, runner: Runner
-) -> Supplied:
+def fulfil(need: IdModel, config: Any, dataset: Any, context: RunContext, runner: Runner) -> Supplied:
     """Return the frozen ID model of a run (or None), and the settings that the run stores with it.
 
     Args:

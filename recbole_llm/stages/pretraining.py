@@ -103,9 +103,7 @@ def names_of(value: Any) -> list[str]:
     return [name for name in (str(name).strip() for name in names) if name]
 
 
-def fulfil(
-    need: PretrainedBackbone, config: Any, dataset: Any, context: RunContext, runner: Runner
-) -> Supplied:
+def fulfil(need: PretrainedBackbone, config: Any, dataset: Any, context: RunContext, runner: Runner) -> Supplied:
     """Return the backbone of a run, pre-trained if its settings ask for it, and the settings that the run stores.
 
     A target that has items of a source is refused, also for a backbone that was pre-trained here and is given by its

@@ -25,9 +25,7 @@ from recbole_llm.stages.runner import Runner
 from recbole_llm.stages.store import Found, Supplied, find_or_make, write_shape
 
 
-def fulfil(
-    need: OwnPretraining, config: Any, dataset: Any, context: RunContext, runner: Runner
-) -> Supplied:
+def fulfil(need: OwnPretraining, config: Any, dataset: Any, context: RunContext, runner: Runner) -> Supplied:
     """Return the folder of the run whose weights training starts from, and the settings that the run stores.
 
     Args:

@@ -251,7 +251,7 @@ def test_a_changed_setting_of_one_model_trains_that_model_alone(whole, tiny):
 def test_a_run_on_other_data_or_with_another_seed_is_made_again(tmp_path):
     arguments = [
         "--models=SASRec", "--dataset=small", "--data_path=.", "--topk=[1]", "--valid_metric=NDCG@1", "--epochs=1",
-        "--use_gpu=False", "--show_progress=False", "--state=ERROR", "--hidden_size=8", "--inner_size=8", "--n_layers=1",
+        "--use_gpu=False", "--show_progress=False", "--state=ERROR", "--hidden_size=8", "--n_layers=1",
     ]  # fmt: skip
     write_dataset(tmp_path)
     outcomes = []

@@ -43,9 +43,9 @@ def other(folder):
 
 def test_a_run_of_another_process_is_refused_until_that_is_killed(folder, other):
     (folder / ".model.safetensors.1234.tmp").touch()  # which that process is writing
-    with pytest.raises(CheckpointError, match=f"^the run {folder} is still running, here or in another process: wait"):
-        with alone(folder):
-            pass
+    refused = f"^the run {folder} is still running, here or in another process: wait"
+    with pytest.raises(CheckpointError, match=refused), alone(folder):
+        pass
     assert (folder / ".model.safetensors.1234.tmp").exists()
     other.send_signal(signal.SIGKILL)
     other.wait()
