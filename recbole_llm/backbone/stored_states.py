@@ -28,6 +28,7 @@ from recbole_llm.utils.hashing import content_hash
 from recbole_llm.utils.paths import cache_folder
 
 _FORMAT = 1  # part of every name: raise it when states are computed differently, or written differently
+_HEADER = 128  # bytes of a file before its rows
 _ROWS = 16384  # written at once
 _ABANDONED = 24 * 3600.0  # seconds after which a half-written file is nobody's
 
@@ -81,7 +82,7 @@ def write_states(key: str, table: Tensor, limit: float) -> None:
         limit: bytes that all stored states may take; the least recently used are removed for new ones. What is larger
             than that is not stored. A full disk is no error here: the states are then computed again next time.
     """
-    size = table.numel() * table.element_size()
+    size = table.numel() * table.element_size() + _HEADER
     path = _path(key)
     if path is None or size > limit:
         return
