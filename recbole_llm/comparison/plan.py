@@ -13,6 +13,8 @@ from recbole_llm.config.config import Config
 from recbole_llm.config.given_dataset import given_dataset
 from recbole_llm.config.names import has_setting
 from recbole_llm.config.parts import merged
+from recbole_llm.data.build import file_hashes
+from recbole_llm.data.fingerprint import run_fingerprint
 from recbole_llm.data.folder import ensure_files
 from recbole_llm.errors import CheckpointError, DataError, SettingError, nearest, require_whole
 from recbole_llm.runs import folder as run_folder
@@ -119,14 +121,17 @@ def plan_cells(
             given = merged(given, own.get(label, {}), ours)
             config = Config(command_line=Cell(dataset, label, model, seeds[0], given).arguments())
             ensure_files(config)  # before the first run starts, and once for all of them
-            whole, name = config.merged, config.dataset
+            whole, name, files = config.merged, config.dataset, file_hashes(config)
             given = {**config.of_dataset, **given}  # a run is told the name alone
             other = label_of.setdefault(run_folder.digest(whole), label)
             if other != label:
                 raise SettingError(
                     f"{other} and {label} ask for the same run of {model}: give one of them other settings"
                 )
-            cells += [Cell(name, label, model, seed, given, {**whole, "seed": seed}) for seed in seeds]
+            for seed in seeds:
+                settings = {**whole, "seed": seed}
+                fingerprint = run_fingerprint(settings, files)
+                cells.append(Cell(name, label, model, seed, given, settings, fingerprint=fingerprint))
     return cells
 
 

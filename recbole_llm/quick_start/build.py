@@ -33,9 +33,10 @@ class Parts:
         train, valid, test: RecBole's loaders; `valid` and `test` are None if the split is empty, and `test` if it may
             not be read.
         model: the model, on its device.
-        pretrain_seconds: how long it took to find or make what the model needs first.
+        pretrain_seconds: how long it took to make what the model needs first; None if nothing was made.
         context: where the run is stored, and what its weights belong to.
         settings: what the run stores: all settings, and what was found or made first.
+        fingerprint: of all that the result depends on, see `data.fingerprint`; None for parts that are not trained.
     """
 
     config: Config
@@ -44,9 +45,10 @@ class Parts:
     valid: Any
     test: Any
     model: Any
-    pretrain_seconds: float = 0.0
+    pretrain_seconds: float | None = None
     context: RunContext = field(default_factory=RunContext)
     settings: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str | None = None
 
     @functools.cached_property
     def recommender(self) -> Recommender:
@@ -106,7 +108,7 @@ def build_parts(config: Config, context: RunContext, data: SharedData, runner: R
     hooks.check_before_stages(config, dataset)
     before = time.monotonic()
     found = fulfil(hooks.stages, config, dataset, context, runner)
-    pretrain_seconds = time.monotonic() - before
+    pretrain_seconds = time.monotonic() - before if found.made else None
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model = config.model_class(config, train._dataset, **found.arguments).to(config["device"])
     logging.getLogger().info(model)

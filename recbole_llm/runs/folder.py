@@ -18,7 +18,7 @@ import yaml
 import recbole_llm
 from recbole_llm.errors import CheckpointError, StorageError
 from recbole_llm.runs.result import RESULT, has_result
-from recbole_llm.utils.files import read_yaml, remove_unfinished, storage_errors, write_text
+from recbole_llm.utils.files import read_yaml, storage_errors, write_text
 
 CONFIG = "config.yaml"
 
@@ -99,16 +99,20 @@ def require_finished(run: str | Path) -> None:
 
 
 def open_unfinished(run: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Return what `open_existing` does for a run to resume, cleared of files that were cut short.
+    """Return what `open_existing` does for a run to resume.
 
     Raises:
         CheckpointError: if it is not the folder of a run, or the run is finished.
     """
     folder, settings = open_existing(run)
+    refuse_finished(folder)
+    return folder, settings
+
+
+def refuse_finished(folder: Path) -> None:
+    """Raise CheckpointError if the run in `folder` is finished."""
     if has_result(folder):
         raise CheckpointError(f"the run {folder} is finished, its results are in {folder / RESULT}: start a new run")
-    remove_unfinished(folder)
-    return folder, settings
 
 
 def finished_runs(pattern: str) -> list[Path]:

@@ -19,17 +19,15 @@ from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.context import RunContext
 from recbole_llm.stages.runner import Runner
-from recbole_llm.stages.store import find_or_make
+from recbole_llm.stages.store import Found, Supplied, find_or_make
 from recbole_llm.utils.hashing import hash_of_tokens
 
 # Always given, so that the ID model reads the columns and the length that the run around it reads.
 _ALWAYS = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "MAX_ITEM_LIST_LENGTH")
 
 
-def fulfil(
-    need: IdModel, config: Any, dataset: Any, context: RunContext, runner: Runner
-) -> tuple[FrozenIdModel | None, dict[str, Any]]:
-    """Return the frozen ID model of a run, and the settings that the run stores with it.
+def fulfil(need: IdModel, config: Any, dataset: Any, context: RunContext, runner: Runner) -> Supplied:
+    """Return the frozen ID model of a run (or None), and the settings that the run stores with it.
 
     Args:
         need: the model's declaration.
@@ -43,18 +41,19 @@ def fulfil(
         CheckpointError: if `id_model_path` is no finished run, or the ID model belongs to other data.
     """
     if not need.required and not (config["id_model"] or config["id_model_path"]):
-        return None, {}
+        return Supplied(None)
     settings: dict[str, Any] = {}
+    made = False
     if context.folder is not None and (context.folder / COPY / checkpoint.WEIGHTS).is_file():
         folder = context.folder / COPY
     elif config["id_model_path"]:
         folder, settings = _given(config)
     else:
-        folder = _find_or_train(config, context, runner)
-    return _load(folder, config, dataset, runner), settings
+        folder, made = _find_or_train(config, context, runner)
+    return Supplied(_load(folder, config, dataset, runner), settings, made)
 
 
-def _find_or_train(config: Any, context: RunContext, runner: Runner) -> Path:
+def _find_or_train(config: Any, context: RunContext, runner: Runner) -> Found:
     settings = settings_of(config)
 
     def is_made(folder: Path) -> bool:

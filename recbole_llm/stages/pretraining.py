@@ -38,7 +38,7 @@ from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.context import RunContext
 from recbole_llm.stages.pretraining_trainer import PretrainingTrainer, epoch_folder
 from recbole_llm.stages.runner import Runner
-from recbole_llm.stages.store import find_or_make, write_shape
+from recbole_llm.stages.store import Found, Supplied, find_or_make, write_shape
 from recbole_llm.utils.hashing import content_hash
 from recbole_llm.utils.interruption import noting_what_is_stored
 
@@ -104,9 +104,7 @@ def names_of(value: Any) -> list[str]:
     return [name for name in (str(name).strip() for name in names) if name]
 
 
-def fulfil(
-    need: PretrainedBackbone, config: Any, dataset: Any, context: RunContext, runner: Runner
-) -> tuple[str, dict[str, Any]]:
+def fulfil(need: PretrainedBackbone, config: Any, dataset: Any, context: RunContext, runner: Runner) -> Supplied:
     """Return the backbone of a run, pre-trained if its settings ask for it, and the settings that the run stores.
 
     A target that has items of a source is refused, also for a backbone that was pre-trained here and is given by its
@@ -124,16 +122,16 @@ def fulfil(
         DataError: if a source cannot be read, or shares items with the target.
         StorageError: if the folder cannot be written.
     """
-    chosen = config["pretrained_backbone"]
+    chosen, made = config["pretrained_backbone"], False
     if config["pretrain_datasets"] and not chosen:
-        chosen = pretrain(config, dataset)
+        chosen, made = find_or_pretrain(config, dataset)
     backbone = str(chosen or config["backbone"])
     if read_record(backbone) is not None:
         refuse_shared_items(dataset, source_items(backbone))
-    return backbone, {"pretrained_backbone": backbone} if chosen else {}
+    return Supplied(backbone, {"pretrained_backbone": backbone} if chosen else {}, made)
 
 
-def pretrain(config: Any, target: Any = None) -> Path:
+def find_or_pretrain(config: Any, target: Any = None) -> Found:
     """Pre-train as the settings of a run say, unless that was done before.
 
     Args:
@@ -141,7 +139,7 @@ def pretrain(config: Any, target: Any = None) -> Path:
         target: its dataset; None if there is none yet.
 
     Returns:
-        The folder of the backbone after the last of `pretrain_save_epochs`.
+        The folder of the backbone after the last of `pretrain_save_epochs`, and whether it was made now.
 
     Raises:
         SettingError: for a value that is not allowed.
@@ -168,8 +166,8 @@ def pretrain(config: Any, target: Any = None) -> Path:
     def leftovers(folder: Path) -> Iterable[Path]:
         return folder.glob("data-*")  # the epochs that are there are other runs' backbones
 
-    folder = find_or_make(Path(config["checkpoint_dir"]), name, shaped_by, is_made, make, leftovers)
-    return epoch_folder(folder, settings.save_epochs[-1])
+    found = find_or_make(Path(config["checkpoint_dir"]), name, shaped_by, is_made, make, leftovers)
+    return Found(epoch_folder(found.folder, settings.save_epochs[-1]), found.made)
 
 
 def _is_stored(folder: Path) -> bool:

@@ -33,6 +33,7 @@ class ST2SISettings:
         alignment_token: the token after it; None for the query token.
         train_batch_tokens: maximum number of tokens of a packed pass with gradients.
         eval_batch_tokens: maximum number of tokens of a packed pass without.
+        stored_states_gb: gigabytes that hidden states may take on the disk.
         learning_rate: of the backbone and the projection.
         id_model: the model whose scores are mixed in, or the folder of its run; None without one.
         head_dropout: of the hidden states before the projection.
@@ -56,6 +57,7 @@ class ST2SISettings:
     alignment_token: str | None
     train_batch_tokens: int
     eval_batch_tokens: int
+    stored_states_gb: float
     learning_rate: float
     id_model: str | None
     head_dropout: float
@@ -96,6 +98,7 @@ class ST2SISettings:
             alignment_token=None if config["alignment_token"] is None else str(config["alignment_token"]),
             train_batch_tokens=config["train_batch_tokens"],
             eval_batch_tokens=config["eval_batch_tokens"],
+            stored_states_gb=config["stored_states_gb"],
             learning_rate=rates[tuning.tuning] if rate is None else rate,
             id_model=config["id_model_path"] or config["id_model"] or None,
             head_dropout=config["head_dropout"],
