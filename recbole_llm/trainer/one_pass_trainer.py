@@ -37,9 +37,9 @@ class OnePassTrainer(DeviceSteps):
         self._pool = torch.cuda.graph_pool_handle() if self._replays else None
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
-        """Return RecBole's optimiser; Adam and AdamW update all weights in one kernel on a GPU."""
+        """Return RecBole's optimiser; Adam and AdamW update a weight, or all of them on a GPU, in one kernel."""
         optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)
-        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and torch.device(self.device).type == "cuda":
+        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
             return type(optimizer)(
                 self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
             )

@@ -3,7 +3,7 @@
 from recbole_llm.config.kinds import SIZE, Choice, Number
 from recbole_llm.config.schema import Role, Section, Setting
 
-ONE_PASS_BATCH = 128  # histories of an optimiser step, as in the public implementations; RecBole's 2048 are rows
+ONE_PASS_BATCH = 16  # histories of an optimiser step; RecBole's 2048 are rows
 # Losses that RecBole's models do not have: they need the states of all positions.
 ONE_PASS_LOSSES = ("BCE", "gBCE", "SampledCE")
 _SINCE = "0.3.0"

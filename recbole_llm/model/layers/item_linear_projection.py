@@ -80,20 +80,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = (low_states[rows] @ low_weight.T).float()
             if not padding_class:
                 logits[:, 0] = float("-inf")
-            normaliser = logits.logsumexp(dim=1, keepdim=True)
+            logits = logits.log_softmax(dim=1)
             unlabelled = target == 0
-            expected = logits.gather(1, target)
-            loss += (normaliser - expected).masked_fill(unlabelled, 0).sum()
+            loss -= logits.gather(1, target).masked_fill(unlabelled, 0).sum()
             if not any(ctx.needs_input_grad):
                 continue
-            # In place: this is the largest tensor there is.
-            difference = logits.sub_(normaliser).exp_()
+            # In place, and queries without a label are left out where tensors are small: this is the largest there is.
+            difference = logits.exp_()
             difference.scatter_add_(1, target, torch.full_like(target, -1, dtype=difference.dtype))
-            low_difference = difference.masked_fill_(unlabelled, 0).to(dtype)
+            low_difference = difference.to(dtype)
             if state_gradient is not None:
-                state_gradient[rows] = low_difference @ low_weight
+                state_gradient[rows] = (low_difference @ low_weight).masked_fill(unlabelled, 0)
             if ctx.needs_input_grad[1]:
-                part_gradient = (low_difference.T @ low_states[rows]).to(weight.dtype)
+                labelled_states = low_states[rows].masked_fill(unlabelled, 0)
+                part_gradient = (low_difference.T @ labelled_states).to(weight.dtype)
                 weight_gradient = part_gradient if weight_gradient is None else weight_gradient.add_(part_gradient)
         ctx.save_for_backward(state_gradient, weight_gradient)
         ctx.state_dtype = states.dtype
