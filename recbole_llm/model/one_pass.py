@@ -28,6 +28,7 @@ from recbole_llm.model.layers.position_loss import PositionLoss
 
 # RecBole's models whose `forward` is causal and ends, but for layers that see one position, in `gather_indexes`.
 RECBOLES = ("FDSA", "GRU4Rec", "GRU4RecF", "SASRec", "SASRecF")
+_CAPTURABLE = ("GRU4Rec", "SASRec")  # see `OnePass.capturable`
 _WEIGHS_ANEW = "it weighs all earlier items anew for every position, so that positions share no work"
 _READS_FEW = "it reads the last items alone, so that a pass over a history has nothing to share"
 _READS_WHOLE = "its layers mix all positions of a history, later ones too"
@@ -70,6 +71,10 @@ _WHY_NOT = {
 class OnePass(ModelHooks):
     """A model that can be trained at all positions of one pass; to be inherited before its class of RecBole.
 
+    Attributes:
+        capturable: whether loss and gradients of a batch can be replayed from a CUDA graph: they neither wait for the
+            device, nor draw but from its own generator, nor keep anything between batches.
+
     Args:
         config: the settings of the run.
         dataset: the training part of its data.
@@ -77,6 +82,7 @@ class OnePass(ModelHooks):
     """
 
     one_pass: ClassVar[bool] = True
+    capturable: ClassVar[bool] = False
 
     def __init__(self, config: Any, dataset: Any, **arguments: Any) -> None:
         super().__init__(_with_a_loss_of_rows(config), dataset, **arguments)  # type: ignore[call-arg]
@@ -162,7 +168,8 @@ def one_pass_class(model_class: type) -> type:
 @functools.cache
 def _with_all_positions(model_class: type) -> type:
     # The name and the module are RecBole's: whoever asks which model this is gets the answer that holds for its rows.
-    return type(model_class.__name__, (_OfRecBole, model_class), {"__module__": model_class.__module__})
+    own = {"__module__": model_class.__module__, "capturable": model_class.__name__ in _CAPTURABLE}
+    return type(model_class.__name__, (_OfRecBole, model_class), own)
 
 
 def _with_a_loss_of_rows(config: Any) -> Any:

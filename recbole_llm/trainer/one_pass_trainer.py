@@ -13,8 +13,6 @@ from recbole_llm.trainer.device_steps import DeviceSteps
 from recbole_llm.trainer.graphed_loss import GraphedLoss
 
 _WINDOWS = "windows"
-# RecBole's models whose states of all positions can be replayed from a graph, see `graphed_loss`.
-_CAPTURABLE = ("SASRec", "GRU4Rec")
 
 
 class OnePassTrainer(DeviceSteps):
@@ -32,8 +30,7 @@ class OnePassTrainer(DeviceSteps):
         self._graphs: dict[int, GraphedLoss] = {}
         on_gpu = torch.device(self.device).type == "cuda"
         precise = not config["enable_amp"] and not config["enable_scaler"]
-        replayable = type(model).__name__ in _CAPTURABLE or getattr(model, "capturable", False)
-        self._replays = on_gpu and precise and replayable
+        self._replays = on_gpu and precise and model.capturable
         self._pool = torch.cuda.graph_pool_handle() if self._replays else None
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:

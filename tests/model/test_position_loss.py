@@ -58,9 +58,7 @@ def test_bpr(given, monkeypatch, dense):
     states, table, labels = given
     negatives = torch.randint(1, ITEMS, (QUERIES, 1))
     z = (states @ table.T).numpy()
-    expected = [
-        -np.log(1e-10 + sigmoid(z[q, labels[q]] - z[q, negatives[q, 0]])) for q in range(QUERIES)
-    ]
+    expected = [-np.log(1e-10 + sigmoid(z[q, labels[q]] - z[q, negatives[q, 0]])) for q in range(QUERIES)]
     np.testing.assert_allclose(bpr(states, table, labels, negatives), expected, rtol=1e-12)
 
 

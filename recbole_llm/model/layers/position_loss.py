@@ -99,7 +99,12 @@ class PositionLoss(nn.Module):
     up_to: Tensor
 
     def __init__(
-        self, loss_type: str, popularity: Tensor, negatives: int = 256, calibration: float = 0.75, sampling: str = "mixed"
+        self,
+        loss_type: str,
+        popularity: Tensor,
+        negatives: int = 256,
+        calibration: float = 0.75,
+        sampling: str = "mixed",
     ) -> None:
         super().__init__()
         self.loss_type, self.negatives = loss_type, negatives
