@@ -7,8 +7,8 @@ All three train the same layers of RecBole's with cross-entropy over all items, 
 * `one_pass`: this project's `train_positions: all` (and `recent`: the last `--longest` items of every user alone);
 * `rows`: this project's `train_positions: last`, RecBole's rows, put together on the device; `--steps` of an epoch are
   measured and scaled to the whole epoch, 0 measures all;
-* `public`: one pass over the last `--longest` items of every user, histories padded on the CPU to the longest of a batch
-  by a torch DataLoader, one kernel at a time, logits at padding, too, as in antklen/sasrec-bert4rec-recsys23.
+* `public`: one pass over the last `--longest` items of every user, histories padded on the CPU to the longest of a
+  batch by a torch DataLoader, one kernel at a time, logits at padding, too, as in antklen/sasrec-bert4rec-recsys23.
 
 The first epoch of a way, with whatever it compiles or records, is told by itself; the others' median counts. Prints one
 JSON line.

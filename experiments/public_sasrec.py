@@ -1,4 +1,4 @@
-"""SASRec at all positions of one pass on MovieLens 1M, with the settings of public implementations, beside what they print.
+"""SASRec at all positions of one pass on MovieLens 1M with public settings, beside what is published for them.
 
     python experiments/public_sasrec.py --data_path=DIR --out=saved/public [--seeds=2020,2021,2022] [--widths=64,128]
 

@@ -130,8 +130,8 @@ def _check_positions(config: Any) -> None:
         )
     if config["train_neg_sample_args"]["distribution"] != "none":
         raise SettingError(
-            f"train_neg_sample_args has no effect with train_positions={positions}, which draws its own items: leave it "
-            f"out, and see num_negatives"
+            f"train_neg_sample_args has no effect with train_positions={positions}, which draws its own items: leave "
+            f"it out, and see num_negatives"
         )
 
 

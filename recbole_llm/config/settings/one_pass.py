@@ -44,8 +44,8 @@ ONE_PASS = Section(
             Choice("uniform", "popularity", "mixed"),
             "mixed",
             Role.TRAINING,
-            "With loss_type SampledCE, what items are drawn from: all alike, by how often they are a training target, or "
-            "half and half; the logits are corrected for it.",
+            "With loss_type SampledCE, what items are drawn from: all alike, by how often they are a training target, "
+            "or half and half; the logits are corrected for it.",
             since=_SINCE,
         ),
     ),

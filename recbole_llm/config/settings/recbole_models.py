@@ -67,8 +67,8 @@ _COMMON: dict[str, tuple[tuple[Kind, ...], str]] = {
     "initializer_range": ((FROM_ZERO,), "Standard deviation of the initial weights."),
     "loss_type": (
         (Choice("CE", "BPR", *ONE_PASS_LOSSES), Choice("BCE", "MSE")),
-        "The loss; CE: softmax over all items, BPR: one sampled item; with train_positions: all also BCE, gBCE (k sampled "
-        "items) and SampledCE.",
+        "The loss; CE: softmax over all items, BPR: one sampled item; with train_positions: all also BCE, gBCE (k "
+        "sampled items) and SampledCE.",
     ),
     "reg_weight": ((FROM_ZERO, _WEIGHTS), "The weight of the regularisation."),
     "reg_weights": ((_WEIGHTS,), "The weights of the regularisation."),
