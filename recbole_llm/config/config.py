@@ -179,7 +179,8 @@ class Config(RecBoleConfig):
         """Take what `train_positions` needs where nothing else is given: class, batch size and no rows of RecBole's."""
         if settings["train_positions"] == "last":
             return
-        self.model_class = registry.one_pass_class(self.model_class)
+        rows: type = vars(self)["model_class"]
+        self.model_class = registry.one_pass_class(rows)
         if self.external_config_dict.get("train_neg_sample_args") is None:
             settings["train_neg_sample_args"] = None  # they are drawn on the device
         if "train_batch_size" not in self.external_config_dict:

@@ -9,7 +9,7 @@ from recbole_llm.config.names import is_ours, known_models, reads_text, require_
 
 __all__ = ["known_models", "model_class", "one_pass_class", "reads_text"]
 
-_MODEL_OF_ONE = "recbole_llm.model.one_pass"
+_CAUSAL_MODELS = "recbole_llm.model.one_pass"
 _OUR_MODELS = "recbole_llm.model.sequential_recommender"
 
 
@@ -37,5 +37,5 @@ def one_pass_class(model: type) -> type:
     Raises:
         SettingError: if its user vectors do not come from one pass.
     """
-    found: type = importlib.import_module(_MODEL_OF_ONE).one_pass_class(model)
+    found: type = importlib.import_module(_CAUSAL_MODELS).one_pass_class(model)
     return found

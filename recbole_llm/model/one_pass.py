@@ -55,7 +55,7 @@ _WHY_NOT = {
     "MLP4Rec": _READS_WHOLE,
     "NARM": _WEIGHS_ANEW,
     "NPE": _READS_FEW,
-    "NextItNet": "it reads the last column of a padded history, so that the same items at another place give another vector",
+    "NextItNet": "it reads the last column of a padded history, where a pass has one position alone",
     "RepeatNet": _WEIGHS_ANEW,
     "S3Rec": "its two stages are trained row by row by RecBole's trainer for them",
     "SASRecCPR": _TWO_VECTORS,

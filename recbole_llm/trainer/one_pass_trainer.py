@@ -36,7 +36,7 @@ class OnePassTrainer(DeviceSteps):
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """Return RecBole's optimiser; Adam and AdamW update a weight, or all of them on a GPU, in one kernel."""
         optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)
-        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+        if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
             return type(optimizer)(
                 self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
             )

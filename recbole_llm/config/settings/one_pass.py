@@ -16,10 +16,9 @@ ONE_PASS = Section(
             Choice("last", "all", "recent"),
             "last",
             Role.TRAINING,
-            "last: RecBole's rows, one for every prefix of a history, trained at its last position. all: one pass over "
-            "a history, trained at every position, for models whose user vector at a position reads the items up to it "
-            f"alone; train_batch_size then counts histories, {ONE_PASS_BATCH} unless it is given, and a longer history "
-            "is read in consecutive windows of MAX_ITEM_LIST_LENGTH. recent: the same, the most recent window alone.",
+            "last: RecBole's rows, a prefix each. all: every position of one pass over a history (SASRec, GRU4Rec, ...); "
+            f"train_batch_size then counts histories, {ONE_PASS_BATCH} unless it is given. recent: the same, the last "
+            "MAX_ITEM_LIST_LENGTH items alone.",
             since=_SINCE,
         ),
         Setting(

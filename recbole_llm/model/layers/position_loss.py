@@ -13,8 +13,8 @@ item j, y the next item and N the number of items:
 * SampledCE: softmax over y and m items that a step draws from a distribution q, with the correction of their logits
   z_j - log(m q_j) (Bengio & Senecal 2008). The label is not drawn, and so not corrected; with P_y its probability among
   them, the loss is (1 - P_y)(-z_y + log of the sum of exp(z_j - log(m q_j)) over the drawn j other than y), where 1 -
-  P_y has no gradient: the gradient of the full softmax, its expectation over items drawn (Khrylchenko et al., "Correcting
-  the LogQ Correction", RecSys 2025).
+  P_y has no gradient: the gradient of the full softmax, its expectation over items drawn (Khrylchenko et al.,
+  "Correcting the LogQ Correction", RecSys 2025).
 """
 
 from typing import Any
