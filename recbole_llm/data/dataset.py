@@ -16,11 +16,12 @@ import torch
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 
-from recbole_llm.data.given_histories import GivenHistories, flat_histories
+from recbole_llm.data.given_histories import KNOWN_END, GivenHistories, flat_histories
 from recbole_llm.data.item_text import read_item_fields
 from recbole_llm.errors import DataError, nearest
 
 HISTORY_END = "history_end"
+__all__ = ["HISTORY_END", "KNOWN_END", "HistoryDataset", "PrefixDataset", "Protocol", "cut_histories", "row_ends"]
 
 
 class Protocol(GivenHistories):
@@ -34,9 +35,23 @@ class Protocol(GivenHistories):
     * A general model (Pop, BPR) is evaluated on the same users as a sequential one: the first interaction of a user is
       history, never a target.
     * Histories that files give (`benchmark_filename`) have one width, see `GivenHistories`.
+    * RecBole's sequential datasets keep the most recent items of a history alone; here their rows also say where the
+      whole of it ends, see `known_histories`.
     """
 
     item_feat: Any
+
+    def data_augmentation(self) -> None:
+        """Make the rows of the dataset's own class, see there."""
+        interactions = self.inter_feat
+        super().data_augmentation()  # type: ignore[misc]
+        if HISTORY_END in self.inter_feat:
+            return
+        # RecBole has sorted them in place, and takes all of a user but the first as targets.
+        users = interactions[self.uid_field].numpy()
+        starts, begins = piece_starts(users)
+        self.known_items, self.known_start = interactions[self.iid_field].clone(), torch.from_numpy(starts)
+        self.inter_feat.update(Interaction({KNOWN_END: torch.from_numpy(np.flatnonzero(~begins))}))
 
     def _load_data(self, token: str, dataset_path: str) -> None:
         if self.config["benchmark_filename"] is None:
@@ -161,10 +176,8 @@ class HistoryDataset(SequentialDataset):
         users = self.inter_feat[self.uid_field].numpy()
         if len(users) == 0:
             raise DataError(f"no interaction of {self.dataset_name} is left after filtering: loosen the filters")
-        index = np.arange(len(users))
-        begins = np.concatenate([[True], users[1:] != users[:-1]])
-        start = np.maximum.accumulate(np.where(begins, index, 0))
-        targets = torch.from_numpy(index[~begins])
+        start, begins = piece_starts(users)
+        targets = torch.from_numpy(np.flatnonzero(~begins))
         if len(targets) == 0:
             raise DataError(
                 f"every user of {self.dataset_name} has one interaction only: there is nothing to predict from"
@@ -216,6 +229,16 @@ class PrefixDataset(HistoryDataset):
 
     def _history_fields(self) -> list[str]:
         return [field for field in self.inter_feat if field != self.uid_field]
+
+
+def piece_starts(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the interactions of each one's user begin, and which are a user's first: [interactions] both.
+
+    Args:
+        users: int64 [interactions], those of one user together; at least one.
+    """
+    begins = np.concatenate([[True], users[1:] != users[:-1]])
+    return np.maximum.accumulate(np.where(begins, np.arange(len(users)), 0)), begins
 
 
 def row_ends(rows: Interaction) -> np.ndarray | None:

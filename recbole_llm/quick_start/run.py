@@ -127,7 +127,7 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
     trainer.fit(parts.train, parts.valid, show_progress=config["show_progress"])
     fitted, fit_seconds = time.monotonic(), trainer.fit_seconds()
 
-    test, validated = _evaluate(parts, trainer, rankings)
+    metrics, validated = _evaluate(parts, trainer, rankings)
     evaluated = time.monotonic()
     hooks_of(parts.model).save_extras(folder, parts.dataset)
 
@@ -138,7 +138,7 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
         "evaluate": evaluated - fitted,
     }
     found = {
-        **_result(parts, trainer, test, seconds),
+        **_result(parts, trainer, metrics, seconds),
         **candidates.results(rankings["test"], rankings["valid"] if validated else None),
         "kind": config["MODEL_TYPE"].name.lower(),
     }
@@ -148,20 +148,27 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
     return {**result.to_dict(), "path": str(folder / run_folder.RESULT)}
 
 
-def _evaluate(parts: Parts, trainer: Any, rankings: dict[str, Any]) -> tuple[Any, bool]:
-    """Evaluate the best epoch and write the ranks; return the test metrics, and whether validation was ranked, too."""
+def _evaluate(parts: Parts, trainer: Any, rankings: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Evaluate the best epoch under both answers to `repeatable` and write the ranks.
+
+    Returns:
+        The metrics ``test``, ``test_other`` and ``valid_other``; and whether validation was ranked, too.
+    """
     folder, collector = trainer.run_folder, trainer.eval_collector
+    trainer.both_protocols = True
     collector.candidates = rankings["test"]
     test = trainer.evaluate(parts.test, load_best_model=True, show_progress=parts.config["show_progress"])
+    metrics = {"test": test, "test_other": trainer.other_result}
     if test is not None and collector.has_ranks():
         write_ranks(folder / "ranks-test.tsv.gz", parts.dataset, *collector.collected())
     validated = parts.valid is not None and trainer.best_valid_result is not None
     if validated:
         collector.candidates = rankings["valid"]
         trainer.evaluate(parts.valid, load_best_model=False)
+        metrics["valid_other"] = trainer.other_result
         if collector.has_ranks():
             write_ranks(folder / "ranks-valid.tsv.gz", parts.dataset, *collector.collected())
-    return test, validated
+    return metrics, validated
 
 
 def fit(config: Config, folder: Path, callback: Callable[[int, float], None] | None = None) -> dict[str, Any]:
@@ -353,7 +360,7 @@ def recommender(run: str | Path, settings: dict[str, Any] | None = None, **optio
     return Recommender(parts.model, parts.train._dataset, **options)
 
 
-def _result(parts: Parts, trainer: Any, test: Any, seconds: dict[str, float]) -> dict[str, Any]:
+def _result(parts: Parts, trainer: Any, metrics: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
     config = parts.config
     metric = config["valid_metric"].lower()
     return {
@@ -363,7 +370,8 @@ def _result(parts: Parts, trainer: Any, test: Any, seconds: dict[str, float]) ->
         "tuning": config["tuning"],
         "seed": config["seed"],
         "valid": _numbers(trainer.best_valid_result),
-        "test": _numbers(test),
+        **{name: _numbers(found) for name, found in metrics.items()},
+        "protocol": parts.dataset.item_protocol.entry(),
         "epochs": trainer.epochs_done,
         "best_epoch": best_epoch(trainer.history, metric, config["valid_metric_bigger"]),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},

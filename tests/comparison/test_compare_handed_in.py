@@ -40,7 +40,7 @@ def test_kept_runs_give_their_table_and_start_nothing(workdir, monkeypatch, caps
     cell = comparison["cells"][-1]
     kept = archived_run(os.path.normpath(workdir / "here" / cell["run"]))
     assert kept.path == ML_100K / names[-1] / "seed-2020" and kept.result["test"] == cell["test"]
-    assert "--backbone=smollm2-135m" in cell["command"] and "--mask_history" not in cell["command"]
+    assert "--backbone=smollm2-135m" in cell["command"] and "--repeatable" not in cell["command"]
 
 
 def test_a_pattern_names_runs_after_what_tells_them_apart(workdir):
