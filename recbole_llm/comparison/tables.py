@@ -129,7 +129,7 @@ def caption(comparison: dict[str, Any]) -> list[str]:
 
 
 def protocol_sentences(comparison: dict[str, Any]) -> list[str]:
-    """Return one sentence for each answer to `repeatable` in the table; none where a version 0.2 made the comparison."""
+    """Return one sentence for each answer to `repeatable` in the table; none for a comparison of version 0.2."""
     by_dataset: dict[str, bool | None] = comparison.get("repeatable") or {}
     found = []
     for repeatable in (False, True):

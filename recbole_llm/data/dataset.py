@@ -44,7 +44,7 @@ class Protocol(GivenHistories):
     def data_augmentation(self) -> None:
         """Make the rows of the dataset's own class, see there."""
         interactions = self.inter_feat
-        super().data_augmentation()  # type: ignore[misc]
+        super().data_augmentation()
         if HISTORY_END in self.inter_feat:
             return
         # RecBole has sorted them in place, and takes all of a user but the first as targets.

@@ -109,6 +109,8 @@ class TrainTableLoader(TableLoader, TrainDataLoader):
 class BoundedFullSortLoader(FullSortEvalDataLoader):
     """RecBole's full-sort loader, whose batches have no more rows than `eval_memory` has room for their scores."""
 
+    step: int  # rows of a batch
+
     def _init_batch_size_and_step(self) -> None:
         super()._init_batch_size_and_step()
         rows = rows_within(self.config, self._dataset)

@@ -14,7 +14,6 @@ from recbole.data.interaction import Interaction
 from recbole_llm.errors import DataError
 from recbole_llm.packing.ragged import ranges
 
-
 KNOWN_END = "known_end"
 
 

@@ -69,6 +69,8 @@ class RankCollector(Collector):
         candidates: ranks each target among few candidates, too; None: does not.
     """
 
+    data_struct: Any
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.candidates: CandidateRanking | None = None

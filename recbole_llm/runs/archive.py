@@ -81,16 +81,17 @@ class ArchivedRun:
         if targets is None:
             return None
         users, items = (frame[f"{split}_{name}"][targets].to_list() for name in ("users", "items"))
-        planes = [np.frombuffer(frame[name][row], np.uint8) for name in _plane_names(split)]
-        found = {"user": pd.Series(users, dtype=str), "item": pd.Series(items, dtype=str), "rank": _ranks_of(planes)}
-        others = [frame[name][row] if name in frame.columns else None for name in _plane_names(f"{split}_other")]
-        if others[0] is not None:
-            found[OTHER] = _ranks_of([np.frombuffer(plane, np.uint8) for plane in others])
+        found: dict[str, Any] = {"user": pd.Series(users, dtype=str), "item": pd.Series(items, dtype=str)}
+        for part, column in ((split, "rank"), (f"{split}_other", OTHER)):
+            planes = [frame[name][row] for name in _plane_names(part) if name in frame.columns]
+            if planes and planes[0] is not None:
+                found[column] = _ranks_of(planes)
         return pd.DataFrame(found)
 
 
-def _ranks_of(planes: list[np.ndarray]) -> np.ndarray:
-    return np.stack(planes, axis=1).view(_RANK)[:, 0].astype(np.int64)
+def _ranks_of(planes: list[bytes]) -> np.ndarray:
+    separate = [np.frombuffer(plane, np.uint8) for plane in planes]
+    return np.stack(separate, axis=1).view(_RANK)[:, 0].astype(np.int64)
 
 
 def read_archive(path: str | Path) -> list[ArchivedRun]:

@@ -12,7 +12,6 @@ import pandas as pd
 from recbole_llm.errors import DataError
 from recbole_llm.utils.files import replacing
 
-
 OTHER = "other_rank"
 _COLUMNS = ["user", "item", "rank"]
 

@@ -253,7 +253,7 @@ class RunResult:
 
     @property
     def repeatable(self) -> bool:
-        """Whether items that a user met before were ranked with the others; until version 0.2, unless `mask_history`."""
+        """Whether items that a user met before were ranked with the others; until 0.2: unless `mask_history`."""
         return not self.settings.get("mask_history") if self.protocol is None else self.protocol["repeatable"]
 
     def metrics(self, part: str, repeatable: bool) -> dict[str, float] | None:

@@ -131,9 +131,7 @@ def test_sampled_candidates_leave_the_history_out(small, model, repeatable):
                 drawn = drawn.drop_duplicates("item").set_index("item")["score"]
                 ahead = drawn.index[drawn >= drawn[target]]
                 expected[user] = [len(ahead), sum(item == target or item not in met for item in ahead)]
-                if (
-                    not repeatable and model == "BPR"
-                ):  # drawn outside; a sequential dataset has no row of the first item
+                if not repeatable and model == "BPR":  # drawn outside
                     assert not (set(drawn.index) & met) - {target}
     assert {user: [int(rank[n]) for rank in ranks] for n, user in enumerate(users)} == {
         user: both if repeatable else both[1:] for user, both in expected.items()
@@ -185,7 +183,7 @@ def test_repeats_that_are_left_out_are_told(small, caplog, model):
 
 
 def test_the_old_name_and_other_values_are_refused(small):
-    with pytest.raises(SettingError, match="'mask_history' is called 'repeatable' .* repeatable=False"):
+    with pytest.raises(SettingError, match=r"'mask_history' is called 'repeatable' .* repeatable=False"):
         Config(config_dict=small_settings(small, mask_history=True))
     with pytest.raises(SettingError, match="repeatable=never must be True or False, or auto"):
         Config(config_dict=small_settings(small, model="SASRec", repeatable="never"))

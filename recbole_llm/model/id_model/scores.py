@@ -106,7 +106,7 @@ class IdScores(nn.Module):
         self._remembered.clear()
 
         part = getattr(valid_data, "_dataset", None)
-        leaves_out = part is not None and not part.item_protocol.repeatable
+        known = None if part is None or part.item_protocol.repeatable else part.known_histories
 
         def batches() -> Iterator[Scored]:
             for interaction, place, rows, items in valid_data:
@@ -115,7 +115,7 @@ class IdScores(nn.Module):
                 lines = place if isinstance(place, Tensor) else None
                 if lines is None:  # all items are ranked; candidates have too many lines to keep
                     self._remembered[self._key(interaction)] = states
-                left_out = part.known_histories.keys(interaction, lines, scores.device) if leaves_out else None
+                left_out = None if known is None else known.keys(interaction, lines, scores.device)
                 yield interaction, scores, (rows.to(scores.device), items.to(scores.device)), lines, left_out
 
         self.choose_weight(batches())
