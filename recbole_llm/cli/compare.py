@@ -71,6 +71,12 @@ def _add_tables(parser: Parser) -> None:
             metavar="BOOL",
             help=f"{help_text} (default: {default})",
         )
+    group.add_argument(
+        "--protocols",
+        metavar="NAME",
+        help="items that a user met before: ranked as each run did (own), kept, left_out, or a table of both (default: "
+        "own)",
+    )
     group.add_argument("--rows", metavar="NAME", help="models or metrics (default: models)")
     group.add_argument(
         "--format", metavar="NAME", help="the table that is printed: markdown, latex or csv (default: markdown)"

@@ -19,7 +19,7 @@ from recbole_llm.utils.values import parse_value
 if TYPE_CHECKING:
     from recbole_llm.inference.recommender import Recommendation
 
-_FLAGS = ("exclude_seen", "allow_untrained", "cuda_graph")
+_FLAGS = ("allow_untrained", "cuda_graph")
 FORMATS = ("table", "jsonl", "csv")
 _HISTORY_FORM = "one history a line, items separated by commas"
 _AT_ONCE = 4096  # users between two writes
@@ -33,7 +33,7 @@ class Asked:
         users: tokens, None for histories; empty: all.
         histories: item tokens of each, oldest first.
         k: how many items; checked by the recommender.
-        exclude_seen: whether items of the history are left out.
+        exclude_seen: whether items of the history are left out; None: as the run was evaluated.
         options: of the recommender.
         format: one of `FORMATS`.
         out: the file to write; None: standard output.
@@ -42,7 +42,7 @@ class Asked:
     users: list[str] | None
     histories: list[list[str]]
     k: Any
-    exclude_seen: bool
+    exclude_seen: bool | None
     options: dict[str, bool]
     format: str
     out: Path | None
@@ -86,7 +86,7 @@ def parser() -> Parser:
     group = found.add_argument_group("how")
     group.add_argument("--k", metavar="INT", help="how many items (default: 10)")
     for name, help_text in (
-        ("exclude_seen", "leave out the items of the history (default: False)"),
+        ("exclude_seen", "leave out the items of the history (default: as the run was evaluated)"),
         ("allow_untrained", "allow items in the history that no training row has (default: False)"),
         ("cuda_graph", "replay the model's work on a GPU, for many small requests (default: False)"),
     ):
@@ -154,6 +154,7 @@ def _asked(given: dict[str, Any]) -> Asked:
     if "user" in given and sources and sources != ["history"]:
         raise SettingError(f"--user goes alone or with --history, not with --{sources[0]}")
     flags = {name: given.get(name, False) for name in _FLAGS}
+    exclude_seen = given.get("exclude_seen")
     users, histories = _users(given), []
     if "history" in given:
         histories = [_items(given["history"])]
@@ -161,7 +162,6 @@ def _asked(given: dict[str, Any]) -> Asked:
         histories = [_items(line) for line in _lines(Path(given["histories"]), "histories", _HISTORY_FORM)]
     several = len(histories) > 1 or (users is not None and len(users) != 1)
     out = Path(given["out"]) if "out" in given else None
-    exclude_seen = flags.pop("exclude_seen")
     shown = _format(given.get("format"), out, several)
     return Asked(users, histories, parse_value(given.get("k", "10")), exclude_seen, flags, shown, out)
 

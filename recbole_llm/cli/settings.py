@@ -69,7 +69,7 @@ def check(settings: dict[str, Any], parser: Parser, needs_dataset: bool = True) 
 # What most people set, in the order of the help; `--help=all` has the others.
 _COMMON = {
     "data": ("data_path", "MAX_ITEM_LIST_LENGTH", "item_text_fields", "items_without_text", "train_share"),
-    "protocol": ("eval_args", "metrics", "topk", "valid_metric", "mask_history", "candidates"),
+    "protocol": ("eval_args", "metrics", "topk", "valid_metric", "repeatable", "candidates"),
     "training": ("epochs", "learning_rate", "train_batch_size", "stopping_step", "weight_decay", "seed"),
     "machine": (
         *("use_gpu", "gpu_id", "precision", "eval_batch_size", "checkpoint_dir", "resume_seconds", "show_progress"),

@@ -123,7 +123,8 @@ def _read(label: str | None, folder: Path) -> _Run:
         settings = _stored_settings(folder, error)
         return _Run(label, folder, settings["model"], settings["dataset"], settings["seed"], settings, None, str(error))
     # Runs of older versions stand beside today's: under today's names.
-    result = replace(result, settings=renamed.translate(result.settings, result.model))
+    protocol = result.protocol or {"repeatable": result.repeatable}
+    result = replace(result, settings=renamed.translate(result.settings, result.model), protocol=protocol)
     return _Run(label, folder, result.model, result.dataset, result.seed, result.settings, result)
 
 

@@ -222,7 +222,11 @@ class Config(RecBoleConfig):
 
     def _set_default_parameters(self) -> None:
         data_path = Path(self.final_config_dict["data_path"])
+        repeatable = self.final_config_dict["repeatable"]
+        # `recbole/config/configurator.py:378` refuses False for sequential models, whose histories RecBole never masks.
+        self.final_config_dict["repeatable"] = True
         super()._set_default_parameters()
+        self.final_config_dict["repeatable"] = repeatable
         self.final_config_dict["data_path"] = str(_dataset_folder(self.named, data_path))
 
     def _check_given(self) -> None:

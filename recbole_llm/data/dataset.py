@@ -17,13 +17,14 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 
 from recbole_llm.data.atomic_files import AtomicFiles
-from recbole_llm.data.given_histories import GivenHistories, flat_histories
+from recbole_llm.data.given_histories import KNOWN_END, GivenHistories, flat_histories
 from recbole_llm.data.item_text import read_item_fields
 from recbole_llm.data.time_order import TimeOrder
 from recbole_llm.errors import DataError
 from recbole_llm.utils.headers import column_names, header_line
 
 HISTORY_END = "history_end"
+__all__ = ["HISTORY_END", "KNOWN_END", "HistoryDataset", "PrefixDataset", "Protocol", "cut_histories", "row_ends"]
 
 
 class Protocol(GivenHistories, TimeOrder, AtomicFiles):
@@ -38,6 +39,8 @@ class Protocol(GivenHistories, TimeOrder, AtomicFiles):
     * A general model (Pop, BPR) is evaluated on the same users as a sequential one: the first interaction of a user is
       history, never a target.
     * Histories that files give (`benchmark_filename`) have one width, see `GivenHistories`.
+    * RecBole's sequential datasets keep the most recent items of a history alone; here their rows also say where the
+      whole of it ends, see `known_histories`.
     """
 
     item_feat: Any
@@ -45,6 +48,18 @@ class Protocol(GivenHistories, TimeOrder, AtomicFiles):
     def _get_field_from_config(self) -> None:
         super()._get_field_from_config()
         self._name_histories()
+
+    def data_augmentation(self) -> None:
+        """Make the rows of the dataset's own class, see there."""
+        interactions = self.inter_feat
+        super().data_augmentation()
+        if HISTORY_END in self.inter_feat:
+            return
+        # RecBole has sorted them in place, and takes all of a user but the first as targets.
+        users = interactions[self.uid_field].numpy()
+        starts, begins = piece_starts(users)
+        self.known_items, self.known_start = interactions[self.iid_field].clone(), torch.from_numpy(starts)
+        self.inter_feat.update(Interaction({KNOWN_END: torch.from_numpy(np.flatnonzero(~begins))}))
 
     def _change_feat_format(self) -> None:
         super()._change_feat_format()
@@ -149,10 +164,8 @@ class HistoryDataset(SequentialDataset):
         users = self.inter_feat[self.uid_field].numpy()
         if len(users) == 0:
             raise DataError(f"no interaction of {self.dataset_name} is left after filtering: loosen the filters")
-        index = np.arange(len(users))
-        begins = np.concatenate([[True], users[1:] != users[:-1]])
-        start = np.maximum.accumulate(np.where(begins, index, 0))
-        targets = torch.from_numpy(index[~begins])
+        start, begins = piece_starts(users)
+        targets = torch.from_numpy(np.flatnonzero(~begins))
         if len(targets) == 0:
             raise DataError(
                 f"every user of {self.dataset_name} has one interaction only: there is nothing to predict from"
@@ -204,6 +217,16 @@ class PrefixDataset(HistoryDataset):
 
     def _history_fields(self) -> list[str]:
         return [field for field in self.inter_feat if field != self.uid_field]
+
+
+def piece_starts(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the interactions of each one's user begin, and which are a user's first: [interactions] both.
+
+    Args:
+        users: int64 [interactions], those of one user together; at least one.
+    """
+    begins = np.concatenate([[True], users[1:] != users[:-1]])
+    return np.maximum.accumulate(np.where(begins, np.arange(len(users)), 0)), begins
 
 
 def row_ends(rows: Interaction) -> np.ndarray | None:

@@ -34,4 +34,14 @@ class RecommendedItemsCollector(Collector):
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
         if self.register.need("rec.items"):
             items = self.data_struct["rec.items"][-len(scores_tensor) :]
-            items[scores_tensor.gather(1, items).isneginf()] = 0
+            items[:] = only_candidates(scores_tensor, items)
+
+
+def only_candidates(scores: Tensor, items: Tensor) -> Tensor:
+    """Return lists of recommended items [lines, k], with item 0 where a list has fewer than k candidates.
+
+    Args:
+        scores: [lines, items]; items that are no candidates have -inf.
+        items: int64 [lines, k].
+    """
+    return items.masked_fill(scores.gather(1, items.to(scores.device)).isneginf().to(items.device), 0)

@@ -60,11 +60,11 @@ class Parts:
         """Recommends to users of the dataset; see `recbole_llm.inference.users.UserRecommender`."""
         return UserRecommender(self)
 
-    def recommend(self, histories: Any, k: int = 10, exclude_seen: bool = False, users: Any = None) -> Any:
+    def recommend(self, histories: Any, k: int = 10, exclude_seen: bool | None = None, users: Any = None) -> Any:
         """Return the best `k` items after a history, or after each of a list; see `Recommender.recommend`."""
         return self.recommender.recommend(histories, k, exclude_seen, users)
 
-    def recommend_to(self, users: Any, k: int = 10, exclude_seen: bool = False) -> Any:
+    def recommend_to(self, users: Any, k: int = 10, exclude_seen: bool | None = None) -> Any:
         """Return the best `k` items for a user of the dataset, or for each; see `UserRecommender.recommend`."""
         return self.user_recommender.recommend(users, k, exclude_seen)
 

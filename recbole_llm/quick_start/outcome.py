@@ -10,13 +10,13 @@ from recbole_llm.runs import folder as run_folder
 from recbole_llm.trainer.run_folder_trainer import best_epoch
 
 
-def outcome(parts: Parts, trainer: Any, test: Any, seconds: dict[str, float]) -> dict[str, Any]:
+def outcome(parts: Parts, trainer: Any, metrics: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
     """Return what a finished run found, by the names of `RunResult`.
 
     Args:
         parts: of the run.
         trainer: after training.
-        test: the test metrics of the best epoch.
+        metrics: ``test``, ``test_other`` and ``valid_other`` of the best epoch.
         seconds: of each stage.
     """
     config = parts.config
@@ -28,7 +28,8 @@ def outcome(parts: Parts, trainer: Any, test: Any, seconds: dict[str, float]) ->
         "tuning": config["tuning"],
         "seed": config["seed"],
         "valid": numbers(trainer.best_valid_result),
-        "test": numbers(test),
+        **{name: numbers(found) for name, found in metrics.items()},
+        "protocol": parts.dataset.item_protocol.entry(),
         "epochs": trainer.epochs_done,
         "best_epoch": best_epoch(trainer.history, metric, config["valid_metric_bigger"]),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},

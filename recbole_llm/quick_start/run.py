@@ -130,7 +130,7 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
     trainer.fit(parts.train, parts.valid, show_progress=config["show_progress"])
     fitted, fit_seconds = time.monotonic(), trainer.fit_seconds()
 
-    test, validated = _evaluate(parts, trainer, rankings)
+    metrics, validated = _evaluate(parts, trainer, rankings)
     evaluated = time.monotonic()
     hooks_of(parts.model).save_extras(folder, parts.dataset)
 
@@ -141,7 +141,7 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
         "evaluate": evaluated - fitted,
     }
     found = {
-        **outcome(parts, trainer, test, seconds),
+        **outcome(parts, trainer, metrics, seconds),
         **candidates.results(rankings["test"], rankings["valid"] if validated else None),
         "kind": config["MODEL_TYPE"].name.lower(),
         "fingerprint": parts.fingerprint,
@@ -153,20 +153,27 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
     return {**result.to_dict(), "path": str(folder / run_folder.RESULT)}
 
 
-def _evaluate(parts: Parts, trainer: Any, rankings: dict[str, Any]) -> tuple[Any, bool]:
-    """Evaluate the best epoch and write the ranks; return the test metrics, and whether validation was ranked, too."""
+def _evaluate(parts: Parts, trainer: Any, rankings: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Evaluate the best epoch under both answers to `repeatable` and write the ranks.
+
+    Returns:
+        The metrics ``test``, ``test_other`` and ``valid_other``; and whether validation was ranked, too.
+    """
     folder, collector = trainer.run_folder, trainer.eval_collector
+    trainer.both_protocols = True
     collector.candidates = rankings["test"]
     test = trainer.evaluate(parts.test, load_best_model=True, show_progress=parts.config["show_progress"])
+    metrics = {"test": test, "test_other": trainer.other_result}
     if test is not None and collector.has_ranks():
         write_ranks(folder / "ranks-test.tsv.gz", parts.dataset, *collector.collected())
     validated = parts.valid is not None and trainer.best_valid_result is not None
     if validated:
         collector.candidates = rankings["valid"]
         trainer.evaluate(parts.valid, load_best_model=False)
+        metrics["valid_other"] = trainer.other_result
         if collector.has_ranks():
             write_ranks(folder / "ranks-valid.tsv.gz", parts.dataset, *collector.collected())
-    return test, validated
+    return metrics, validated
 
 
 def fit(config: Config, folder: Path, callback: Callable[[int, float], None] | None = None) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 
 from recbole_llm.config.hooks import ModelHooks, hooks_of
 from recbole_llm.errors import TrainingError
-from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank, read_history
+from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs.context import RunContext
 from recbole_llm.runs.outside_state import OutsideState
@@ -41,8 +42,9 @@ class RunFolderMixin(TrainerHooks):
 
     * `recbole/trainer/trainer.py:583` and `:323`: ``torch.load`` of a checkpoint that pickles the Config, which torch
       2.6 refuses. Weights are safetensors here, the state to resume from is read with ``weights_only=True``.
-    * `recbole/data/dataloader/general_dataloader.py` (`FullSortEvalDataLoader`) gives no history for a sequential
-      model. With `mask_history` what the model reads is left out of its ranking, too.
+    * `recbole/data/dataloader/general_dataloader.py` (`FullSortEvalDataLoader`) gives the history of a general model,
+      which the trainer always leaves out of a ranking, and none for a sequential one. Here all models are ranked by
+      what `repeatable` says, see `RankCollector`.
     * `recbole/trainer/trainer.py:279` (`_save_checkpoint`) stores frozen weights and the Config. `stored_state` says
       what is stored.
     """
@@ -55,6 +57,8 @@ class RunFolderMixin(TrainerHooks):
         self.saved_model_file = str(self.run_folder / checkpoint.WEIGHTS)
         self.description = context.description
         self.eval_collector = RankCollector(config)
+        self.both_protocols = False
+        self.other_result: dict[str, float] | None = None
         self.epochs_done = 0
         self.finished = False
         self.seconds_before = 0.0
@@ -228,20 +232,19 @@ class RunFolderMixin(TrainerHooks):
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
-        interaction, history_index, positive_u, positive_i = batched_data
-        if not self.config["mask_history"]:
-            history_index = None
-        elif history_index is None:
-            history_index = read_history(interaction, self.model.ITEM_SEQ, positive_u, positive_i)
+        interaction, _, positive_u, positive_i = batched_data
         if hooks_of(self.model).histories_on_host:
             interaction = HostRows(interaction.interaction)
-        return super()._full_sort_batch_eval((interaction, history_index, positive_u, positive_i))
+        return super()._full_sort_batch_eval((interaction, None, positive_u, positive_i))
 
     @torch.no_grad()
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
     ) -> Any:
-        """Evaluate as RecBole does, and add `mrr` over the whole ranking.
+        """Evaluate as RecBole does, among the items that `repeatable` says, and add `mrr` over the whole ranking.
+
+        With `both_protocols` the metrics of the other answer to `repeatable` are in `other_result`, from the same
+        scores; None where there are none: candidates that were drawn without the history do not tell of it.
 
         Raises:
             CheckpointError: if the best weights cannot be loaded.
@@ -252,13 +255,26 @@ class RunFolderMixin(TrainerHooks):
         if load_best_model:
             path = Path(model_file or self.saved_model_file)
             checkpoint.load_weights(path, self.model, self.description, hooks_of(self.model))
-        self.eval_collector.clear()
+        self._begin_ranking(eval_data)
         result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
         if self.eval_collector.has_ranks():
-            _, _, ranks = self.eval_collector.collected()
-            reciprocal = mean_reciprocal_rank(self.eval_collector.lists(), ranks)
-            result["mrr"] = round(reciprocal, self.config["metric_decimal_place"])
+            _, _, *ranks = self.eval_collector.collected()
+            self._add_mrr(result, ranks[0])
+            if len(ranks) > 1:
+                self.other_result = self.evaluator.evaluate(self.eval_collector.other_data_struct())
+                self._add_mrr(self.other_result, ranks[1])
         return result
+
+    def _begin_ranking(self, eval_data: Any) -> None:
+        part = eval_data._dataset
+        repeatable = part.item_protocol.repeatable
+        both = self.both_protocols and (repeatable or isinstance(eval_data, FullSortEvalDataLoader))
+        self.eval_collector.begin(part.known_histories, repeatable, both)
+        self.other_result = None
+
+    def _add_mrr(self, result: Any, ranks: np.ndarray) -> None:
+        reciprocal = mean_reciprocal_rank(self.eval_collector.lists(), ranks)
+        result["mrr"] = round(reciprocal, self.config["metric_decimal_place"])
 
 
 def _generators(train_data: Any) -> list[torch.Generator]:

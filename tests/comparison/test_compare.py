@@ -348,8 +348,8 @@ def test_mistakes_are_told_before_anything_runs(workdir, monkeypatch, capsys, ar
 
 def test_protocols_of_planned_models_are_compared_before_anything_runs(workdir, monkeypatch):
     monkeypatch.setattr(child_runs, "start_run", lambda *_: pytest.fail("a run was started"))
-    own = {"BPR": {"mask_history": True}}
-    with pytest.raises(SettingError, match="Pop on ml-100k and BPR on ml-100k cannot stand in one table: mask_history"):
+    own = {"Pop": {"repeatable": False}, "BPR": {"repeatable": True}}
+    with pytest.raises(SettingError, match="Pop on ml-100k and BPR on ml-100k cannot stand in one table: repeatable"):
         compare(Options(models="Pop,BPR", dataset="ml-100k", model_settings=own))
 
 
