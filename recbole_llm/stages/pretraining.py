@@ -190,7 +190,7 @@ def pretrain(config: Any, target: Any = None) -> Path:
     sources = [source_config(config, name) for name in settings.datasets]
     shaped_by = shape(config, settings, sources)
     kept = kept_by(config)
-    name = f"pretrain-{kept.prefix}{'+'.join(settings.datasets)[:80]}"
+    name = folder_name(config, settings)
 
     def is_made(folder: Path) -> bool:
         return all((kept.folder(folder, epoch) / RECORD).is_file() for epoch in settings.save_epochs)
@@ -206,6 +206,11 @@ def pretrain(config: Any, target: Any = None) -> Path:
 
     folder = find_or_make(Path(config["checkpoint_dir"]), name, shaped_by, is_made, make, leftovers)
     return kept.folder(folder, settings.save_epochs[-1])
+
+
+def folder_name(config: Any, settings: PretrainSettings) -> str:
+    """Return what the folder of a pre-training is called before its hash."""
+    return f"pretrain-{kept_by(config).prefix}{'+'.join(settings.datasets)[:80]}"
 
 
 def _is_stored(folder: Path) -> bool:
