@@ -140,7 +140,7 @@ def _stages(config: Config) -> Iterator[tuple[str, Path | None, Callable[[Path],
     This is the one place here that knows the stages; it asks each for the folder that the run would take.
     """
     saved = Path(config["checkpoint_dir"])
-    if config["pretrain_datasets"] and not config["pretrained_backbone"]:
+    if config["pretrain_datasets"] and not (config["pretrained_backbone"] or config["pretrained_state"]):
         settings = pretraining.PretrainSettings.from_config(config)
         yield (
             f"the pre-training on {', '.join(settings.datasets)}",
@@ -166,7 +166,7 @@ def _pretraining_folder(config: Config, settings: pretraining.PretrainSettings) 
         return None
     sources = [pretraining.source_config(config, name) for name in settings.datasets]
     settings = pretraining.by_name(settings, sources)
-    name = f"pretrain-{'+'.join(settings.datasets)[:80]}-{digest(pretraining.shape(config, settings, sources))}"
+    name = f"{pretraining.folder_name(config, settings)}-{digest(pretraining.shape(config, settings, sources))}"
     return Path(config["checkpoint_dir"]) / name
 
 
@@ -175,4 +175,4 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _is_pretrained(folder: Path) -> bool:
-    return any(folder.glob("backbone-epoch-*"))
+    return any(folder.glob("*-epoch-*"))

@@ -18,7 +18,7 @@ from recbole_llm.runs.result import RunResult
 from recbole_llm.utils.files import read_json_object, read_yaml
 
 # Folders of weights that a run started from, which have another name for each seed.
-_WEIGHTS = frozenset({"pretrained_backbone", "id_model_path"})
+_WEIGHTS = frozenset({"pretrained_backbone", "pretrained_state", "id_model_path"})
 _OF_SEED = re.compile(r"seed-\d+")
 
 
@@ -199,7 +199,7 @@ def _own_label(run: _Run, runs: Sequence[_Run]) -> str:
     same = [other.settings for other in unnamed if (other.model, other.dataset) == (run.model, run.dataset)]
     differing = [
         name
-        for name in sorted(set().union(*same) - {"pretrained_backbone"})
+        for name in sorted(set().union(*same) - {"pretrained_backbone", "pretrained_state"})
         if shapes_result(name) and any(settings.get(name) != same[0].get(name) for settings in same)
     ]
     own = ", ".join(f"{name}={run.settings[name]}" for name in differing if run.settings.get(name) is not None)

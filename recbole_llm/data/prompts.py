@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.data.item_text import tokenize_items
 from recbole_llm.errors import DataError, SettingError, nearest
 from recbole_llm.packing.ragged import RaggedTable, ranges
@@ -219,14 +220,6 @@ class Prompts:
             if not over.any():
                 return
             starts[over] += 1
-
-
-def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return the ids that a tokenizer puts before and after a text."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a", add_special_tokens=True)["input_ids"]
-    begin = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
-    return whole[:begin], whole[begin + len(plain) :]
 
 
 def _items(written: pd.DataFrame, tokenizer: Any, limit: int, before: str) -> tuple[RaggedTable, RaggedTable, str]:

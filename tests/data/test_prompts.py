@@ -11,8 +11,9 @@ from small_data import HISTORIES, TITLES, build_parts, write_dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.data.prompt_batches import PromptStyle, pack_prompts
-from recbole_llm.data.prompts import PromptLimits, Prompts, PromptTemplate, special_tokens
+from recbole_llm.data.prompts import PromptLimits, Prompts, PromptTemplate
 from recbole_llm.errors import DataError, SettingError
 
 TEXT = "Recommend {noun} the user may like based on their history: {history}."
