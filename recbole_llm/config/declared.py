@@ -16,6 +16,7 @@ from recbole_llm.config.settings import (
     recbole_models,
     recbole_run,
     st2si,
+    text_towers,
 )
 from recbole_llm.errors import SettingError
 from recbole_llm.utils.paths import shipped
@@ -45,6 +46,7 @@ RECBOLE_GENERAL = (*recbole_run.RUN, recbole_data.FILES, recbole_data.ROWS, recb
 OURS: dict[str, tuple[Section, ...]] = {
     "ComiRec": id_models.COMIREC,
     "IDLEAdapter": idleadapter.IDLEADAPTER,
+    "LLMRec": text_towers.LLMREC,
     "MLP4Rec": id_models.MLP4REC,
     "S3Rec": id_models.S3REC,
     "ST2SI": st2si.ST2SI,
@@ -52,6 +54,7 @@ OURS: dict[str, tuple[Section, ...]] = {
 TITLES = {
     "ComiRec": id_models.COMIREC_TITLE,
     "IDLEAdapter": idleadapter.TITLE,
+    "LLMRec": text_towers.LLMREC_TITLE,
     "MLP4Rec": id_models.MLP4REC_TITLE,
     "S3Rec": id_models.S3REC_TITLE,
     "ST2SI": st2si.TITLE,

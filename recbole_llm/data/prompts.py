@@ -125,7 +125,7 @@ class Prompts:
 
         written = template.items(texts)
         before, after = template.around()
-        if _keeps_spaces(tokenizer):
+        if keeps_spaces(tokenizer):
             written["item"] = written["item"].where(written["item"] == "", " " + written["item"])
         else:
             after = after.lstrip()
@@ -225,7 +225,7 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     return whole[:begin], whole[begin + len(plain) :]
 
 
-def _keeps_spaces(tokenizer: Any) -> bool:
+def keeps_spaces(tokenizer: Any) -> bool:
     """Tell whether a piece after another must start with its space, as in byte-level BPE, to be tokenised as there."""
     whole, before, spaced = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("x: a", "x:", " a"))
     return before + spaced == whole

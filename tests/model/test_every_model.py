@@ -57,6 +57,25 @@ class TestIDLEAdapter(ModelTests):
     reads_texts = True
 
 
+class TestLLMRec(ModelTests):
+    """With encoded negatives, as in the authors' code."""
+
+    model = "LLMRec"
+    settings: ClassVar[dict[str, Any]] = {**TEXT, "backbone": "tiny/opt", "learning_rate": 0.002}
+    reads_texts = True
+
+
+class TestLLMRecInTwoStages(ModelTests):
+    """Around a table, as ST2SI's paper ran it; the second stage begins while training is interrupted."""
+
+    model = "LLMRec"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, "backbone": "tiny/llama", "learning_rate": 0.002, "item_loss": "table", "two_stage": True,
+        "train_prefixes": "one", "similarity": "cosine", "temperature": 0.05,
+    }  # fmt: skip
+    reads_texts = True
+
+
 class TestComiRec(ModelTests):
     """Several interests."""
 

@@ -39,7 +39,19 @@ class ItemLinearProjection(nn.Module):
             labels: int64 [queries], item ids from 1; a query with label 0 is left out.
             dtype: of the matrix products; the softmax is float32 in any case.
         """
-        return _LinearCrossEntropy.apply(states, self.weight, labels, dtype)
+        return linear_cross_entropy(states, self.weight, labels, dtype)
+
+
+def linear_cross_entropy(states: Tensor, table: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the sum over rows of -log p(label), p = softmax over the rows of `table` but row 0; float32, in pieces.
+
+    Args:
+        states: [queries, width].
+        table: [items, width], with or without a gradient.
+        labels: int64 [queries], rows of `table` from 1; a query with label 0 is left out.
+        dtype: of the matrix products; the softmax is float32 in any case.
+    """
+    return _LinearCrossEntropy.apply(states, table, labels, dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
