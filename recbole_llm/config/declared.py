@@ -48,6 +48,7 @@ OURS: dict[str, tuple[Section, ...]] = {
     "IDLEAdapter": idleadapter.IDLEADAPTER,
     "LLMRec": text_towers.LLMREC,
     "MLP4Rec": id_models.MLP4REC,
+    "MoRec": text_towers.MOREC,
     "S3Rec": id_models.S3REC,
     "ST2SI": st2si.ST2SI,
 }
@@ -56,6 +57,7 @@ TITLES = {
     "IDLEAdapter": idleadapter.TITLE,
     "LLMRec": text_towers.LLMREC_TITLE,
     "MLP4Rec": id_models.MLP4REC_TITLE,
+    "MoRec": text_towers.MOREC_TITLE,
     "S3Rec": id_models.S3REC_TITLE,
     "ST2SI": st2si.TITLE,
 }

@@ -283,13 +283,13 @@ class TowerRecommender(TextRecommender):
         del valid_data
         self._table = None
 
-    def training_samples(self, rng: np.random.Generator) -> Targets:
+    def training_samples(self, rng: np.random.Generator) -> Any:
         """Return the rows of one epoch. See `PackedTrainer`."""
         histories = self.histories
         targets = histories.one_target(rng) if self.settings.train_prefixes == "one" else histories.every_target()
         return histories.with_negatives(targets, self.settings.train_negatives, rng, self.unmet_negatives)
 
-    def prepared_step(self, samples: Targets) -> tuple[int, list[TowerStep]]:
+    def prepared_step(self, samples: Any) -> tuple[int, list[Any]]:
         """Return how many rows a step has, and its passes. See `PackedTrainer`."""
         sequences = self.texts.histories(self.histories.flat, samples.ends, samples.lengths, self._offsets)
         users = self.texts.passes(sequences, self.settings.train_batch_tokens)
@@ -310,11 +310,8 @@ class TowerRecommender(TextRecommender):
             DataError: if a whole step has one and the same target, so that an in-batch loss has no negative.
         """
         labels, in_batch = samples.labels, self.settings.item_loss == "in-batch"
-        if in_batch and len(labels) == self.settings.train_batch_size and (labels == labels[0]).all():
-            raise DataError(
-                f"all {len(labels)} targets of a training step are the same item, so every negative is the target: "
-                f"raise train_batch_size, or take item_loss=sampled"
-            )
+        if in_batch and len(labels) == self.settings.train_batch_size:  # what is left for the last step may be one row
+            self.require_negatives(labels)
         if self.settings.item_loss == "full":
             distinct = np.arange(1, self.n_items)
         else:
@@ -333,6 +330,14 @@ class TowerRecommender(TextRecommender):
             )
         )
         return self.texts.passes(self.texts.singles(distinct), self.settings.train_batch_tokens), candidates
+
+    def require_negatives(self, labels: np.ndarray) -> None:
+        """Refuse the targets of a step, int64 [rows], that are one and the same item. Raises DataError."""
+        if len(labels) and (labels == labels[0]).all():
+            raise DataError(
+                f"all {len(labels)} targets of a training step are the same item, so every negative is the target: "
+                f"raise train_batch_size, or take item_loss=sampled"
+            )
 
     def _known_items(self, samples: Targets) -> tuple[np.ndarray, np.ndarray]:
         """Return the items of the rows' histories, the most recent `max_items`: [rows, items] padded with 0."""

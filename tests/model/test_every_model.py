@@ -76,6 +76,24 @@ class TestLLMRecInTwoStages(ModelTests):
     reads_texts = True
 
 
+class TestMoRec(ModelTests):
+    """Trained end to end, by the items of the batch."""
+
+    model = "MoRec"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, **TRANSFORMER, "backbone": "tiny/bert", "backbone_learning_rate": 0.001, "item_loss": "in-batch",
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestFrozenMoRec(ModelTests):
+    """On stored vectors of a frozen language model, by one negative per position."""
+
+    model = "MoRec"
+    settings: ClassVar[dict[str, Any]] = {**TEXT, **TRANSFORMER, "backbone": "tiny/llama", "tuning": "frozen"}
+    reads_texts = True
+
+
 class TestComiRec(ModelTests):
     """Several interests."""
 

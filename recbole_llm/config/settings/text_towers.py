@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from recbole_llm.config.kinds import FROM_ZERO, POSITIVE, SIZE, Choice, Flag, Maybe, Text
+from recbole_llm.config.kinds import FROM_ZERO, POSITIVE, RATE, SIZE, Choice, Flag, Maybe, Text
 from recbole_llm.config.schema import Role, Section, Setting
 from recbole_llm.config.settings import text_models
 
@@ -201,4 +201,62 @@ LLMREC = (
         (*similarity("dot", 1.0), *stages(two=False), prefixes("all")),
     ),
     optimisation({"weight_decay": 1e-3, "train_batch_size": 96}, None, {}),
+)
+
+MOREC_TITLE = (
+    "MoRec (Yuan et al., SIGIR 2023): SASRec whose items are the vectors of their texts, trained end to end.\n"
+    "The authors' settings; theirs for in-batch is train_batch_size: 128."
+)
+MOREC = (
+    backbone(
+        "sbert-minilm",
+        "full: all weights. lora: low-rank adapters (peft). frozen: not at all, its vectors are computed once.",
+        "full",
+        ("full", "lora", "frozen"),
+        None,
+    ),
+    inputs(
+        ("max_attribute_tokens", SIZE, 30, "Maximum number of tokens of one field."),
+        ("MAX_ITEM_LIST_LENGTH", SIZE, 20, _ITEMS),
+    ),
+    Section(
+        "The transformer that reads a history",
+        tuple(
+            Setting(name, kind, default, Role.TRAINING, sentence)
+            for name, kind, default, sentence in (
+                ("hidden_size", SIZE, 512, "Size of item and user vectors."),
+                ("inner_size", SIZE, 2048, "Of the feed-forward layers."),
+                ("n_layers", SIZE, 2, "Layers."),
+                ("n_heads", SIZE, 2, "Heads of the attention; they divide hidden_size."),
+                ("hidden_dropout_prob", RATE, 0.1, "Of inputs and hidden states."),
+                ("attn_dropout_prob", RATE, 0.1, "Of the attention's weights."),
+                ("hidden_act", Choice("relu", "gelu", "swish", "tanh", "sigmoid"), "relu", "Of the feed-forward layers."),
+                ("layer_norm_eps", POSITIVE, 1e-6, "A value added to the denominator for numerical stability."),
+                ("initializer_range", POSITIVE, 0.02, "Standard deviation of its initial weights (ours)."),
+            )
+        ),
+    ),
+    loss(
+        ("bce", "in-batch", "sampled", "full"),
+        "bce",
+        1,
+        (
+            *similarity("dot", 1.0),
+            Setting(
+                "train_window",
+                Choice("full", "recent"),
+                "full",
+                Role.TRAINING,
+                "full: the whole history, in consecutive windows; recent: the last of these alone.",
+            ),
+        ),
+    ),
+    optimisation(
+        {
+            "epochs": 50, "learning_rate": 1e-4, "weight_decay": 0.01, "warmup_steps": 0, "lr_scheduler": "constant",
+            "train_batch_size": 32, "stopping_step": 5,
+        },
+        5e-5,
+        {"train_batch_size": "Windows of one optimiser step."},
+    ),
 )
