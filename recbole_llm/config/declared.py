@@ -49,8 +49,10 @@ OURS: dict[str, tuple[Section, ...]] = {
     "LLMRec": text_towers.LLMREC,
     "MLP4Rec": id_models.MLP4REC,
     "MoRec": text_towers.MOREC,
+    "Recformer": text_towers.RECFORMER,
     "S3Rec": id_models.S3REC,
     "ST2SI": st2si.ST2SI,
+    "TwinBERT": text_towers.TWINBERT,
 }
 TITLES = {
     "ComiRec": id_models.COMIREC_TITLE,
@@ -58,8 +60,10 @@ TITLES = {
     "LLMRec": text_towers.LLMREC_TITLE,
     "MLP4Rec": id_models.MLP4REC_TITLE,
     "MoRec": text_towers.MOREC_TITLE,
+    "Recformer": text_towers.RECFORMER_TITLE,
     "S3Rec": id_models.S3REC_TITLE,
     "ST2SI": st2si.TITLE,
+    "TwinBERT": text_towers.TWINBERT_TITLE,
 }
 
 

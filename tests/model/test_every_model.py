@@ -94,6 +94,27 @@ class TestFrozenMoRec(ModelTests):
     reads_texts = True
 
 
+class TestTwinBERT(ModelTests):
+    """Towers of their own, and the residual crossing."""
+
+    model = "TwinBERT"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, "backbone": "tiny/bert", "learning_rate": 0.002, "crossing": "residual", "shared_towers": False,
+        "item_loss": "bce", "train_negatives": 2,
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestRecformer(ModelTests):
+    """With two attributes of the items, in both of its stages."""
+
+    model = "Recformer"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, "backbone": "tiny/bert", "learning_rate": 0.003, "item_text_fields": ["title", "class"],
+    }  # fmt: skip
+    reads_texts = True
+
+
 class TestComiRec(ModelTests):
     """Several interests."""
 

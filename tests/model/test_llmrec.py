@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 from recbole_llm.data.targets import Targets
 from recbole_llm.model.id_model.user_vector import user_vectors
 
+
 @pytest.fixture
 def make(small, rough_models):
     """The parts of an LLM-Rec run on a tiny OPT in eval mode."""

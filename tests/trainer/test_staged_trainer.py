@@ -41,12 +41,13 @@ class Watched:
         trainer.fit(parts.train, parts.valid)
 
 
-@pytest.fixture
-def watch(workdir, tiny):
+@pytest.fixture(params=["Recformer", "LLMRec"])
+def watch(request, workdir, tiny):
     def make(scores, **settings):
         write_dataset(workdir, HISTORIES, TITLES)
+        backbone = {"Recformer": "bert", "LLMRec": "llama"}[request.param]
         parts = build_parts(
-            workdir, model="LLMRec", backbone=str(tiny["llama"]), item_loss="table", two_stage=True, topk=[1],
+            workdir, model=request.param, backbone=str(tiny[backbone]), item_loss="table", two_stage=True, topk=[1],
             train_prefixes="one", similarity="cosine", temperature=0.05, learning_rate=0.003, warmup_steps=0,
             valid_metric="NDCG@1", train_batch_size=2, **{"epochs": 10, "stopping_step": 0, **settings},
         )  # fmt: skip

@@ -230,7 +230,12 @@ MOREC = (
                 ("n_heads", SIZE, 2, "Heads of the attention; they divide hidden_size."),
                 ("hidden_dropout_prob", RATE, 0.1, "Of inputs and hidden states."),
                 ("attn_dropout_prob", RATE, 0.1, "Of the attention's weights."),
-                ("hidden_act", Choice("relu", "gelu", "swish", "tanh", "sigmoid"), "relu", "Of the feed-forward layers."),
+                (
+                    "hidden_act",
+                    Choice("relu", "gelu", "swish", "tanh", "sigmoid"),
+                    "relu",
+                    "Of the feed-forward layers.",
+                ),
                 ("layer_norm_eps", POSITIVE, 1e-6, "A value added to the denominator for numerical stability."),
                 ("initializer_range", POSITIVE, 0.02, "Standard deviation of its initial weights (ours)."),
             )
@@ -253,10 +258,74 @@ MOREC = (
     ),
     optimisation(
         {
-            "epochs": 50, "learning_rate": 1e-4, "weight_decay": 0.01, "warmup_steps": 0, "lr_scheduler": "constant",
-            "train_batch_size": 32, "stopping_step": 5,
+            "epochs": 50,
+            "learning_rate": 1e-4,
+            "weight_decay": 0.01,
+            "warmup_steps": 0,
+            "lr_scheduler": "constant",
+            "train_batch_size": 32,
+            "stopping_step": 5,
         },
         5e-5,
         {"train_batch_size": "Windows of one optimiser step."},
     ),
+)
+
+TWINBERT_TITLE = (
+    "TwinBERT (Lu et al., CIKM 2020) as a recommender: the history as text is the query, an item's text the document.\n"
+    "The IDLE-Adapter paper, which compares with it, states no settings: these are ours."
+)
+TWINBERT = (
+    backbone(
+        "sbert-minilm", "full: all weights. lora: low-rank adapters (peft) alone.", "full", ("full", "lora"), None
+    ),
+    inputs(
+        _TOKENS,
+        ("MAX_ITEM_LIST_LENGTH", SIZE, 20, _ITEMS),
+        _LENGTH,
+        ("item_end", _END, ",", "The text after every item."),
+    ),
+    loss(
+        ("in-batch", "sampled", "bce", "full", "table"),
+        "in-batch",
+        10,
+        (
+            Setting(
+                "crossing",
+                Choice("cosine", "residual"),
+                "cosine",
+                Role.TRAINING,
+                "cosine: cos(u, v) / tau. residual: with x = max(u, v), a logistic regression on relu(W x + b) + x.",
+            ),
+            Setting("temperature", POSITIVE, 0.05, Role.TRAINING, "tau of the cosine."),
+            Setting(
+                "learned_temperature", Flag(), True, Role.TRAINING, "Whether log tau is trained, from temperature."
+            ),
+            Setting("shared_towers", Flag(), True, Role.TRAINING, "Whether both towers have the same weights."),
+            prefixes("all"),
+        ),
+    ),
+    optimisation({"train_batch_size": 256}, None, {}),
+)
+
+RECFORMER_TITLE = (
+    "Recformer (Li et al., KDD 2023): a bidirectional encoder of names and values, and two stages around a table.\n"
+    "The authors' settings, but for the backbone, of which their Longformer is not one, and 512 tokens for 1,024."
+)
+RECFORMER = (
+    backbone(
+        "sbert-minilm", "full: all weights. lora: low-rank adapters (peft) alone.", "full", ("full", "lora"), "cls"
+    ),
+    inputs(
+        ("max_attribute_tokens", SIZE, 32, "Maximum number of tokens of one field, its name included."),
+        ("MAX_ITEM_LIST_LENGTH", SIZE, 50, _ITEMS),
+        _LENGTH,
+    ),
+    loss(
+        ("table", "full", "sampled", "in-batch", "bce"),
+        "table",
+        10,
+        (*similarity("cosine", 0.05), *stages(two=True), prefixes("one")),
+    ),
+    optimisation({"epochs": 256, "stopping_step": 5}, None, {}),
 )

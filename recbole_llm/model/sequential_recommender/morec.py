@@ -214,7 +214,11 @@ class MoRec(TowerRecommender):
             distinct = np.unique(np.concatenate([read, targets.labels, targets.negatives.ravel()]))
         if whole and self.settings.item_loss == "in-batch":
             self.require_negatives(targets.labels)
-        found = (targets.labels, np.searchsorted(distinct, targets.labels), np.searchsorted(distinct, targets.negatives))
+        found = (
+            targets.labels,
+            np.searchsorted(distinct, targets.labels),
+            np.searchsorted(distinct, targets.negatives),
+        )
         return distinct, [torch.from_numpy(each) for each in found]
 
     def pass_loss_sum(self, part: Any) -> Tensor:
