@@ -17,6 +17,7 @@ from recbole_llm.config.settings import (
     recbole_run,
     st2si,
     text_towers,
+    vector_models,
 )
 from recbole_llm.errors import SettingError
 from recbole_llm.utils.paths import shipped
@@ -44,6 +45,7 @@ RUN = Section(
 RECBOLE_GENERAL = (*recbole_run.RUN, recbole_data.FILES, recbole_data.ROWS, recbole_data.HISTORIES)
 # Sections of this package's own files, by model.
 OURS: dict[str, tuple[Section, ...]] = {
+    "AlphaFuse": vector_models.ALPHAFUSE,
     "ComiRec": id_models.COMIREC,
     "IDLEAdapter": idleadapter.IDLEADAPTER,
     "LLMRec": text_towers.LLMREC,
@@ -53,8 +55,12 @@ OURS: dict[str, tuple[Section, ...]] = {
     "S3Rec": id_models.S3REC,
     "ST2SI": st2si.ST2SI,
     "TwinBERT": text_towers.TWINBERT,
+    "TextInitSASRec": vector_models.TEXTINITSASREC,
+    "UniSRec": vector_models.UNISREC,
+    "ZESRec": vector_models.ZESREC,
 }
 TITLES = {
+    "AlphaFuse": vector_models.ALPHAFUSE_TITLE,
     "ComiRec": id_models.COMIREC_TITLE,
     "IDLEAdapter": idleadapter.TITLE,
     "LLMRec": text_towers.LLMREC_TITLE,
@@ -64,6 +70,9 @@ TITLES = {
     "S3Rec": id_models.S3REC_TITLE,
     "ST2SI": st2si.TITLE,
     "TwinBERT": text_towers.TWINBERT_TITLE,
+    "TextInitSASRec": vector_models.TEXTINITSASREC_TITLE,
+    "UniSRec": vector_models.UNISREC_TITLE,
+    "ZESRec": vector_models.ZESREC_TITLE,
 }
 
 

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from recbole_llm.errors import SettingError
+
 
 class ModelHooks:
     """The hooks of a model, to be inherited before the model class of RecBole.
@@ -73,6 +75,56 @@ class ModelHooks:
             dataset: its dataset, all interactions.
         """
 
+    def add_items(self, texts: Any) -> None:
+        """Add items that have a text and were never trained on, for ranking; by default refused.
+
+        From then on `full_sort_predict` has a column more for each of them, behind those of the catalogue and in the
+        order of `texts`, and histories may hold them under these ids. `Recommender` calls it (``recommend
+        --new_items``) on a model that is not trained any further. A model that reads item texts alone can do so.
+
+        Args:
+            texts: a DataFrame indexed by item token, with the columns `item_text_fields`, cleaned.
+
+        Raises:
+            SettingError: if the model knows items by ID.
+            DataError: if the model cannot read a text.
+        """
+        raise SettingError(
+            f"{type(self.model_of_hooks()).__name__} knows items by ID and cannot rank one that it was never trained "
+            f"on: take a model that reads their texts alone, such as UniSRec or ZESRec"
+        )
+
+    def model_of_hooks(self) -> Any:
+        """Return the model that these hooks are of."""
+        return self
+
+    def before_pretraining(self, dataset: Any) -> None:
+        """Prepare for a pre-training on other datasets, while their files are there. By default nothing.
+
+        Asked of a model with the stage `PretrainedState`, on its device.
+
+        Args:
+            dataset: the training part of all sources together.
+
+        Raises:
+            DataError: if the model cannot be pre-trained on it.
+        """
+
+    def pretraining_loss(self, interaction: Any) -> Any:
+        """Return the loss of a batch of RecBole's rows in a pre-training on other datasets, a scalar.
+
+        Asked of a model with the stage `PretrainedState`; by default its `calculate_loss`.
+        """
+        model: Any = self
+        return model.calculate_loss(interaction)
+
+    def transferred_state(self) -> dict[str, Tensor]:
+        """Return the weights that a pre-training hands to another catalogue, by name: none has a row per item or user.
+
+        Asked of a model with the stage `PretrainedState`; by default all of `stored_state`.
+        """
+        return self.stored_state()
+
     def single_sequence(self) -> Any | None:
         """Return what ranks for one history faster than `full_sort_predict` does, or None (the default).
 
@@ -87,6 +139,9 @@ class _Defaults(ModelHooks):
 
     def __init__(self, model: Any) -> None:
         self._model = model
+
+    def model_of_hooks(self) -> Any:
+        return self._model
 
     def stored_state(self) -> dict[str, Tensor]:
         return self._model.state_dict()

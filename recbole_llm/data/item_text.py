@@ -114,6 +114,26 @@ def tokenize_items(texts: pd.DataFrame, tokenizer: Any, max_attribute_tokens: in
     return table
 
 
+def without_words(texts: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """Return item texts of which words were left out at random (UniSRec's word drop), at least one left per value.
+
+    Args:
+        texts: as for `tokenize_items`.
+        share: the probability with which a word, a piece between spaces, is left out.
+        seed: of the draws; the same texts, share and seed give the same words.
+    """
+    rng = np.random.default_rng(seed)
+
+    def shortened(text: str) -> str:
+        words = text.split(" ")
+        kept = rng.random(len(words)) >= share
+        if not kept.any():
+            kept[rng.integers(len(words))] = True
+        return " ".join(word for word, stays in zip(words, kept, strict=True) if stays)
+
+    return texts.apply(lambda column: column.map(shortened))
+
+
 def _tokenize(texts: pd.DataFrame, tokenizer: Any, max_attribute_tokens: int) -> RaggedTable:
     has_title = texts.iloc[:, 0].to_numpy() != ""
     pieces: list[list[list[int]]] = []

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.data.item_text import tokenize_items
 from recbole_llm.errors import DataError, SettingError, nearest
 from recbole_llm.packing.ragged import RaggedTable, ranges
@@ -215,14 +216,6 @@ class Prompts:
         all_labels = np.zeros(len(rows), dtype=np.int64)
         all_labels[begins + total - 1] = labels
         return Sequences(rows, total, query_mask, all_labels)
-
-
-def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return the ids that a tokenizer puts before and after a text."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a", add_special_tokens=True)["input_ids"]
-    begin = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
-    return whole[:begin], whole[begin + len(plain) :]
 
 
 def keeps_spaces(tokenizer: Any) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from recbole_llm.backbone.loading import Backbone, first_position, load_backbone
 from recbole_llm.backbone.precision import resolve_precision
+from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.data.dataset import HistoryDataset, row_ends
 from recbole_llm.data.history_texts import (
     HistoryTexts,
@@ -19,7 +20,6 @@ from recbole_llm.data.history_texts import (
     around_texts,
     plain_texts,
 )
-from recbole_llm.data.prompts import special_tokens
 from recbole_llm.data.targets import Targets, TrainingHistories
 from recbole_llm.data.windows import WindowLimits
 from recbole_llm.errors import BackboneError, DataError, SettingError
@@ -389,18 +389,13 @@ class TowerRecommender(TextRecommender):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups: the backbones, and all else, each with its rate."""
-        backbone, others = [], []
+        backbone: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 (backbone if ".backbone." in name else others).append(parameter)
         rates = (self.settings.backbone_learning_rate, self.settings.learning_rate)
         return [{"params": group, "lr": lr} for group, lr in zip((backbone, others), rates, strict=True) if group]
-
-
-def require_trained(model: nn.Module, setting: str) -> None:
-    """Refuse a model of which nothing is trained. Raises SettingError."""
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise SettingError(f"{setting} leaves nothing to train: take tuning=full or tuning=lora")
 
 
 def _all_equal(table: RaggedTable) -> bool:

@@ -284,7 +284,7 @@ def pretrain(
     settings: dict[str, Any] | None = None,
     command_line: Sequence[str] = (),
 ) -> Path:
-    """Pre-train a backbone on the datasets of `pretrain_datasets`, without a target; see `stages.pretraining`.
+    """Pre-train on the datasets of `pretrain_datasets`, without a target; see `stages.pretraining`.
 
     Args:
         model: a model that is pre-trained in this way.
@@ -293,7 +293,7 @@ def pretrain(
         command_line: ``--name=value`` settings; they override all others.
 
     Returns:
-        The folder of the backbone, for the setting `backbone`.
+        The folder of the backbone, for the setting `backbone`, or of a model's weights, for `pretrained_state`.
 
     Raises:
         RecBoleLLMError: one of its kinds, whose message says what to do.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from recbole_llm.model.needs import IdModel, OwnPretraining, PretrainedBackbone
+from recbole_llm.model.needs import IdModel, OwnPretraining, PretrainedBackbone, PretrainedState
 from recbole_llm.runs.context import RunContext
 from recbole_llm.stages import id_model, pretraining, s3rec
 from recbole_llm.stages.runner import Runner
@@ -12,6 +12,7 @@ from recbole_llm.stages.runner import Runner
 # Each takes (declaration, settings, dataset, context, runner) and returns the argument, and the settings to store.
 _MAKERS: dict[type, Callable[..., tuple[Any, dict[str, Any]]]] = {
     PretrainedBackbone: pretraining.fulfil,
+    PretrainedState: pretraining.fulfil_state,
     IdModel: id_model.fulfil,
     OwnPretraining: s3rec.fulfil,
 }

@@ -24,7 +24,7 @@ class StagedTrainer(PackedTrainer):
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         self.stage, self.stage_begin = 1, 0
-        self._patience = self.stopping_step
+        self._patience: int = config["stopping_step"]
         self._first_epochs = self.epochs
         if model.training_stages == 2:
             first = config["first_stage_epochs"]

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from small_data import HISTORIES, TITLES, build_parts, write_dataset
 from transformers import AutoTokenizer
 
+from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.data.prompt_batches import PromptStyle, pack_prompts
-from recbole_llm.data.prompts import PromptLimits, Prompts, PromptTemplate, special_tokens
+from recbole_llm.data.prompts import PromptLimits, Prompts, PromptTemplate
 from recbole_llm.errors import DataError, SettingError
 
 TEXT = "Recommend {noun} the user may like based on their history: {history}."

@@ -115,6 +115,46 @@ class TestRecformer(ModelTests):
     reads_texts = True
 
 
+class TestZESRec(ModelTests):
+    """A GRU over mapped text vectors, with offsets in training."""
+
+    model = "ZESRec"
+    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/bert", **TRANSFORMER}
+    reads_texts = True
+
+
+class TestUniSRec(ModelTests):
+    """Text vectors alone."""
+
+    model = "UniSRec"
+    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/bert", "num_experts": 2, **TRANSFORMER}
+    reads_texts = True
+
+
+class TestUniSRecWithIds(ModelTests):
+    """Text vectors of a decoder, and learned ones."""
+
+    model = "UniSRec"
+    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/llama", "num_experts": 2, "item_ids": True, **TRANSFORMER}
+    reads_texts = True
+
+
+class TestAlphaFuse(ModelTests):
+    """Learned vectors in the null space of the texts."""
+
+    model = "AlphaFuse"
+    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/bert", **TRANSFORMER, "null_size": 4}
+    reads_texts = True
+
+
+class TestTextInitSASRec(ModelTests):
+    """Text vectors where training begins."""
+
+    model = "TextInitSASRec"
+    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/bert", **TRANSFORMER}
+    reads_texts = True
+
+
 class TestComiRec(ModelTests):
     """Several interests."""
 

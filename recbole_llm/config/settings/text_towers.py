@@ -88,7 +88,7 @@ def loss(
                 "popularity_correction",
                 Flag(),
                 True,
-                "In-batch: subtract log p(item), its share of all targets, without which popular items are pushed down.",
+                "In-batch: subtract log p(item), its share of all targets; else popular items are pushed down.",
             )
         )
     settings = (Setting(name, kind, value, Role.TRAINING, text) for name, kind, value, text in entries)

@@ -1,4 +1,4 @@
-"""MoRec (Yuan et al., SIGIR 2023, "Where to Go Next for Recommender Systems? ID- vs. Modality-based"): SASRec over texts.
+"""MoRec (Yuan et al., SIGIR 2023, "Where to Go Next for Recommender Systems?"): SASRec over texts.
 
 SASRec whose table of items is replaced by a text encoder, trained end to end: an item is the text's pooled vector, a
 linear layer and GELU; a history is read by a causal transformer, which predicts the next item at every position. The
@@ -99,9 +99,10 @@ class MoRec(TowerRecommender):
         settings = EncoderSettings.from_config(config)
         self._size = settings.hidden_size
         super().__init__(config, dataset)
-        self.head = nn.Sequential(nn.Linear(self.tower.width, self._size), nn.GELU())
-        nn.init.xavier_normal_(self.head[0].weight)
-        nn.init.zeros_(self.head[0].bias)
+        linear = nn.Linear(self.tower.width, self._size)
+        nn.init.xavier_normal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        self.head = nn.Sequential(linear, nn.GELU())
         self.encoder = sequence_encoder("sasrec", settings, self.settings.max_items)
         flat, start = self.histories.flat, self.histories.start
         limits = WindowLimits(self.settings.max_items, self.settings.max_items)  # an item counts as one token
@@ -130,7 +131,7 @@ class MoRec(TowerRecommender):
 
     @torch.no_grad()
     def text_features(self) -> Tensor:
-        """Return the pooled text vectors of all items by a frozen backbone, computed once: [items, width], row 0 zero."""
+        """Return the text vectors of all items by a frozen backbone, computed once: [items, width], row 0 zero."""
         if self._features is None:
             sequences = self.texts.singles(np.arange(1, self.n_items))
             found = self.tower.encode(self.texts.passes(sequences, self.settings.eval_batch_tokens))
@@ -188,7 +189,9 @@ class MoRec(TowerRecommender):
         ends = positions[predicts] + 1
         targets = Targets(ends, columns[predicts] + 1, flat[ends], samples.negatives[ends])
         read = flat[positions]
-        distinct, candidates = self._distinct(targets, read, len(samples) == self.settings.train_batch_size)
+        distinct, (labels, rows, negatives) = self._distinct(
+            targets, read, len(samples) == self.settings.train_batch_size
+        )
         width = int(counts.max(initial=1))
         histories = np.zeros((len(counts), width), dtype=np.int64)
         histories[owners, columns] = np.searchsorted(distinct, read) + 1
@@ -202,11 +205,13 @@ class MoRec(TowerRecommender):
             torch.from_numpy(distinct),
             torch.from_numpy(histories),
             torch.from_numpy(queries),
-            Candidates(*candidates, torch.from_numpy(known), torch.from_numpy(owners[predicts])),
+            Candidates(labels, rows, negatives, torch.from_numpy(known), torch.from_numpy(owners[predicts])),
         )
         return len(targets), [step]
 
-    def _distinct(self, targets: Targets, read: np.ndarray, whole: bool) -> tuple[np.ndarray, list[Tensor]]:
+    def _distinct(
+        self, targets: Targets, read: np.ndarray, whole: bool
+    ) -> tuple[np.ndarray, tuple[Tensor, Tensor, Tensor]]:
         """Return the ids of the items of a step, ascending, and the targets', their rows' and the negatives' places."""
         if self.settings.item_loss == "full":
             distinct = np.arange(1, self.n_items)
@@ -214,12 +219,8 @@ class MoRec(TowerRecommender):
             distinct = np.unique(np.concatenate([read, targets.labels, targets.negatives.ravel()]))
         if whole and self.settings.item_loss == "in-batch":
             self.require_negatives(targets.labels)
-        found = (
-            targets.labels,
-            np.searchsorted(distinct, targets.labels),
-            np.searchsorted(distinct, targets.negatives),
-        )
-        return distinct, [torch.from_numpy(each) for each in found]
+        rows, drawn = np.searchsorted(distinct, targets.labels), np.searchsorted(distinct, targets.negatives)
+        return distinct, (torch.from_numpy(targets.labels), torch.from_numpy(rows), torch.from_numpy(drawn))
 
     def pass_loss_sum(self, part: Any) -> Tensor:
         """Return the loss of a step, summed over its positions. See `PackedTrainer`."""

@@ -1,4 +1,4 @@
-"""Recformer (Li et al., KDD 2023, "Text Is All You Need: Learning Language Representations for Sequential Recommendation").
+"""Recformer (Li et al., KDD 2023, "Text Is All You Need"): language representations of sequences of items.
 
 An item is ``name value name value ...``; a bidirectional encoder reads the items of a history, the newest first, or one
 item alone, and its state at the first token is the vector. Four embeddings are added before the first layer: of the
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from recbole_llm.backbone.loading import Backbone
+from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.backbone.tuning import TuningSettings
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.history_texts import ItemTexts, PackedTexts, named_texts
-from recbole_llm.data.prompts import special_tokens
 from recbole_llm.errors import BackboneError
 from recbole_llm.model.text_tower import TextTower
 from recbole_llm.model.tower_recommender import TowerRecommender

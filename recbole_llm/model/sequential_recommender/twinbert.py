@@ -59,8 +59,8 @@ class TwinBERT(TowerRecommender):
         super().check_backbone(loaded)
         if loaded.preset.kind == "decoder":
             raise BackboneError(
-                f"TwinBERT has towers of a BERT type, but {self.settings.backbone} is a decoder: choose an encoder such "
-                f"as sbert-minilm or bge-small, or take LLMRec, which reads decoders"
+                f"TwinBERT has towers of a BERT type, but {self.settings.backbone} is a decoder: choose an encoder "
+                f"such as sbert-minilm or bge-small, or take LLMRec, which reads decoders"
             )
 
     def tower_of_items(self) -> TextTower:
