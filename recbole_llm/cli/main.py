@@ -24,7 +24,7 @@ Train
   recbole-llm run --resume=saved/<run>
       Resume an interrupted run.
   recbole-llm pretrain --pretrain_datasets=A,B [--name=value ...]
-      Pre-train ST2SI's language model on other datasets.
+      Pre-train ST2SI's language model, or a whole model, on other datasets.
   recbole-llm tune -m MODEL -d DATASET [--algo=bayes] [--trials=20] [--name=value ...]
       Search the settings that are best on validation.
 

@@ -33,6 +33,7 @@ class Asked:
         k: how many items; checked by the recommender.
         exclude_seen: whether items of the history are left out.
         options: of the recommender.
+        new_items: the file with items to rank among those of the dataset; None: no such items.
         format: one of `FORMATS`.
         out: the file to write; None: standard output.
     """
@@ -41,7 +42,8 @@ class Asked:
     histories: list[list[str]]
     k: Any
     exclude_seen: bool
-    options: dict[str, bool]
+    options: dict[str, Any]
+    new_items: Path | None
     format: str
     out: Path | None
 
@@ -88,6 +90,12 @@ def parser() -> Parser:
     ):
         group.add_argument(f"--{name}", type=flag(name), nargs="?", const=True, metavar="BOOL", help=help_text)
     group.add_argument(
+        "--new_items",
+        metavar="FILE",
+        help="a table of item tokens and texts, with the columns of the .item file: items that the model was never "
+        "trained on, ranked among the others by a model that reads item texts",
+    )
+    group.add_argument(
         "--format",
         type=one_of("format", FORMATS),
         metavar="NAME",
@@ -112,8 +120,13 @@ def main(arguments: Given) -> int:
 
     parts = load(given["run"], {"data_path": given["data_path"]} if "data_path" in given else None)
     user = given.get("user") if asked.users is None else None
-    answers = _to_users(parts, asked) if asked.users is not None else _after_histories(parts, asked, user)
     titles = titles_of(parts)
+    if asked.new_items is not None:
+        from recbole_llm.inference.new_items import read_new_items
+
+        new_items = asked.options["new_items"] = read_new_items(parts, asked.new_items)
+        titles = {**(titles or {}), **dict(zip(new_items.index, new_items.iloc[:, 0], strict=True))}
+    answers = _to_users(parts, asked) if asked.users is not None else _after_histories(parts, asked, user)
     if asked.out is None:
         _write(sys.stdout, answers, titles, asked.format)
         return 0
@@ -157,7 +170,8 @@ def _asked(given: dict[str, Any]) -> Asked:
     out = Path(given["out"]) if "out" in given else None
     exclude_seen = flags.pop("exclude_seen")
     shown = _format(given.get("format"), out, several)
-    return Asked(users, histories, parse_value(given.get("k", "10")), exclude_seen, flags, shown, out)
+    new_items = Path(given["new_items"]) if "new_items" in given else None
+    return Asked(users, histories, parse_value(given.get("k", "10")), exclude_seen, {**flags}, new_items, shown, out)
 
 
 def _format(wanted: str | None, out: Path | None, several: bool) -> str:

@@ -86,11 +86,11 @@ class ModelHooks:
             texts: a DataFrame indexed by item token, with the columns `item_text_fields`, cleaned.
 
         Raises:
-            SettingError: if the model knows items by ID.
+            SettingError: if the model scores items by ID.
             DataError: if the model cannot read a text.
         """
         raise SettingError(
-            f"{type(self.model_of_hooks()).__name__} knows items by ID and cannot rank one that it was never trained "
+            f"{type(self.model_of_hooks()).__name__} scores items by ID and cannot rank one that it was never trained "
             f"on: take a model that reads their texts alone, such as UniSRec or ZESRec"
         )
 

@@ -172,3 +172,86 @@ def test_bad_input(finished, capsys, workdir, arguments, message):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
+
+
+# -- items that the model was never trained on -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def by_texts(tiny, tmp_path_factory):
+    """The folders of a run of each model that ranks new items."""
+    root = write_dataset(tmp_path_factory.mktemp("by_texts"))
+    own = {"hidden_size": 8, "inner_size": 8, "n_layers": 1, "n_heads": 2, "epochs": 2, "learning_rate": 0.01}
+    more = {"AlphaFuse": {"null_size": 4}, "UniSRec": {"item_ids": True}, "ZESRec": {}}
+    return {
+        model: run(settings=small_settings(root, model=model, backbone=str(tiny["bert"]), **own, **settings))[
+            "path"
+        ].removesuffix("/result.json")
+        for model, settings in more.items()
+    }
+
+
+@pytest.fixture
+def new_items(tmp_path):
+    """A file with a twin of the item d, another item, and a column that nobody reads."""
+    file = tmp_path / "new.item"
+    file.write_text(f"item_id:token\tprice:float\ttitle:token_seq\ntwin\t1\t{TITLES['d']}\nother\t2\tUSB &amp; Cable\n")
+    return file
+
+
+@pytest.mark.parametrize("model", ["ZESRec", "UniSRec", "AlphaFuse"])
+def test_new_items_are_ranked_among_the_others(model, by_texts, new_items, capsys):
+    """All are ranked; the others have the scores that they had, and a twin that of the item whose text it has."""
+    given = (f"--run={by_texts[model]}", "--history=a,b,c", "--format=jsonl")
+    before = json.loads(printed(capsys, *given, "--k=8"))["items"]
+    found = json.loads(printed(capsys, *given, "--k=10", f"--new_items={new_items}"))["items"]
+    scores = {row["item"]: row["score"] for row in found}
+    assert set(scores) == {*TITLES, "twin", "other"}
+    assert [row["score"] for row in found] == sorted(scores.values(), reverse=True)
+    assert {row["item"]: row["score"] for row in before}.items() <= scores.items()
+    assert {row["item"]: row["title"] for row in found}["other"] == "USB & Cable"
+    if model == "ZESRec":  # the others also have learned vectors, which a new item lacks
+        assert scores["twin"] == pytest.approx(scores["d"], abs=1e-5)
+    else:
+        assert scores["twin"] != pytest.approx(scores["d"], abs=1e-5)
+
+
+def test_a_new_item_may_stand_in_a_history(by_texts, new_items, capsys):
+    """For a text model it reads as its twin does; one that knows items by id as well must be allowed to."""
+    given = ("--format=jsonl", "--k=10", f"--new_items={new_items}")
+    ranked = [
+        json.loads(printed(capsys, f"--run={by_texts['ZESRec']}", f"--history=a,{item}", *given))["items"]
+        for item in ("d", "twin")
+    ]
+    by_item = [{row["item"]: row["score"] for row in rows} for rows in ranked]
+    assert by_item[0] == pytest.approx(by_item[1], abs=1e-5)
+    line = ["recommend", f"--run={by_texts['UniSRec']}", "--history=a,twin", *given]
+    assert main(line) == 1
+    assert "item 'twin' of small was never trained on" in capsys.readouterr().err
+    assert main([*line, "--allow_untrained"]) == 0
+
+
+def test_users_are_recommended_new_items(by_texts, new_items, capsys):
+    """Every one of them, among all."""
+    rows = csv_rows(
+        printed(capsys, f"--run={by_texts['ZESRec']}", "--users=u1,u2", "--k=10", f"--new_items={new_items}")
+    )
+    assert [sum(row["item"] == "other" for row in rows if row["user"] == user) for user in ("u1", "u2")] == [1, 1]
+
+
+def test_new_items_that_cannot_be_ranked(by_texts, finished, pop, new_items, tmp_path, capsys):
+    """One sentence each: a known item, none, no text, no such column, and models that know items by id."""
+
+    def error(folder, text=None, who="--history=a"):
+        file = tmp_path / "bad.item"
+        file.write_text(text or new_items.read_text())
+        assert main(["recommend", f"--run={folder}", who, f"--new_items={file}"]) in (1, 2)
+        return capsys.readouterr().err
+
+    head, model = "item_id:token\ttitle:token_seq\n", by_texts["ZESRec"]
+    assert "the new item 'a' is in small, which ranks it already" in error(model, f"{head}a\tToy\n")
+    assert "names no item" in error(model, head)
+    assert "the new item 'z' has no text in 'title'" in error(model, f"{head}z\t\n")
+    assert "has no column 'title'; did you mean 'titel'?" in error(model, "item_id:token\ttitel:token_seq\nz\tToy\n")
+    assert "ST2SI scores items by ID and cannot rank one that it was never trained on" in error(finished)
+    assert "Pop scores items by ID" in error(pop, who="--user=u1")
