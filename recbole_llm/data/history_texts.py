@@ -154,6 +154,7 @@ class HistoryTexts:
 
     Attributes:
         table: row v is item v; then the row before a history, and that after it.
+        item_texts: the items' texts.
 
     Raises:
         SettingError: if the longest item does not fit.
@@ -169,6 +170,7 @@ class HistoryTexts:
     ) -> None:
         begin, end = around
         self.items = len(items.table)
+        self.item_texts = items
         self.table = items.table.with_row(begin).with_row(end)
         self.limits = limits
         self.style = style

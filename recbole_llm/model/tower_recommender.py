@@ -4,41 +4,29 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
-from recbole_llm.backbone.loading import Backbone, first_position, load_backbone
+from recbole_llm.backbone.loading import Backbone, load_backbone
 from recbole_llm.backbone.precision import resolve_precision
-from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.data.dataset import HistoryDataset, row_ends
-from recbole_llm.data.history_texts import (
-    HistoryTexts,
-    ItemTexts,
-    PackedTexts,
-    TextStyle,
-    around_texts,
-    plain_texts,
-)
+from recbole_llm.data.history_texts import PackedTexts
 from recbole_llm.data.targets import Targets, TrainingHistories
-from recbole_llm.data.windows import WindowLimits
 from recbole_llm.errors import BackboneError, DataError, SettingError
-from recbole_llm.model.layers.table_loss import (
-    Candidates,
-    Similarity,
-    binary_cross_entropy,
-    full_cross_entropy,
-    in_batch_cross_entropy,
-    sampled_cross_entropy,
-    table_cross_entropy,
-)
+from recbole_llm.model.layers.table_loss import Candidates, Similarity, loss_among_items, table_cross_entropy
+from recbole_llm.model.pretrained_state import PretrainedWeights
 from recbole_llm.model.text_recommender import TextRecommender
 from recbole_llm.model.text_tower import TextTower
 from recbole_llm.model.tower_settings import TowerSettings
-from recbole_llm.packing.ragged import RaggedTable, ranges
+from recbole_llm.model.tower_texts import TextForm, TowerTexts
+from recbole_llm.packing.ragged import ranges
 from recbole_llm.packing.sequences import Sequences
 from recbole_llm.runs.checkpoint import trained_state
 from recbole_llm.trainer.staged_trainer import StagedTrainer
+
+_OF_STAGES = ("stage", "frozen_table")  # what belongs to one catalogue's training in two stages
 
 
 @dataclass(frozen=True)
@@ -73,15 +61,16 @@ class TowerRecommender(TextRecommender):
     Args:
         config: the settings of the run.
         dataset: the training part of a `HistoryDataset`.
+        start: pre-trained weights to start from; None for the backbone's.
 
     Attributes:
         tower: encodes texts.
-        texts: writes histories and items.
+        item_texts: how texts are written.
+        texts: those of this catalogue.
         histories: what is trained on.
         similarity: the score.
         unmet_negatives: whether drawn negatives are none of the user's own items.
-        newest_first: whether the most recent item of a history is written first.
-        marked: whether the tower reads the kinds and places of tokens.
+        form: what the model wants of its texts.
 
     Raises:
         BackboneError: if the backbone cannot be had, or is of a type that the model cannot use.
@@ -94,18 +83,20 @@ class TowerRecommender(TextRecommender):
     histories_on_host = True  # where texts are put together
     reads_text_only = True
     unmet_negatives: ClassVar[bool] = False
-    newest_first: ClassVar[bool] = False
-    marked: ClassVar[bool] = False
+    form: ClassVar[TextForm] = TextForm()
     similarity: Any
+    stage: Tensor
+    frozen_table: Tensor
 
-    def __init__(self, config: Any, dataset: HistoryDataset, backbone: str | None = None) -> None:
+    def __init__(self, config: Any, dataset: HistoryDataset, start: PretrainedWeights | None = None) -> None:
         super().__init__(config, dataset)
-        self.settings = settings = TowerSettings.from_config(config, backbone)
+        self.settings = settings = TowerSettings.from_config(config)
         self.precision = resolve_precision(config["precision"], torch.device(self.device))
         loaded = load_backbone(settings.backbone, dtype=settings.tuning.load_dtype(self.precision))
         self.check_backbone(loaded)
         self.histories = TrainingHistories(dataset, self.n_items)
-        self.texts = self._texts(dataset, loaded)
+        self.item_texts = TowerTexts(settings, loaded, self.form, type(self).__name__)
+        self.texts = self.item_texts.of_items(dataset)
         self._offsets = self.texts.token_offsets(self.histories.flat)
         self.tower = self.make_tower(loaded)
         self.similarity = Similarity(settings.similarity, settings.temperature)
@@ -118,6 +109,8 @@ class TowerRecommender(TextRecommender):
             # Stored with the weights: the table of the second stage cannot be made again from them.
             self.register_buffer("stage", torch.ones((), dtype=torch.long))
             self.register_buffer("frozen_table", torch.zeros(self.n_items, self.vector_size))
+        self.pretrains = False
+        self.pretraining = None if start is None else start.give(self, self.item_texts.origin())
 
     @property
     def vector_size(self) -> int:
@@ -127,7 +120,7 @@ class TowerRecommender(TextRecommender):
     @property
     def training_stages(self) -> int:
         """How many stages training has; see `StagedTrainer`."""
-        return 2 if self.settings.two_stage else 1
+        return 2 if self.settings.two_stage and not self.pretrains else 1
 
     def check_backbone(self, loaded: Backbone) -> None:
         """Refuse a backbone that this model cannot use. Raises BackboneError or SettingError."""
@@ -146,43 +139,6 @@ class TowerRecommender(TextRecommender):
     def make_tower(self, loaded: Backbone) -> TextTower:
         """Return the tower of a loaded backbone."""
         return TextTower(loaded, self.settings.tuning, self.precision)
-
-    def item_texts(self, dataset: HistoryDataset, tokenizer: Any) -> ItemTexts:
-        """Return how every item is written."""
-        settings = self.settings
-        texts = dataset.item_texts_by_id(settings.item_text_fields)
-        return plain_texts(texts, tokenizer, settings.max_attribute_tokens, settings.item_end)
-
-    def around(self, loaded: Backbone) -> tuple[list[int], list[int]]:
-        """Return the token ids before and after every text."""
-        causal = loaded.preset.kind == "decoder"
-        return around_texts(*special_tokens(loaded.tokenizer), loaded.tokenizer.eos_token_id, causal)
-
-    def _texts(self, dataset: HistoryDataset, loaded: Backbone) -> HistoryTexts:
-        settings = self.settings
-        items = self.item_texts(dataset, loaded.tokenizer)
-        field = settings.item_text_fields[0]
-        without = int((items.table.lengths[1:] == 0).sum())
-        if without == self.n_items - 1:
-            raise DataError(f"no item of {dataset.dataset_name} has a text in '{field}'")
-        if without:
-            raise DataError(
-                f"{without} items of {dataset.dataset_name} have no text in '{field}', and {type(self).__name__} reads "
-                f"nothing but text: set items_without_text=drop"
-            )
-        if self.n_items > 2 and _all_equal(items.table):
-            raise DataError(
-                f"all {self.n_items - 1} items of {dataset.dataset_name} have the same text in '{field}', so nothing "
-                f"tells them apart: set item_text_fields to columns that do, or raise max_attribute_tokens"
-            )
-        style = TextStyle(
-            causal=loaded.preset.kind == "decoder",
-            pooling=settings.pooling or loaded.preset.pooling,
-            first_position=first_position(loaded.model),
-            marked=self.marked,
-        )
-        limits = WindowLimits(settings.max_items, settings.max_sequence_tokens or loaded.max_positions or 1 << 20)
-        return HistoryTexts(items, self.around(loaded), limits, style, self.newest_first)
 
     # -- vectors -------------------------------------------------------------------------------------------------------
 
@@ -248,6 +204,20 @@ class TowerRecommender(TextRecommender):
         histories = interaction[self.ITEM_SEQ].cpu().numpy()
         items = histories[np.arange(histories.shape[1]) < lengths[:, None]]
         return items, np.cumsum(lengths), lengths, None
+
+    @torch.no_grad()
+    def add_items(self, texts: pd.DataFrame) -> None:
+        """Add items that have a text, see `ModelHooks`. A frozen table gets their vectors by the present weights."""
+        begin = self.n_items
+        self.texts = self.item_texts.with_new(self.texts, texts)
+        self._offsets = self.texts.token_offsets(self.histories.flat)
+        self.n_items += len(texts)
+        self._table = None
+        if self.settings.two_stage:
+            new = self.frozen_table.new_zeros(len(texts), self.vector_size)
+            if int(self.stage) == 2:
+                new = self.item_table()[begin:]
+            self.frozen_table = torch.cat([self.frozen_table, new])
 
     # -- ranking -------------------------------------------------------------------------------------------------------
 
@@ -360,12 +330,8 @@ class TowerRecommender(TextRecommender):
 
     def items_loss_sum(self, users: Tensor, items: Tensor, candidates: Candidates) -> Tensor:
         """Return the loss of user vectors [rows, size] among item vectors [items, size], summed over the rows."""
-        kind = self.settings.item_loss
-        if kind == "in-batch":
-            popularity = self.log_popularity if self.settings.popularity_correction else None
-            return in_batch_cross_entropy(self.similarity, users, items, candidates, popularity)
-        losses = {"full": full_cross_entropy, "sampled": sampled_cross_entropy, "bce": binary_cross_entropy}
-        return losses[kind](self.similarity, users, items, candidates)
+        popularity = self.log_popularity if self.settings.popularity_correction else None
+        return loss_among_items(self.settings.item_loss, self.similarity, users, items, candidates, popularity)
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Return the mean loss of a RecBole batch of prefix rows. `PackedTrainer` trains on `training_samples`."""
@@ -384,8 +350,21 @@ class TowerRecommender(TextRecommender):
         """Return the weights that a checkpoint holds, with the table of a second stage; frozen ones are named alone."""
         if self.settings.tuning.tuning == "full":
             return self.state_dict()
-        buffers = {name: value for name, value in self.state_dict().items() if name in ("stage", "frozen_table")}
+        buffers = {name: value for name, value in self.state_dict().items() if name in _OF_STAGES}
         return {**trained_state(self), **buffers}
+
+    def before_pretraining(self, dataset: Any) -> None:
+        """Train in one stage, as a pre-training on other datasets does. See `ModelHooks`."""
+        del dataset
+        self.pretrains = True
+
+    def transferred_state(self) -> dict[str, Tensor]:
+        """Return the weights that serve another catalogue: all but a table of this one's items."""
+        return {name: value for name, value in self.stored_state().items() if name not in _OF_STAGES}
+
+    def extra_results(self) -> dict[str, Any]:
+        """Return what `result.json` holds beyond what every model's does: what is known of the pre-training."""
+        return {} if self.pretraining is None else {"pretraining": self.pretraining}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups: the backbones, and all else, each with its rate."""
@@ -396,10 +375,3 @@ class TowerRecommender(TextRecommender):
                 (backbone if ".backbone." in name else others).append(parameter)
         rates = (self.settings.backbone_learning_rate, self.settings.learning_rate)
         return [{"params": group, "lr": lr} for group, lr in zip((backbone, others), rates, strict=True) if group]
-
-
-def _all_equal(table: RaggedTable) -> bool:
-    lengths = table.lengths[1:]
-    if (lengths != lengths[0]).any():
-        return False
-    return bool((table.values.reshape(-1, int(lengths[0])) == table.values[: int(lengths[0])]).all())

@@ -14,7 +14,7 @@ class TowerSettings:
     Attributes:
         backbone: a preset, a folder or a hub id.
         tuning: how the backbone is trained.
-        pooling: mean, cls or last; None for the backbone's own.
+        item_pooling: mean, cls or last; None for the backbone's own.
         item_text_fields: columns of the `.item` file.
         max_attribute_tokens: maximum number of tokens of one field.
         max_items: maximum number of items of a history.
@@ -39,7 +39,7 @@ class TowerSettings:
 
     backbone: str
     tuning: TuningSettings
-    pooling: Any
+    item_pooling: Any
     item_text_fields: list[str]
     max_attribute_tokens: int
     max_items: int
@@ -68,19 +68,14 @@ class TowerSettings:
             )
 
     @classmethod
-    def from_config(cls, config: Any, backbone: str | None = None) -> "TowerSettings":
-        """Read the settings of a run.
-
-        Args:
-            config: the settings of the run.
-            backbone: takes the place of the setting.
-        """
+    def from_config(cls, config: Any) -> "TowerSettings":
+        """Read the settings of a run."""
         rate = config["learning_rate"]
         own = config["backbone_learning_rate"]
         return cls(
-            backbone=str(backbone or config["backbone"]),
+            backbone=str(config["backbone"]),
             tuning=TuningSettings.from_config(config),
-            pooling=config["pooling"],
+            item_pooling=config["item_pooling"],
             item_text_fields=config["item_text_fields"],
             max_attribute_tokens=config["max_attribute_tokens"],
             max_items=config["MAX_ITEM_LIST_LENGTH"],

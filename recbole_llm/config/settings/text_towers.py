@@ -1,10 +1,12 @@
 """The settings of models that compare vectors of texts, written to properties/model/: LLMRec, MoRec, ..."""
 
+from dataclasses import replace
 from typing import Any
 
 from recbole_llm.config.kinds import FROM_ZERO, POSITIVE, RATE, SIZE, Choice, Flag, Maybe, Text
 from recbole_llm.config.schema import Role, Section, Setting
 from recbole_llm.config.settings import text_models
+from recbole_llm.config.settings.vector_models import pretraining_of_state
 
 _LOSSES = {
     "table": "table: all items, whose vectors are made once per epoch, without gradients.",
@@ -23,7 +25,7 @@ def backbone(default: str, remark: str, tuning: str, tunings: tuple[str, ...], p
         remark: what is said of `tuning`.
         tuning: its default.
         tunings: its values.
-        pooling: the default of `pooling`.
+        pooling: the default of `item_pooling`.
     """
     return Section(
         "The language model",
@@ -47,7 +49,7 @@ def backbone(default: str, remark: str, tuning: str, tunings: tuple[str, ...], p
             ),
             text_models.COMPILE,
             Setting(
-                "pooling",
+                "item_pooling",
                 Maybe(Choice("mean", "cls", "last")),
                 pooling,
                 Role.TRAINING,
@@ -177,6 +179,24 @@ def optimisation(values: dict[str, Any], own_rate: float | None, sentences: dict
     )
 
 
+def _read_by_pretraining(sections: tuple[Section, ...]) -> tuple[Section, ...]:
+    """Return the sections with all that shapes weights marked as read by a pre-training on other datasets.
+
+    The rate and the size of a step are its own; averages, patience and the number of epochs are the target's.
+    """
+    own = {"epochs", "learning_rate", "train_batch_size", "stopping_step", "weight_average", "train_neg_sample_args"}
+    own |= {"backbone", "two_stage", "first_stage_epochs", "backbone_learning_rate"}
+    return tuple(
+        replace(
+            section,
+            settings=tuple(
+                setting if setting.name in own else replace(setting, pretraining=True) for setting in section.settings
+            ),
+        )
+        for section in sections
+    )
+
+
 _TOKENS = ("max_attribute_tokens", SIZE, 32, "Maximum number of tokens of one field.")
 _ITEMS = "Maximum number of items of a history; the most recent stay."
 _LENGTH = ("max_sequence_tokens", SIZE, 512, "Maximum number of tokens of a history; the most recent items stay.")
@@ -186,7 +206,7 @@ LLMREC_TITLE = (
     "LLM-Rec (Tang et al. 2023): one language model encodes histories and items; an item's score is their product.\n"
     "The defaults are those of the authors' code; item_loss: table and two_stage: True are how ST2SI's paper ran it."
 )
-LLMREC = (
+_LLMREC = (
     backbone("opt-125m", "full: all weights. lora: low-rank adapters (peft) alone.", "full", ("full", "lora"), None),
     inputs(
         ("max_attribute_tokens", SIZE, 40, "Maximum number of tokens of one field, item_end included."),
@@ -202,6 +222,7 @@ LLMREC = (
     ),
     optimisation({"weight_decay": 1e-3, "train_batch_size": 96}, None, {}),
 )
+LLMREC = (*_read_by_pretraining(_LLMREC), pretraining_of_state(50))
 
 MOREC_TITLE = (
     "MoRec (Yuan et al., SIGIR 2023): SASRec whose items are the vectors of their texts, trained end to end.\n"
@@ -312,7 +333,7 @@ RECFORMER_TITLE = (
     "Recformer (Li et al., KDD 2023): a bidirectional encoder of names and values, and two stages around a table.\n"
     "The authors' settings, but for the backbone, of which their Longformer is not one, and 512 tokens for 1,024."
 )
-RECFORMER = (
+_RECFORMER = (
     backbone(
         "sbert-minilm", "full: all weights. lora: low-rank adapters (peft) alone.", "full", ("full", "lora"), "cls"
     ),
@@ -329,3 +350,4 @@ RECFORMER = (
     ),
     optimisation({"epochs": 256, "stopping_step": 5}, None, {}),
 )
+RECFORMER = (*_read_by_pretraining(_RECFORMER), pretraining_of_state(32))

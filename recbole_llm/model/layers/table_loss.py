@@ -167,3 +167,27 @@ def binary_cross_entropy(
     positive = similarity.pairs(users, items[candidates.targets])
     negative = similarity.pairs(users[:, None], items[candidates.negatives])
     return F.softplus(-positive).sum() + F.softplus(negative).mean(dim=1).sum()
+
+
+def loss_among_items(
+    kind: str,
+    similarity: Similarity | ResidualCrossing,
+    users: Tensor,
+    items: Tensor,
+    candidates: Candidates,
+    log_popularity: Tensor | None = None,
+) -> Tensor:
+    """Return the loss of users [rows, d] among item vectors [items, d], summed over the rows.
+
+    Args:
+        kind: full, sampled, in-batch or bce.
+        similarity: the score.
+        users: [rows, d].
+        items: [items, d].
+        candidates: where targets and negatives are.
+        log_popularity: of an in-batch loss, see `in_batch_cross_entropy`.
+    """
+    if kind == "in-batch":
+        return in_batch_cross_entropy(similarity, users, items, candidates, log_popularity)
+    losses = {"full": full_cross_entropy, "sampled": sampled_cross_entropy, "bce": binary_cross_entropy}
+    return losses[kind](similarity, users, items, candidates)

@@ -7,8 +7,14 @@ items that are encoded with gradients in the same step, as in the authors' code.
 stages. (Not the LLM-Rec of Lyu et al., which prompts.)
 """
 
+from recbole_llm.model.needs import PretrainedState
 from recbole_llm.model.tower_recommender import TowerRecommender
 
 
 class LLMRec(TowerRecommender):
-    """LLM-Rec as a RecBole sequential model; all of it is `TowerRecommender`'s."""
+    """LLM-Rec as a RecBole sequential model; all of it is `TowerRecommender`'s.
+
+    A pre-training on other datasets has the same loss; its random negatives are of all sources.
+    """
+
+    stages = (PretrainedState(),)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
@@ -152,6 +153,11 @@ class MoRec(TowerRecommender):
         vectors = self.head(self.text_features())
         return vectors.index_fill(0, torch.zeros(1, dtype=torch.long, device=vectors.device), 0.0)
 
+    def add_items(self, texts: pd.DataFrame) -> None:
+        """Add items that have a text, see `ModelHooks`."""
+        self._features = None
+        super().add_items(texts)
+
     @torch.no_grad()
     def row_vectors(self, interaction: Interaction) -> Tensor:
         """Return the states after the histories of RecBole's rows: [batch, size], float32.
@@ -189,9 +195,8 @@ class MoRec(TowerRecommender):
         ends = positions[predicts] + 1
         targets = Targets(ends, columns[predicts] + 1, flat[ends], samples.negatives[ends])
         read = flat[positions]
-        distinct, (labels, rows, negatives) = self._distinct(
-            targets, read, len(samples) == self.settings.train_batch_size
-        )
+        whole = len(samples) == self.settings.train_batch_size
+        distinct = self._distinct(targets, read, whole)
         width = int(counts.max(initial=1))
         histories = np.zeros((len(counts), width), dtype=np.int64)
         histories[owners, columns] = np.searchsorted(distinct, read) + 1
@@ -205,22 +210,23 @@ class MoRec(TowerRecommender):
             torch.from_numpy(distinct),
             torch.from_numpy(histories),
             torch.from_numpy(queries),
-            Candidates(labels, rows, negatives, torch.from_numpy(known), torch.from_numpy(owners[predicts])),
+            Candidates(
+                torch.from_numpy(targets.labels),
+                torch.from_numpy(np.searchsorted(distinct, targets.labels)),
+                torch.from_numpy(np.searchsorted(distinct, targets.negatives)),
+                torch.from_numpy(known),
+                torch.from_numpy(owners[predicts]),
+            ),
         )
         return len(targets), [step]
 
-    def _distinct(
-        self, targets: Targets, read: np.ndarray, whole: bool
-    ) -> tuple[np.ndarray, tuple[Tensor, Tensor, Tensor]]:
-        """Return the ids of the items of a step, ascending, and the targets', their rows' and the negatives' places."""
-        if self.settings.item_loss == "full":
-            distinct = np.arange(1, self.n_items)
-        else:
-            distinct = np.unique(np.concatenate([read, targets.labels, targets.negatives.ravel()]))
+    def _distinct(self, targets: Targets, read: np.ndarray, whole: bool) -> np.ndarray:
+        """Return the ids of the items of a step, ascending; `whole`: it has as many windows as any step."""
         if whole and self.settings.item_loss == "in-batch":
             self.require_negatives(targets.labels)
-        rows, drawn = np.searchsorted(distinct, targets.labels), np.searchsorted(distinct, targets.negatives)
-        return distinct, (torch.from_numpy(targets.labels), torch.from_numpy(rows), torch.from_numpy(drawn))
+        if self.settings.item_loss == "full":
+            return np.arange(1, self.n_items)
+        return np.unique(np.concatenate([read, targets.labels, targets.negatives.ravel()]))
 
     def pass_loss_sum(self, part: Any) -> Tensor:
         """Return the loss of a step, summed over its positions. See `PackedTrainer`."""

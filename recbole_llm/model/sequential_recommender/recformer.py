@@ -10,19 +10,17 @@ A deviation: the paper's Longformer restricts attention to a window of 64 tokens
 BERT or RoBERTa type attends in full to what its positions allow, mostly 512 tokens.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from recbole_llm.backbone.loading import Backbone
-from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.backbone.tuning import TuningSettings
-from recbole_llm.data.dataset import HistoryDataset
-from recbole_llm.data.history_texts import ItemTexts, PackedTexts, named_texts
+from recbole_llm.data.history_texts import PackedTexts
 from recbole_llm.errors import BackboneError
+from recbole_llm.model.needs import PretrainedState
 from recbole_llm.model.text_tower import TextTower
 from recbole_llm.model.tower_recommender import TowerRecommender
+from recbole_llm.model.tower_texts import TextForm
 
 _KINDS = 3  # before the items, name, value
 
@@ -74,8 +72,8 @@ class Recformer(TowerRecommender):
         SettingError: for values that do not go together.
     """
 
-    newest_first = True
-    marked = True
+    stages = (PretrainedState(),)
+    form = TextForm(named=True, newest_first=True, closed=False)
 
     def check_backbone(self, loaded: Backbone) -> None:
         """Refuse a decoder. Raises BackboneError."""
@@ -89,19 +87,3 @@ class Recformer(TowerRecommender):
     def make_tower(self, loaded: Backbone) -> TextTower:
         """Return a tower with embeddings of kinds and places."""
         return RecformerTower(loaded, self.settings.tuning, self.precision, self.settings.max_items)
-
-    def item_texts(self, dataset: HistoryDataset, tokenizer: Any) -> ItemTexts:
-        """Return every item as ``name value name value ...``."""
-        settings = self.settings
-        texts = dataset.item_texts_by_id(settings.item_text_fields)
-        return named_texts(texts, tokenizer, settings.max_attribute_tokens)
-
-    def around(self, loaded: Backbone) -> tuple[list[int], list[int]]:
-        """Return the first token that the tokenizer puts before a text, and nothing after it."""
-        before, _ = special_tokens(loaded.tokenizer)
-        if not before:
-            raise BackboneError(
-                f"the tokenizer of {self.settings.backbone} puts no token before a text, whose state would be the "
-                f"vector: choose another encoder, such as sbert-minilm"
-            )
-        return before, []
