@@ -9,11 +9,11 @@ from recbole_llm.config.settings import text_models
 from recbole_llm.config.settings.vector_models import pretraining_of_state
 
 _LOSSES = {
-    "table": "table: all items, whose vectors are made once per epoch, without gradients.",
-    "full": "full: all items, encoded with gradients in every step.",
-    "sampled": "sampled: train_negatives random items.",
-    "in-batch": "in-batch: the targets of the step's other rows, but for items that the user has met.",
-    "bce": "bce: the target against train_negatives random items, by binary cross-entropy.",
+    "table": "table: all, from vectors made once per epoch.",
+    "full": "full: all, encoded in every step.",
+    "sampled": "sampled: train_negatives random ones.",
+    "in-batch": "in-batch: the other rows' targets, but for what the user has met.",
+    "bce": "bce: binary cross-entropy against train_negatives random ones.",
 }
 
 
@@ -80,7 +80,7 @@ def loss(
     """
     among = " ".join(_LOSSES[kind] for kind in kinds)
     entries: list[tuple[str, Any, Any, str]] = [
-        ("item_loss", Choice(*kinds), default, f"Among which items the target is to be found. {among}")
+        ("item_loss", Choice(*kinds), default, f"Among which items the target is. {among}")
     ]
     if {"sampled", "bce"} & set(kinds):
         entries.append(("train_negatives", SIZE, negatives, "Random items per row of a sampled or bce loss."))
