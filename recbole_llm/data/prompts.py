@@ -240,7 +240,7 @@ def _items(written: pd.DataFrame, tokenizer: Any, limit: int, before: str) -> tu
         return tokenize_items(pd.DataFrame({"item": texts}), tokenizer, longest)
 
     # What puts a space before every text, as SentencePiece does, must not be given another.
-    after_another = tokens(" " if _keeps_spaces(tokenizer) else "")
+    after_another = tokens(" " if keeps_spaces(tokenizer) else "")
     if before.endswith(" "):
         return after_another, after_another, before[:-1]
     if not before:
@@ -261,7 +261,7 @@ def _following(tokenizer: Any, text: str) -> list[int]:
     return whole[len(word) :] if whole[: len(word)] == word else _tokens(tokenizer, text)
 
 
-def _keeps_spaces(tokenizer: Any) -> bool:
+def keeps_spaces(tokenizer: Any) -> bool:
     """Tell whether a piece after another must start with its space, as in byte-level BPE, to be tokenised as there."""
     whole, before, spaced = (_tokens(tokenizer, text) for text in ("x: a", "x:", " a"))
     return before + spaced == whole

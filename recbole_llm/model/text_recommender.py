@@ -47,6 +47,15 @@ class TextRecommender(ModelHooks, SequentialRecommender):
         """
         raise NotImplementedError(f"{type(self).__name__} says that its states never change, but stores none")
 
+    def before_epoch(self, epoch: int) -> None:
+        """Prepare for an epoch of training that is about to begin, such as by a new table of item vectors.
+
+        By default nothing.
+
+        Args:
+            epoch: its number, from 0.
+        """
+
     def training_samples(self, rng: np.random.Generator) -> Any:
         """Return the samples of one epoch: with a length, and a method ``select(indices)``.
 

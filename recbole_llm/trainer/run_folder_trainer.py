@@ -145,6 +145,13 @@ class RunFolderMixin(TrainerHooks):
             checkpoint.save_weights(Path(self.saved_model_file), self._best, self.description)
             self._best = None
 
+    def restore_best(self) -> None:
+        """Give the model the best weights of the run so far; nothing if no validation has chosen any."""
+        self._write_best()
+        path = Path(self.saved_model_file)
+        if path.exists():
+            checkpoint.load_weights(path, self.model, self.description, hooks_of(self.model))
+
     def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
         """Store a pre-trained model (S3Rec) as safetensors; repairs `recbole/trainer/trainer.py:755`."""
         self._save_checkpoint(epoch)
