@@ -1,4 +1,4 @@
-"""RecBole's baselines of our tables against plain formulas, one user at a time and without padding, at equal weights."""
+"""RecBole's baselines against plain formulas, one user at a time and without padding, at equal weights."""
 
 from pathlib import Path
 
