@@ -119,7 +119,7 @@ def _best(going: Tensor, staying: Tensor, beams: int) -> tuple[Tensor, Tensor, T
     Returns:
         Scores, the beam that each goes on from, and its choice, -1 where it stays: [rows, beams or fewer] each.
     """
-    rows, before, choices = going.shape
+    _, before, choices = going.shape
     every = torch.cat([going.flatten(1), staying], dim=1)
     scores, index = every.topk(min(beams, every.shape[1]), dim=1)
     stays = index >= before * choices

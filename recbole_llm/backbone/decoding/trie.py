@@ -1,6 +1,8 @@
 """Token paths of items as a tree in flat arrays: masks and scores of a whole batch are gathered, nothing is walked."""
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,8 +46,8 @@ class Trie:
 
     def to(self, device: torch.device | str) -> "Trie":
         """Return the trie on `device`."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Trie(**{**vars(self), **moved})
+        moved: dict[str, Any] = {name: each.to(device) for name, each in vars(self).items() if isinstance(each, Tensor)}
+        return replace(self, **moved)
 
 
 def build_trie(paths: RaggedTable) -> Trie:
@@ -84,13 +86,17 @@ def build_trie(paths: RaggedTable) -> Trie:
     items = np.zeros(nodes, dtype=np.int64)
     items[at[1:]] = np.arange(1, len(lengths))
     inner = np.flatnonzero(counts)
-    arrays = (np.concatenate(tokens), of_node, np.concatenate(depths), first, counts, items)
     return Trie(
-        *(torch.from_numpy(array) for array in arrays),
-        tuple(levels),
-        torch.from_numpy(inner),
-        torch.from_numpy(_ancestors(of_node, inner[1:])),
-        len(lengths),
+        tokens=torch.from_numpy(np.concatenate(tokens)),
+        parents=torch.from_numpy(of_node),
+        depths=torch.from_numpy(np.concatenate(depths)),
+        first=torch.from_numpy(first),
+        counts=torch.from_numpy(counts),
+        items=torch.from_numpy(items),
+        levels=tuple(levels),
+        inner=torch.from_numpy(inner),
+        sees=torch.from_numpy(_ancestors(of_node, inner[1:])),
+        item_count=len(lengths),
     )
 
 
@@ -113,7 +119,7 @@ def clashing_paths(paths: RaggedTable) -> tuple[int, int] | None:
     """
     rows = [paths.row(item).tolist() for item in range(1, len(paths))]
     order = sorted(range(len(rows)), key=rows.__getitem__)  # what begins another comes directly before some such
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in itertools.pairwise(order):
         if rows[after][: len(rows[before])] == rows[before]:
             return before + 1, after + 1
     return None
