@@ -271,7 +271,8 @@ class TestGPT4Rec(ModelTests):
 
     model = "GPT4Rec"
     settings: ClassVar[dict[str, Any]] = {
-        **GENERATIVE, "num_queries": 3, "max_attribute_tokens": 8, "max_prompt_tokens": 90, "query_prompt": "{history} then",
+        **GENERATIVE, "num_queries": 3, "max_attribute_tokens": 8, "max_prompt_tokens": 90,
+        "query_prompt": "{history} then",
     }  # fmt: skip
     reads_texts = True
     ranks_all = False
