@@ -158,9 +158,8 @@ def replaced(value, path, new):
 
 
 def test_a_comparison_changed_by_hand(workdir, capsys, monkeypatch):
-    monkeypatch.setattr(
-        page, "_pictures", lambda results: dict.fromkeys(("bar_pictures", "group_pictures", "other_pictures"), [])
-    )
+    pictures = ("bar_pictures", "group_pictures", "other_pictures")
+    monkeypatch.setattr(page, "_pictures", lambda results: {name: [] for name in pictures})
     whole = {**comparison(), "papers": None}
     refused = 0
     for number, path in enumerate(list(places(whole))[1:]):

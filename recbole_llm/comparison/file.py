@@ -35,6 +35,9 @@ _OF_RESULT = (
 )
 _OBJECTS = ("settings", "valid", "test", "seconds", "parameters")
 _AGAIN = "make the comparison again with `recbole-llm compare`"
+_OF_WRONG_TYPES: tuple[type[Exception], ...] = (
+    *(KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError),
+)
 _STATES = ("done", "failed", "missing")
 
 
@@ -73,7 +76,7 @@ def showing(path: str | Path, *others: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, *others) as error:
+    except (*_OF_WRONG_TYPES, *others) as error:
         fault = " ".join(f"{type(error).__name__}: {error}".split())[:100]
         raise DataError(f"{path} holds what no comparison has ({fault}): {_AGAIN}") from error
 
