@@ -50,6 +50,8 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm recommend --run=saved/<run> --histories=histories.txt --format=csv": {},
     # tune.md
     "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20": {"trials": 2},
+    # one_pass.md
+    "recbole-llm run --model=SASRec --dataset=ml-100k --train_positions=all": {},
     "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20 --storage=trials.log": {"trials": 2},
     # reproduce_a_table.md
     "recbole-llm run --paper=st2si/table2/Scientific/st2si": {"backbone": "TINY"},
@@ -96,6 +98,8 @@ RUN: dict[str, dict[str, object]] = {
 }
 
 READ = {
+    "recbole-llm tune --model=SASRec --dataset=Scientific --params_file=properties/hyper/one-pass/SASRec.hyper "
+    "--algo=bayes --trials=20": "data that is not here",
     "recbole-llm run --paper=list:st2si/table2": "it prints names; tests/config/test_paper_rows.py reads them",
     "make run": "minutes; tests/test_end_to_end.py runs what it starts, on fewer users",
     "make test": "minutes",
