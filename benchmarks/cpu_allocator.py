@@ -2,8 +2,8 @@
 
     python benchmarks/cpu_allocator.py
 
-prints one line of JSON: processor seconds and page faults of a step, as it is and as set, each the best of some processes
-that take turns, and the ratio of the seconds. The step is RecBole's: 2,048 histories of 50 items, 4,344 items to rank.
+prints one line of JSON: processor seconds and page faults of a step, as it is and as set, each the best of some
+processes that take turns, and the ratio of the seconds. The step is RecBole's: 2,048 histories of 50 items, 4,344 items to rank.
 `BATCH`, `ITEMS`, `STEPS` and `ROUNDS` in the environment make it smaller.
 """
 
@@ -66,7 +66,7 @@ def main() -> None:
     for _ in range(_size("ROUNDS", 2)):
         for name, results in found.items():
             command = [sys.executable, __file__, name]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=paths, check=True)  # noqa: S603
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=paths, check=True)
             results.append(json.loads(done.stdout.splitlines()[-1]))
     best = {name: min(results) for name, results in found.items()}
     print(json.dumps({**best, "ratio": round(best["as it is"][0] / best["set"][0], 2)}))

@@ -7,8 +7,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from small_data import small_settings
 
 import recbole_llm
+from recbole_llm import run
+from recbole_llm.cli.main import main
 from recbole_llm.utils import allocator
 
 FAULTS = """
@@ -55,3 +58,22 @@ def test_nothing_happens_without_mallopt(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
     assert allocator.keep_freed_memory() is False
+
+
+@pytest.mark.parametrize("is_a_command", [True, False])
+def test_a_run_changes_the_process_of_a_command_alone(small, monkeypatch, is_a_command):
+    called = []
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: called.append(1))
+    monkeypatch.setattr(allocator, "_process", {"is a command": is_a_command})
+    settings = small_settings(small, model="SASRec", epochs=1, hidden_size=8, inner_size=8, n_layers=1)
+    run(settings=settings)
+    assert called == ([1] if is_a_command else [])
+
+
+def test_arguments_in_a_process_of_somebody_else_make_it_no_command(monkeypatch, capsys):
+    monkeypatch.setattr(allocator, "_process", {"is a command": False})
+    assert main(["--help"]) == 0
+    assert allocator._process == {"is a command": False}
+    monkeypatch.setattr(sys, "argv", ["recbole-llm", "--help"])
+    assert main() == 0
+    assert allocator._process == {"is a command": True}
