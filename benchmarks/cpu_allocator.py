@@ -3,8 +3,8 @@
     python benchmarks/cpu_allocator.py
 
 prints one line of JSON: processor seconds and page faults of a step, as it is and as set, each the best of some
-processes that take turns, and the ratio of the seconds. The step is RecBole's: 2,048 histories of 50 items, 4,344 items to rank.
-`BATCH`, `ITEMS`, `STEPS` and `ROUNDS` in the environment make it smaller.
+processes that take turns, and the ratio of the seconds. The step is RecBole's: 2,048 histories of 50 items, 4,344 items
+to rank. `BATCH`, `ITEMS`, `STEPS` and `ROUNDS` in the environment make it smaller.
 """
 
 import json

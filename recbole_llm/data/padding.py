@@ -2,8 +2,8 @@
 
 RecBole pads at the right. A model reads the same of a shorter padding if it looks at no place behind the history:
 because it is causal and reads its answer at the last item (GRU4Rec, SASRec), or masks what is empty (ComiRec, CORE,
-NARM). Others do not: STAMP adds up what stands at the empty places, Caser has a width, and NextItNet reads its answer at
-the last place, whatever stands there. A model that is not named here is left alone.
+NARM). Others do not: STAMP adds up what stands at the empty places, Caser has a width, and NextItNet reads its answer
+at the last place, whatever stands there. A model that is not named here is left alone.
 
 The scores are then equal up to rounding. Training is cut only where it draws nothing for each place: dropout would draw
 other masks than RecBole's for the same seed. So would a transform (BERT4Rec's masks), in evaluation, too.
