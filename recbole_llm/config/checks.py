@@ -8,6 +8,7 @@ from recbole.utils import ModelType
 from recbole_llm.config import declared, renamed
 from recbole_llm.config.hooks import hooks_of_class
 from recbole_llm.config.registry import known_models
+from recbole_llm.config.settings.one_pass import ONE_PASS_LOSSES
 from recbole_llm.errors import SettingError, nearest
 
 # RecBole's settings of several processes, with the values that mean one.
@@ -80,6 +81,7 @@ def check_together(config: Any) -> None:
         if config[name]:
             raise SettingError(f"{name} is not supported: RecBole stores it as a pickle, which is not safe to load")
     _check_valid_metric(config)
+    _check_positions(config)
     _check_loss_type(config)
     _check_candidates(config)
     if config["train_share"] is not None and not hooks_of_class(config.model_class).trains_on_rows:
@@ -110,6 +112,26 @@ def _check_valid_metric(config: Any) -> None:
         raise SettingError(
             f"valid_metric={metric} is not computed{nearest(metric, known)} Metrics are {', '.join(config['metrics'])} "
             f"at topk={config['topk']}, and mrr"
+        )
+
+
+def _check_positions(config: Any) -> None:
+    """Refuse what only one pass over a history can do without it, and what it cannot do with it."""
+    loss, positions = config["loss_type"], config["train_positions"]
+    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    if positions == "last":
+        if sequential and loss in ONE_PASS_LOSSES:
+            raise SettingError(f"loss_type={loss} needs train_positions=all: rows of RecBole have CE and BPR")
+        return
+    if config["benchmark_filename"] is not None:
+        raise SettingError(
+            f"train_positions={positions} cuts its histories from all interactions, but benchmark_filename gives one "
+            f"to every row: leave one of them out"
+        )
+    if config["train_neg_sample_args"]["distribution"] != "none":
+        raise SettingError(
+            f"train_neg_sample_args has no effect with train_positions={positions}, which draws its own items: leave "
+            f"it out, and see num_negatives"
         )
 
 

@@ -17,6 +17,7 @@ from recbole.utils import ModelType
 
 from recbole_llm.config import attributes, checks, names, registry
 from recbole_llm.config.declared import validate
+from recbole_llm.config.settings.one_pass import ONE_PASS_BATCH
 from recbole_llm.errors import SettingError
 from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.paths import shipped
@@ -168,10 +169,22 @@ class Config(RecBoleConfig):
             settings["item_text_fields"] = [field.strip() for field in fields.split(",")]
         if settings.get("use_gpu") is False:
             settings["gpu_id"] = ""
+        self._choose_positions(settings)
         self.given = copy.deepcopy(self.external_config_dict)
         self.merged = copy.deepcopy({k: v for k, v in settings.items() if k != "MODEL_TYPE"})
         self.merged.update(model=self.model, dataset=self.dataset)
         return settings
+
+    def _choose_positions(self, settings: dict[str, Any]) -> None:
+        """Take what `train_positions` needs where nothing else is given: class, batch size and no rows of RecBole's."""
+        if settings["train_positions"] == "last":
+            return
+        rows: type = vars(self)["model_class"]
+        self.model_class = registry.one_pass_class(rows)
+        if self.external_config_dict.get("train_neg_sample_args") is None:
+            settings["train_neg_sample_args"] = None  # they are drawn on the device
+        if "train_batch_size" not in self.external_config_dict:
+            settings["train_batch_size"] = ONE_PASS_BATCH
 
     def _set_default_parameters(self) -> None:
         data_path = Path(self.final_config_dict["data_path"])

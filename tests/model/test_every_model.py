@@ -81,6 +81,14 @@ class TestUniSRecWithIds(ModelTests):
     reads_texts = True
 
 
+class TestZESRecAtAllPositions(ModelTests):
+    """One pass over every history, by a GRU."""
+
+    model = "ZESRec"
+    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/bert", **TRANSFORMER, "train_positions": "all"}
+    reads_texts = True
+
+
 class TestAlphaFuse(ModelTests):
     """Learned vectors in the null space of the texts."""
 
@@ -167,3 +175,20 @@ class TestPop(ModelTests):
 
     model = "Pop"
     learns = False
+
+
+class TestSASRecAtAllPositions(ModelTests):
+    """One pass over every history."""
+
+    model = "SASRec"
+    settings: ClassVar[dict[str, Any]] = {**TRANSFORMER, "train_positions": "all"}
+
+
+class TestGRU4RecAtAllPositions(ModelTests):
+    """With items drawn on the device."""
+
+    model = "GRU4Rec"
+    settings: ClassVar[dict[str, Any]] = {
+        "embedding_size": 8, "hidden_size": 8, "learning_rate": 0.01, "train_positions": "all", "loss_type": "gBCE",
+        "num_negatives": 3,
+    }  # fmt: skip

@@ -14,6 +14,7 @@ from recbole_llm.config.kinds import (
     Whole,
 )
 from recbole_llm.config.schema import Role, Section, Setting
+from recbole_llm.config.settings.one_pass import ONE_PASS
 from recbole_llm.config.settings.recbole_run import EVAL_ARGS, METRICS, TOPK, VALID_METRIC
 
 TITLE = "Defaults of every run, on top of RecBole's own overall.yaml. One protocol for every model of a table."
@@ -174,4 +175,5 @@ OVERALL = (
             ),
         ),
     ),
+    ONE_PASS,
 )
