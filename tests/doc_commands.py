@@ -28,6 +28,10 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp": {},
     "recbole-llm --model=IDLEAdapter --dataset=ml-100k": IDLE,
     "recbole-llm --resume=saved/<run>": {},
+    # text_towers.md
+    "recbole-llm run --model=Recformer --dataset=Scientific --backbone=sbert-minilm": {
+        **{"backbone": "TINY_BERT", "max_sequence_tokens": 100, "epochs": 2},
+    },
     # add_a_backbone.md
     "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=models/my-llama --tuning=lora": {},
     # compare_and_tune.md
@@ -105,6 +109,8 @@ READ = {
         "tests/cli/test_recommend_command.py runs it"
     ),
     "recbole-llm run --paper=list:st2si/table2": "it prints names; tests/config/test_paper_rows.py reads them",
+    "recbole-llm pretrain --model=Recformer --pretrain_datasets=Games --item_text_fields=title "
+    "--backbone=sbert-minilm": "a second dataset; tests/model/test_towers_together.py pre-trains it on two",
     "make run": "minutes; tests/test_end_to_end.py runs what it starts, on fewer users",
     "make test": "minutes",
     "recbole-llm prepare --dataset=Scientific --report": "network",

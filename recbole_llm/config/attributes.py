@@ -11,6 +11,7 @@ from typing import Any
 
 from recbole_llm.compat.attribute_columns import SETTINGS, as_list, columns_of
 from recbole_llm.errors import DataError, nearest
+from recbole_llm.utils.headers import column_names, header_line
 
 __all__ = ["SETTINGS", "check_file", "columns_of", "fill"]
 
@@ -36,7 +37,8 @@ def fill(settings: dict[str, Any], model: str, given: Mapping[str, Any]) -> None
         return
     if "load_col" not in given and settings.get("load_col") is not None:
         item = settings["load_col"].get("item", [settings["ITEM_ID_FIELD"]])
-        settings["load_col"] = {**settings["load_col"], "item": list(dict.fromkeys([*item, *columns]))}
+        if item != "*":
+            settings["load_col"] = {**settings["load_col"], "item": list(dict.fromkeys([*item, *columns]))}
     if "seq_separator" not in given and settings.get("attribute_separator") is not None:
         settings["seq_separator"] = settings["attribute_separator"]
 
@@ -57,11 +59,10 @@ def check_file(config: Any) -> None:
         f"({', '.join(others)} and {last} need an attribute)"
     )
     try:
-        with path.open(encoding=config["encoding"] or "utf-8", errors="replace") as file:
-            header = file.readline().rstrip("\r\n")
+        header = header_line(path, config["encoding"])
     except FileNotFoundError:
         raise DataError(f"{config['model']} reads an attribute of items, but {path} does not exist: {advice}") from None
-    found = [column.split(":")[0] for column in header.split(config["field_separator"])]
+    found = column_names(path, header, config["field_separator"])
     found = [name for name in found if name != config["ITEM_ID_FIELD"]]
     for column in columns:
         if column not in found:

@@ -66,6 +66,13 @@ class ModelHooks:
             valid_data: RecBole's loader of the validation part.
         """
 
+    def use_stored_states(self, evaluated: list[Any]) -> None:
+        """Find on the disk what a frozen backbone computed for the run that is loaded. By default nothing.
+
+        Args:
+            evaluated: its validation and test parts.
+        """
+
     def extra_results(self) -> dict[str, Any]:
         """Return what `result.json` holds beyond what every model's does; by default nothing."""
         return {}

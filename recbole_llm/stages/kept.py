@@ -13,6 +13,8 @@ from recbole_llm.model.pretrained_state import save_state
 from recbole_llm.stages.pretraining_trainer import PretrainingTrainer, with_own_loss
 from recbole_llm.trainer.choose import trainer_class
 
+_PRETRAINED = ("ST2SI", "UniSRec", "ZESRec", "LLMRec", "Recformer")
+
 
 class Kept:
     """How one kind of weights is trained and kept.
@@ -128,4 +130,4 @@ def kept_by(config: Any) -> Kept:
         return KeptState(model)
     if any(isinstance(need, PretrainedBackbone) for need in needs):
         return KeptBackbone()
-    raise SettingError(f"{model} is not pre-trained on other datasets: take ST2SI, UniSRec or ZESRec")
+    raise SettingError(f"{model} is not pre-trained on other datasets: take {', '.join(_PRETRAINED)}")

@@ -71,7 +71,7 @@ def test_all_settings_and_where_they_are_from(small, capsys):
     assert sources["seed"] == "the command line"
     assert sources["n_layers"] == "RecBole's model/SASRec.yaml"
     assert sources["learning_rate"] == "RecBole's properties/overall.yaml"
-    assert sources["mask_history"] == "properties/overall.yaml"
+    assert sources["repeatable"] == "properties/overall.yaml"
 
 
 def test_id_model_before_and_after_it_is_trained(small, tiny, capsys):

@@ -57,6 +57,64 @@ class TestIDLEAdapter(ModelTests):
     reads_texts = True
 
 
+class TestLLMRec(ModelTests):
+    """With encoded negatives, as in the authors' code."""
+
+    model = "LLMRec"
+    settings: ClassVar[dict[str, Any]] = {**TEXT, "backbone": "tiny/opt", "learning_rate": 0.002}
+    reads_texts = True
+
+
+class TestLLMRecInTwoStages(ModelTests):
+    """Around a table, as ST2SI's paper ran it; the second stage begins while training is interrupted."""
+
+    model = "LLMRec"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, "backbone": "tiny/llama", "learning_rate": 0.002, "item_loss": "table", "two_stage": True,
+        "train_prefixes": "one", "similarity": "cosine", "temperature": 0.05,
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestMoRec(ModelTests):
+    """Trained end to end, by the items of the batch."""
+
+    model = "MoRec"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, **TRANSFORMER, "backbone": "tiny/bert", "backbone_learning_rate": 0.001, "item_loss": "in-batch",
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestFrozenMoRec(ModelTests):
+    """On stored vectors of a frozen language model, by one negative per position."""
+
+    model = "MoRec"
+    settings: ClassVar[dict[str, Any]] = {**TEXT, **TRANSFORMER, "backbone": "tiny/llama", "tuning": "frozen"}
+    reads_texts = True
+
+
+class TestTwinBERT(ModelTests):
+    """Towers of their own, and the residual crossing."""
+
+    model = "TwinBERT"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, "backbone": "tiny/bert", "learning_rate": 0.002, "crossing": "residual", "shared_towers": False,
+        "item_loss": "bce", "train_negatives": 2,
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestRecformer(ModelTests):
+    """With two attributes of the items, in both of its stages."""
+
+    model = "Recformer"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, "backbone": "tiny/bert", "learning_rate": 0.003, "item_text_fields": ["title", "class"],
+    }  # fmt: skip
+    reads_texts = True
+
+
 class TestZESRec(ModelTests):
     """A GRU over mapped text vectors, with offsets in training."""
 

@@ -188,5 +188,5 @@ def test_a_model_that_is_not_pretrained_says_so(data):
     """One sentence."""
     config = Config("SASRec", "small", config_dict={"data_path": str(data), "use_gpu": False, "topk": [1, 3],
                                                     "valid_metric": "NDCG@3"})  # fmt: skip
-    with pytest.raises(SettingError, match="SASRec is not pre-trained on other datasets: take ST2SI, UniSRec or ZES"):
+    with pytest.raises(SettingError, match="SASRec is not pre-trained on other datasets: take ST2SI, UniSRec, ZES"):
         kept_by(config)

@@ -17,8 +17,8 @@ ONE_PASS = Section(
             "last",
             Role.TRAINING,
             "last: RecBole's rows, a prefix each. all: every position of one pass over a history (SASRec, "
-            f"GRU4Rec, ...); train_batch_size then counts histories, {ONE_PASS_BATCH} unless it is given. recent: the "
-            "same, the last MAX_ITEM_LIST_LENGTH items alone.",
+            f"GRU4Rec, ...); train_batch_size then counts histories, {ONE_PASS_BATCH} unless given. recent: the same, "
+            "the last MAX_ITEM_LIST_LENGTH items alone.",
             since=_SINCE,
         ),
         Setting(

@@ -7,6 +7,7 @@ from recbole_llm.config.kinds import (
     SHARE,
     SIZE,
     Choice,
+    Either,
     Flag,
     Items,
     Maybe,
@@ -28,16 +29,16 @@ OVERALL = (
                 EVAL_ARGS,
                 {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
                 Role.PROTOCOL,
-                "Leave-one-out in time order, ranked among all items.",
+                "Leave-one-out in time order, ranked among all items. Where some parts are set, the others stay.",
             ),
             Setting(
-                "mask_history",
-                Flag(),
-                False,
+                "repeatable",
+                Either(Flag(), Choice("auto")),
+                "auto",
                 Role.PROTOCOL,
-                "Whether items of the history are left out of the ranking (for a sequential model, those that it "
-                "reads: the most recent MAX_ITEM_LIST_LENGTH), except a repeated target. RecBole masks them for "
-                "general models (Pop, BPR) alone; a table has all models masked or none.",
+                "Whether items that a user met before are ranked with the others, for every model. False leaves the "
+                "whole known history out of the ranking, not only what the model reads of it; a target always stays. "
+                "auto: False where no user of the dataset meets an item twice, else True. result.json has both.",
             ),
             Setting(
                 "metrics",
@@ -172,6 +173,14 @@ OVERALL = (
                 "Put a sequential model's batches together on its device, from interactions that are moved there once "
                 "(on the CPU where they do not fit): the same batches in the same order, in a fraction of the time. "
                 "False takes RecBole's own dataset and loader.",
+            ),
+            Setting(
+                "eval_memory",
+                SIZE,
+                4096,
+                Role.MACHINE,
+                "The most that the scores of one batch of an evaluation and what is computed of them may take, in MiB: "
+                "in a large catalogue fewer rows are ranked at once than eval_batch_size says. The ranks are the same.",
             ),
         ),
     ),
