@@ -102,8 +102,11 @@ class VectorRecommender(OnePass, SequentialRecommender):
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Return the scores [batch] of the rows' items."""
-        items = interaction[self.ITEM_ID].to(self.device)
-        return self.full_sort_predict(interaction).gather(1, items[:, None])[:, 0]
+        table = self.item_table()
+        users, items = self.users_of(table, interaction), table[interaction[self.ITEM_ID].to(self.device)]
+        if self.temperature is None:
+            return (users * items).sum(dim=1)
+        return F.cosine_similarity(users, items, eps=1e-12) / self.temperature
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return the scores of all items: [batch, items], -inf for the padding id."""
