@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 
 def without_history() -> dict[str, bool]:
     """Return the setting by which items of the history are left out of the ranking."""
-    return {"repeatable": False} if "repeatable" in general() else {"mask_history": True}
+    return {"mask_history": True} if "mask_history" in general() else {"repeatable": False}
 
 
 def settings_of(arguments: argparse.Namespace, width: int, seed: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 import torch
 from recbole.utils import InputType
 
-from recbole_llm.compat import attribute_columns, knowledge_links, numpy_names  # noqa: F401  (they repair when imported)
+from recbole_llm.compat import attribute_columns, knowledge_links, number_columns, numpy_names  # noqa: F401 (repair)
 from recbole_llm.compat.overlay import Overlay as _Overlay
 from recbole_llm.errors import CheckpointError, DataError, SettingError
 from recbole_llm.runs import checkpoint

@@ -1,4 +1,4 @@
-"""Links of unknown items and entities, and several of one, beside filtered data and files that give the split."""
+"""Links of unknown items and entities, and several of one, with filtered data and with files that give the split."""
 
 from pathlib import Path
 
