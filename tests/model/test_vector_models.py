@@ -388,6 +388,26 @@ def test_all_positions_of_a_pass_are_the_rows(model, built):
         torch.testing.assert_close(gradient, found[1][1][name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["ZESRec", "UniSRec", "AlphaFuse", "TextInitSASRec"])
+def test_steps_from_a_graph_are_the_plain_ones(model, built, workdir):
+    """With dropout and the gate's noise: the same random numbers, losses and weights."""
+    found = []
+    for replays in (True, False):
+        more = {"null_size": 3} if model == "AlphaFuse" else {}
+        parts = built(model, use_gpu=True, train_positions="all", train_batch_size=2, learning_rate=0.01, **more)
+        trainer = parts.trainer(workdir)
+        assert trainer._replays
+        trainer._replays = replays
+        torch.manual_seed(0)
+        losses = [trainer._train_epoch(parts.train, epoch) for epoch in range(3)]
+        assert all(graph._graph is not None for graph in trainer._graphs.values())
+        found.append((losses, dict(parts.model.named_parameters())))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-4)
+    for name, weight in found[0][1].items():
+        torch.testing.assert_close(weight, found[1][1][name], rtol=1e-2, atol=1e-3)
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
