@@ -49,7 +49,9 @@ def test_words_are_counted(tokenizer):
     words = word_numbers(prompts.starts, texts)
     tokens, _ = prompts.table.gather(texts.rows)
     first = len(tokenizer("Say")["input_ids"]) - len(tokenizer("Say", add_special_tokens=False)["input_ids"])
-    pieces = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in ("Say", " 1001", ",", " 1002", " now")]
+    pieces = [
+        tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in ("Say", " 1001", ",", " 1002", " now")
+    ]
     expected = [*range(1, first + 1)]
     for word, piece in enumerate(pieces):
         expected += [first + word + 1] * len(piece)
