@@ -80,7 +80,7 @@ def test_answers_are_labelled_at_the_place_before_each_token():
         ("What is next?", "must have {history} once"),
         ("{history} and {history}", "must have {history} once"),
         ("{history} of {user}", "{user} at most once, before it"),
-        ("{histroy} of", "unknown place {histroy}.*did you mean 'history'"),
+        ("{histories} of", "unknown place {histories}.*did you mean 'history'"),
         ("{history", "is not understood"),
     ],
 )

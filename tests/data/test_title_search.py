@@ -8,7 +8,7 @@ import pytest
 
 from recbole_llm.data.title_search import TitleSearch, in_rounds, words
 
-WORDS = "acoustic guitar strings light gauge black white super mario zelda the of and printer filament meter".split()
+WORDS = ("acoustic", "guitar", "strings", "light", "gauge", "black", "super", "mario", "zelda", "the", "of", "printer")
 
 
 def titles(count=50):

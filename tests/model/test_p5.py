@@ -191,7 +191,7 @@ def test_users_are_read_where_a_template_names_them(small, tiny):
     [
         ({"backbone": "bert"}, BackboneError, "writes no text: choose a decoder"),
         ({"MAX_ITEM_LIST_LENGTH": 60}, SettingError, "more than the 128 positions of .*: lower MAX_ITEM_LIST_LENGTH"),
-        ({"id_prompts": ["{histroy}"]}, SettingError, "did you mean 'history'"),
+        ({"id_prompts": ["{histories}"]}, SettingError, "did you mean 'history'"),
     ],
 )
 def test_what_cannot_be_is_refused(small, tiny, settings, error, message):
