@@ -47,8 +47,8 @@ class PromptTemplate:
         for name in found:
             if name not in _OF_TEMPLATE:
                 raise SettingError(
-                    f"{self.setting} has an unknown place {{{name}}}{nearest(name, _OF_TEMPLATE)} It may have {{history}} and "
-                    f"{{noun}}; columns of the .item file belong in prompt_item"
+                    f"{self.setting} has an unknown place {{{name}}}{nearest(name, _OF_TEMPLATE)} It may have "
+                    f"{{history}} and {{noun}}; columns of the .item file belong in prompt_item"
                 )
         if found.count("history") != 1:
             raise SettingError(f"{self.setting} must have {{history}} once, but has it {found.count('history')} times")

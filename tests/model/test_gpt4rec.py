@@ -130,8 +130,8 @@ def test_settings_that_cannot_be_are_refused(small, tiny, tmp_path):
         parts_of(small, tiny, backbone="bert")
     with pytest.raises(SettingError, match="positions"):
         parts_of(small, tiny, max_prompt_tokens=120)
-    with pytest.raises(SettingError, match="query_prompt must have .history. once"):
+    with pytest.raises(SettingError, match=r"query_prompt must have .history. once"):
         parts_of(small, tiny, query_prompt="What is next?")
     write_dataset(tmp_path, titles={**TITLES, "a": ""})
-    with pytest.raises(DataError, match="1 items of small have no text in 'title'.*items_without_text=drop"):
+    with pytest.raises(DataError, match=r"1 items of small have no text in 'title'.*items_without_text=drop"):
         parts_of(tmp_path, tiny, items_without_text="keep")

@@ -201,7 +201,7 @@ def test_what_cannot_be_is_refused(small, tiny, settings, error, message):
 
 def test_a_tokenizer_that_tells_numbers_not_apart_is_refused(small, tiny, monkeypatch):
     monkeypatch.setattr("recbole_llm.data.item_indexing.numbers", lambda order: ["", *["1001"] * len(order)])
-    with pytest.raises(DataError, match="IDs of the items '.' and '.' so that one is, or begins, the other"):
+    with pytest.raises(DataError, match=r"IDs of the items '.' and '.' so that one is, or begins, the other"):
         parts_of(small, tiny, indexing="sequential")
 
 
