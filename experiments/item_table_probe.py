@@ -23,7 +23,7 @@ from probing import Lines, call, head_metrics, load_run, pieces, rank_metrics, t
 from torch import Tensor, nn
 
 from recbole_llm.errors import SettingError
-from recbole_llm.evaluation.ranks import target_ranks
+from recbole_llm.evaluation.counting import target_ranks
 from recbole_llm.model.sequential_recommender.st2si.model import ST2SI
 
 _ROWS = 2048
@@ -94,12 +94,14 @@ class Part:
         self.states, self.targets = torch.cat(states), torch.cat(targets)
 
     @torch.no_grad()
-    def scored(self, head: Callable[[Tensor], Tensor]) -> Iterator[tuple[Any, Tensor, tuple[Tensor, Tensor], None]]:
+    def scored(
+        self, head: Callable[[Tensor], Tensor]
+    ) -> Iterator[tuple[Any, Tensor, tuple[Tensor, Tensor], None, None]]:
         """Yield the rows, a head's scores of them, and where their targets are; see `IdScores.choose_weight`."""
         for numbers in pieces(len(self.dataset), _ROWS):
             place = torch.from_numpy(numbers).to(self.states.device)
             lines = torch.arange(len(numbers), device=self.states.device)
-            yield self.dataset[numbers], head(self.states[place]), (lines, self.targets[place]), None
+            yield self.dataset[numbers], head(self.states[place]), (lines, self.targets[place]), None, None
 
 
 def mixed_metrics(model: ST2SI, head: Callable[[Tensor], Tensor], valid: Part, test: Part) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def mixed_metrics(model: ST2SI, head: Callable[[Tensor], Tensor], valid: Part, t
     mixture = model.id_scores
     assert mixture is not None
     mixture.choose_weight(valid.scored(head))
-    ranks = [target_ranks(mixture.mix(scores, rows), *targets) for rows, scores, targets, _ in test.scored(head)]
+    ranks = [target_ranks(mixture.mix(scores, rows), *targets) for rows, scores, targets, *_ in test.scored(head)]
     return {"weight": float(mixture.weight), **rank_metrics(torch.cat(ranks).cpu().numpy())}
 
 

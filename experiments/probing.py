@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_llm.errors import RecBoleLLMError
-from recbole_llm.evaluation.ranks import target_ranks
+from recbole_llm.evaluation.counting import target_ranks
 from recbole_llm.quick_start.run import Parts, load
 from recbole_llm.utils.files import write_json
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from recbole_llm.comparison.groups import read_facts, target_groups
 from recbole_llm.config import renamed
 from recbole_llm.errors import DataError, SettingError
-from recbole_llm.evaluation.ranks import target_ranks
+from recbole_llm.evaluation.counting import target_ranks
 from recbole_llm.quick_start.run import Parts
 from recbole_llm.runs import folder as run_folder
 

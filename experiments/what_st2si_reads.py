@@ -32,7 +32,7 @@ from recbole_llm.backbone.attention import packed_hidden_states, use_packed_atte
 from recbole_llm.backbone.loading import load_backbone
 from recbole_llm.backbone.pooling import segments
 from recbole_llm.errors import SettingError
-from recbole_llm.evaluation.ranks import target_ranks
+from recbole_llm.evaluation.counting import target_ranks
 from recbole_llm.model.sequential_recommender.st2si.model import ST2SI
 from recbole_llm.packing.ragged import RaggedTable
 from recbole_llm.packing.sequences import Sequences, pack, within_budget

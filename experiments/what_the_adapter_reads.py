@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from probing import Lines, call, drawn_rows, load_run, parser, pieces, rank_metrics
 
-from recbole_llm.evaluation.ranks import target_ranks
+from recbole_llm.evaluation.counting import target_ranks
 
 _ROWS = 1024
 

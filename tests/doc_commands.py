@@ -85,6 +85,10 @@ RUN: dict[str, dict[str, object]] = {
         "backbone": "TINY",
         "id_model_settings": "{'epochs': 1}",
     },
+    # text_vectors.md
+    "recbole-llm --model=UniSRec --dataset=Scientific --backbone=sbert-minilm": {"backbone": "TINY_BERT"},
+    "recbole-llm --model=UniSRec --dataset=Scientific --pretrain_datasets=Games": {"backbone": "TINY_BERT"},
+    "recbole-llm --model=ZESRec --dataset=Scientific --pretrain_datasets=Games --epochs=0": {"backbone": "TINY_BERT"},
     # pretraining_and_scenarios.md
     "recbole-llm --model=ST2SI --dataset=Scientific --tuning=ilp --pretrain_datasets=Food,Cell --pretrain_epochs=15": {
         "backbone": "TINY"
@@ -100,6 +104,10 @@ RUN: dict[str, dict[str, object]] = {
 }
 
 READ = {
+    "recbole-llm pretrain --model=UniSRec --pretrain_datasets=Games,Food": "tests/stages/ has it",
+    'recbole-llm recommend --run=saved/<run of UniSRec> --history="242,302" --new_items=new.tsv': (
+        "tests/cli/test_recommend_command.py runs it"
+    ),
     "recbole-llm run --paper=list:st2si/table2": "it prints names; tests/config/test_paper_rows.py reads them",
     "recbole-llm pretrain --model=Recformer --pretrain_datasets=Games --item_text_fields=title "
     "--backbone=sbert-minilm": "a second dataset; tests/model/test_towers_together.py pre-trains it on two",

@@ -116,7 +116,7 @@ def test_the_installed_wheel_runs_a_model_to_the_end(site, tmp_path):
     assert Path(lines[0]) == site / "recbole_llm" / "__init__.py"
     result = json.loads((tmp_path / lines[-1]).read_text(encoding="utf-8"))
     assert result["model"] == "Pop" and 0 < result["test"]["ndcg@10"] < 1
-    assert result["settings"]["mask_history"] is False, "the wheel's own properties are not read"
+    assert result["settings"]["repeatable"] == "auto", "the wheel's own properties are not read"
 
 
 def test_the_installed_command_reports(site, tmp_path):

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from recbole_llm.cli.arguments import Given, Parser, add_config_files, flag
 from recbole_llm.cli.interrupts import interrupted
+from recbole_llm.cli.show import show
 from recbole_llm.config import names
 from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.interruption import stored_folders
+from recbole_llm.utils.plain_text import one_line
 from recbole_llm.utils.values import names_of, parse_value
 
 if TYPE_CHECKING:
@@ -69,6 +71,12 @@ def _add_tables(parser: Parser) -> None:
             metavar="BOOL",
             help=f"{help_text} (default: {default})",
         )
+    group.add_argument(
+        "--protocols",
+        metavar="NAME",
+        help="items that a user met before: ranked as each run did (own), kept, left_out, or a table of both (default: "
+        "own)",
+    )
     group.add_argument("--rows", metavar="NAME", help="models or metrics (default: models)")
     group.add_argument(
         "--format", metavar="NAME", help="the table that is printed: markdown, latex or csv (default: markdown)"
@@ -91,10 +99,10 @@ def main(given: Given) -> int:
     except KeyboardInterrupt as interrupt:
         stored = stored_folders(interrupt)
         return interrupted(interrupt, f"the same command resumes the comparison {stored[-1]}" if stored else None)
-    print(PRINTED[options.format](comparison, options.rows).rstrip("\n"))
+    show(PRINTED[options.format](comparison, options.rows).rstrip("\n"))
     for note in comparison["notes"]:
-        logging.getLogger().warning(note)
-    print(comparison["path"])
+        logging.getLogger().warning(one_line(note))
+    show(comparison["path"])
     return 0
 
 

@@ -67,6 +67,7 @@ def analyse(
         "significance": [],
         "intervals": [],
         "groups": [],
+        "repeatable": {dataset: _repeatable(cells, dataset) for dataset in datasets},
         "counts": {dataset: _counts(cells, dataset) for dataset in datasets},
         "packages": _packages(),
         "papers": printed_values(datasets) if papers else None,
@@ -308,6 +309,12 @@ def _add_groups(
     analysis["groups"] += [{"dataset": dataset, **group} for group in groups]
     if facts.text_length is None:
         analysis["notes"].append(f"{dataset}: metrics by length of text are left out: its items have no text here")
+
+
+def _repeatable(cells: Sequence[dict[str, Any]], dataset: str) -> bool | None:
+    """Return whether what users met before is ranked in the numbers of a dataset; None without any."""
+    here = (cell["repeatable"] for cell in cells if cell["dataset"] == dataset and cell["status"] == "done")
+    return next(here, None)
 
 
 def _counts(cells: Sequence[dict[str, Any]], dataset: str) -> dict[str, int]:

@@ -9,6 +9,13 @@ from recbole_llm.comparison.tables import ROWS
 from recbole_llm.errors import SettingError, nearest, require_one_of
 
 FORMATS = ("markdown", "latex", "csv")
+# Under which answer to `repeatable` the numbers of a table are; None: each run's own.
+PROTOCOLS: dict[str, tuple[bool | None, ...]] = {
+    "own": (None,),
+    "kept": (True,),
+    "left_out": (False,),
+    "both": (False, True),
+}
 
 
 @dataclass
@@ -33,6 +40,9 @@ class Options:
         papers: whether the papers' printed numbers stand beside ours.
         significance: whether there are tests and intervals over users and metrics by group; without, an improvement is
             shown for models that `ours` names alone.
+        protocols: ``own``: all runs of a dataset have ranked in one way (`repeatable`), which the caption names;
+            ``kept``: items that a user met before are ranked with the others; ``left_out``: they are not; ``both``: a
+            table of each. Every run has the numbers of both, but for those of version 0.2.
         rows: ``models`` or ``metrics``.
         format: which table is printed: ``markdown``, ``latex`` or ``csv``; all are written.
 
@@ -53,6 +63,7 @@ class Options:
     baselines: Sequence[str] = ()
     papers: bool = False
     significance: bool = True
+    protocols: str = "own"
     rows: str = "models"
     format: str = "markdown"
 
@@ -66,7 +77,7 @@ class Options:
             raise SettingError("no dataset is named: add --dataset=ml-100k, or several separated by commas")
         if isinstance(self.seeds, bool) or not (isinstance(self.seeds, int) and self.seeds >= 1):
             self.seeds = _seed_list(self.seeds)
-        for name, allowed in (("rows", ROWS), ("format", FORMATS)):
+        for name, allowed in (("rows", ROWS), ("format", FORMATS), ("protocols", tuple(PROTOCOLS))):
             require_one_of(name, getattr(self, name), allowed)
         for name, verb in (("model", "--models"), ("dataset", "--dataset")):
             if name in self.settings:

@@ -43,7 +43,8 @@ def require_one_protocol(runs: Sequence[Measured]) -> None:
     for other in runs[1:]:
         first = runs[0]
         for fact, first_value, other_value in _facts(first, other):
-            if first_value != other_value:
+            # What `auto` means is known once a run has read the data.
+            if first_value != other_value and not (fact == "repeatable" and "auto" in (first_value, other_value)):
                 raise SettingError(
                     f"{first.name} and {other.name} cannot stand in one table: {fact} is {_shown(first_value)} in the "
                     f"first and {_shown(other_value)} in the second; give both the same"

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from recbole_llm.comparison.columns import (
     is_column,
     mean_and_deviation,
 )
+from recbole_llm.utils.plain_text import csv_cell, one_line
 
 ROWS = ("models", "metrics")
 _ABSENT = "–"  # noqa: RUF001
@@ -108,6 +109,7 @@ def caption(comparison: dict[str, Any]) -> list[str]:
     sentences = [
         f"Test metrics of the epoch that was best on validation{spread}. Best in bold, second-best underlined."
     ]
+    sentences += protocol_sentences(comparison)
     if any(entry["improvement"] is not None for entry in comparison["summary"]):
         measured = {entry["label"] for entry in comparison["summary"]}
         baselines = ", ".join(label for label in comparison["baselines"] if label in measured)
@@ -125,6 +127,25 @@ def caption(comparison: dict[str, Any]) -> list[str]:
     elif comparison["papers"] is not None:
         sentences.append("The papers print no numbers for these datasets.")
     return sentences
+
+
+def protocol_sentences(comparison: dict[str, Any]) -> list[str]:
+    """Return one sentence for each answer to `repeatable` in the table; none for a comparison of version 0.2."""
+    by_dataset: dict[str, bool | None] = comparison.get("repeatable") or {}
+    found = []
+    for repeatable in (False, True):
+        datasets = [dataset for dataset, of_dataset in by_dataset.items() if of_dataset is repeatable]
+        if datasets:
+            where = f" of {', '.join(datasets)}" if len(datasets) < len(by_dataset) else ""
+            way = "are ranked with all others" if repeatable else "are left out of the rankings"
+            found.append(f"Items that a user met before {way}{where} (repeatable: {repeatable}).")
+    return found
+
+
+def with_other(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the comparison, and the same under the other answer to `repeatable` where it has that."""
+    other = comparison.get("other")
+    return [comparison] if other is None else [comparison, {**comparison, **other, "other": None}]
 
 
 def _layout(
@@ -154,24 +175,36 @@ def markdown_table(comparison: dict[str, Any], rows: str = "models") -> str:
         comparison: what `comparison.json` holds.
         rows: models or metrics.
     """
+    if comparison.get("other"):
+        return "\n\n".join(markdown_table(one, rows) for one in map(_alone, with_other(comparison)))
     table, *notes = markdown_parts(comparison, rows)
-    title = f"{', '.join(comparison['datasets'])}\n\n" if len(comparison["datasets"]) == 1 else ""
+    title = f"{one_line(', '.join(comparison['datasets']))}\n\n" if len(comparison["datasets"]) == 1 else ""
     # stars of a mark must not become bold text
-    said = [sentence.replace("*", "\\*") for sentence in caption(comparison)]
+    said = [one_line(sentence).replace("*", "\\*") for sentence in caption(comparison)]
     return title + "\n\n".join([table, " ".join(said), *notes])
+
+
+def _alone(comparison: dict[str, Any]) -> dict[str, Any]:
+    return {**comparison, "other": None}
 
 
 def markdown_parts(comparison: dict[str, Any], rows: str = "models") -> list[str]:
     """Return the table alone, and each footnote; see `markdown_table`."""
-    header, body = _layout(comparison, rows, _markdown_value, lambda text: text.replace("|", "\\|"))
+    header, body = _layout(comparison, rows, _markdown_value, markdown)
     left = 1 if rows == "models" else 2
     lines = [header, [":--"] * left + ["--:"] * (len(header) - left), *body]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return [table, *(f"[{number}] {text}" for number, text in enumerate(make_grid(comparison).notes, 1))]
+    return [table, *(f"[{number}] {one_line(text)}" for number, text in enumerate(make_grid(comparison).notes, 1))]
+
+
+def markdown(text: str) -> str:
+    """Return `text` for one cell of a table."""
+    return one_line(text).replace("|", "\\|")
 
 
 def _markdown_value(value: Value) -> str:
-    text = {"best": f"**{value.text}**", "second": f"<u>{value.text}</u>"}.get(value.style, value.text)
+    shown = markdown(value.text)
+    text = {"best": f"**{shown}**", "second": f"<u>{shown}</u>"}.get(value.style, shown)
     return text + value.mark.replace("*", "\\*") + (f" [{value.note}]" if value.note else "")
 
 
@@ -180,6 +213,8 @@ def _markdown_value(value: Value) -> str:
 
 def latex_table(comparison: dict[str, Any], rows: str = "models") -> str:
     r"""Return the table in LaTeX, for a document with ``\usepackage{booktabs}``; see `markdown_table`."""
+    if comparison.get("other"):
+        return "\n\n".join(latex_table(one, rows) for one in map(_alone, with_other(comparison)))
     header, body = _layout(comparison, rows, _latex_value, latex)
     left = 1 if rows == "models" else 2
     count, datasets = len(columns_of(comparison)), comparison["datasets"]
@@ -218,7 +253,7 @@ def latex_table(comparison: dict[str, Any], rows: str = "models") -> str:
 
 def latex(text: str) -> str:
     """Return `text` with all that LaTeX reads as a command made harmless."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in one_line(text))
 
 
 def _latex_value(value: Value) -> str:
@@ -239,13 +274,24 @@ _FIELDS = (
 def csv_table(comparison: dict[str, Any]) -> str:
     """Return one line per dataset, model and metric, or other column of numbers.
 
-    ``low`` and ``high`` are the interval over users. The papers' numbers have the source ``paper``.
+    ``low`` and ``high`` are the interval over users. The papers' numbers have the source ``paper``. A comparison of
+    both answers to `repeatable` has a column for it.
     """
+    out = io.StringIO()
+    both = comparison.get("other") is not None
+    fields = (*_FIELDS, "repeatable") if both else _FIELDS
+    writer = csv.DictWriter(out, fields, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for one in with_other(comparison):
+        for line in _csv_lines(one):
+            line |= {"repeatable": one["repeatable"][line["dataset"]]} if both else {}
+            writer.writerow({name: csv_cell(value) for name, value in line.items()})
+    return out.getvalue()
+
+
+def _csv_lines(comparison: dict[str, Any]) -> Iterator[dict[str, Any]]:
     known = {(e["dataset"], e["label"], e["metric"]): e for e in comparison["summary"]}
     bounds = {(e["dataset"], e["label"], e["metric"]): e for e in comparison["intervals"]}
-    out = io.StringIO()
-    writer = csv.DictWriter(out, _FIELDS, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
     for dataset in comparison["datasets"]:
         for label in comparison["models"]:
             for metric in comparison["metrics"]:
@@ -253,14 +299,12 @@ def csv_table(comparison: dict[str, Any]) -> str:
                 line = {"source": "run", "dataset": dataset, "model": label, "metric": metric}
                 line |= {"missing": _why(comparison, dataset, label), **known.get(where, {})}
                 line |= {name: bounds[where][name] for name in ("low", "high") if where in bounds}
-                writer.writerow({name: "" if value is None else value for name, value in line.items()})
+                yield {name: "" if value is None else value for name, value in line.items()}
             for column in filter(is_column, columns_of(comparison)):
                 values = column_values(comparison, dataset, label, column)
                 if are_numbers(values):
                     line = {"source": "run", "dataset": dataset, "model": label, "metric": column}
-                    writer.writerow(line | dict(zip(("mean", "deviation"), mean_and_deviation(values), strict=True)))
+                    yield line | dict(zip(("mean", "deviation"), mean_and_deviation(values), strict=True))
         for method, printed in (comparison["papers"] or {}).get(dataset, {}).items():
             for metric, value in printed.items():
-                row = {"source": "paper", "dataset": dataset, "model": method, "metric": metric, "mean": value}
-                writer.writerow(row)
-    return out.getvalue()
+                yield {"source": "paper", "dataset": dataset, "model": method, "metric": metric, "mean": value}

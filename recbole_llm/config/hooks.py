@@ -23,6 +23,8 @@ class ModelHooks:
         trains_on_rows: whether its training samples are RecBole's rows, of which `train_share` can take a part.
         stages: what must be made before the model is built: declarations of `recbole_llm.model.needs`, in the order in
             which they are made. What each yields is an argument of the constructor.
+        one_pass: whether `train_positions` can be `all`: user vectors of all positions come from one pass, see
+            `recbole_llm.model.one_pass.OnePass`, which has what such a model needs.
         renamed_weights: what weights in checkpoints of older versions are called now.
         reads_text_only: whether an item that was never trained on is as good as any other in a history.
         histories_on_host: whether the model looks up histories on the CPU, so that its rows need not be moved to its
@@ -33,6 +35,7 @@ class ModelHooks:
     trainer_class: ClassVar[type | None] = None
     trains_on_rows: ClassVar[bool] = True
     stages: ClassVar[tuple[Any, ...]] = ()
+    one_pass: ClassVar[bool] = False
     renamed_weights: ClassVar[Mapping[str, str]] = {}
     reads_text_only: bool = False
     histories_on_host: bool = False
@@ -61,6 +64,13 @@ class ModelHooks:
 
         Args:
             valid_data: RecBole's loader of the validation part.
+        """
+
+    def use_stored_states(self, evaluated: list[Any]) -> None:
+        """Find on the disk what a frozen backbone computed for the run that is loaded. By default nothing.
+
+        Args:
+            evaluated: its validation and test parts.
         """
 
     def extra_results(self) -> dict[str, Any]:

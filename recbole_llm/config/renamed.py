@@ -48,6 +48,8 @@ OLD = {
     "prefixes_per_user": Old(("IDLEAdapter",), None, "train_share trains on a share of the rows"),
     "mmd_rho": Old(("IDLEAdapter",), None, "the kernel's width is always the median", "median"),
 }
+# Of every model: what `mask_history` asked for is asked for by the opposite value of `repeatable`.
+_MASK = "mask_history"
 # Values that left while their setting stayed.
 _OLD_VALUES = {("train_window", "mixed"): Old(("ST2SI",), None, _NO_HELP)}
 
@@ -58,6 +60,11 @@ def refuse(name: str, value: Any) -> None:
     Raises:
         SettingError: that names the new name, or says that the setting left and which version had it last.
     """
+    if name == _MASK:
+        raise SettingError(
+            f"the setting '{_MASK}' is called 'repeatable' since version 0.3.0 and says the opposite: "
+            f"repeatable={not value}"
+        )
     if name in OLD:
         old = OLD[name]
         models = " and ".join(old.models)
@@ -88,6 +95,8 @@ def translate(settings: Mapping[str, Any], model: str | None = None) -> dict[str
             found[old.new] = value
         elif value != old.without_effect:
             found[name] = value
+    if _MASK in found:  # RecBole's own `repeatable`, which is stored beside it, was not read by an evaluation then
+        found["repeatable"] = not found.pop(_MASK)
     if isinstance(found.get("id_model_settings"), Mapping):
         found["id_model_settings"] = translate(found["id_model_settings"], found.get("id_model"))
     return found

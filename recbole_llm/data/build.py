@@ -21,6 +21,7 @@ from recbole_llm.data import choose
 from recbole_llm.data.dataset import with_protocol
 from recbole_llm.data.device_table import give_tables, loader_class
 from recbole_llm.data.folder import ensure_files
+from recbole_llm.data.known_histories import choose_protocol
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.utils.hashing import content_hash
 
@@ -83,6 +84,43 @@ def _share(config: Any, part: Any) -> Any:
     return part.copy(part.inter_feat[np.sort(rows)])
 
 
+def _samplers(config: Any, dataset: Any, built: list[Any]) -> list[Any]:
+    """Return RecBole's samplers of negative items for training, validation and test.
+
+    RecBole draws among all items but the target (its `RepeatableSampler`) for sequential models, and among the items
+    that the user never met (its `Sampler`) for all others: training does so here, too. Candidates of an evaluation with
+    sampled items (uni100) are drawn in the way that the run's own protocol asks for, whatever the model.
+    """
+    of_training = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    sampled = any(
+        config[f"{phase}_neg_sample_args"]["sample_num"] != "none"
+        for phase in ("valid", "test")
+        if config[f"{phase}_neg_sample_args"]["distribution"] != "none"
+    )
+    of_evaluation = dataset.item_protocol.repeatable if sampled else of_training
+    read = {name: config[name] for name in ("train_neg_sample_args", "valid_neg_sample_args", "test_neg_sample_args")}
+    samplers = list(create_samplers({**read, "repeatable": of_training}, dataset, built))
+    if of_evaluation != of_training:
+        read["train_neg_sample_args"] = {**read["train_neg_sample_args"], "distribution": "none"}
+        samplers[1:] = create_samplers({**read, "repeatable": of_evaluation}, dataset, built)[1:]
+    return samplers
+
+
+def give_protocol(config: Any, dataset: Any, parts: list[Any]) -> None:
+    """Give a dataset and its parts their `item_protocol`, and the evaluated parts the `known_histories` of their rows.
+
+    Args:
+        config: the settings.
+        dataset: all interactions.
+        parts: training, validation and test.
+    """
+    protocol, known = choose_protocol(config, dataset, parts)
+    for part in (dataset, *parts):
+        part.item_protocol = protocol
+    for part, histories in zip(parts[1:], known, strict=True):
+        part.known_histories = histories
+
+
 def data_preparation(
     config: Any, dataset: Any, test: bool = True, parts: list[Any] | None = None
 ) -> tuple[Any, Any, Any]:
@@ -106,10 +144,11 @@ def data_preparation(
         )
     if len(built[0]) == 0:
         raise DataError(f"no training interaction of {config['dataset']} is left after the split")
+    give_protocol(config, dataset, built)
     if config["train_share"] is not None:
         built[0] = _share(config, built[0])
     try:
-        train_sampler, valid_sampler, test_sampler = create_samplers(config, dataset, built)
+        train_sampler, valid_sampler, test_sampler = _samplers(config, dataset, built)
     except ValueError as error:  # a user who knows all items leaves nothing to sample
         raise DataError(f"no negative samples can be drawn from {config['dataset']}: {error}") from error
     train_class = loader_class(config, get_dataloader(config, "train"))

@@ -24,6 +24,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 from torch import Tensor
 from torch.utils.data import RandomSampler
@@ -33,6 +34,8 @@ from recbole_llm.data.dataset import HISTORY_END, HistoryDataset, cut_histories
 
 # The share of the device's free memory that the table may take: model, gradients and activations come after it.
 _SHARE = 0.5
+# How many numbers an item has in an evaluation at once: two models' scores, their log-probabilities, and room.
+_TENSORS_OF_SCORES = 4
 
 
 class InteractionTable:
@@ -103,7 +106,35 @@ class TrainTableLoader(TableLoader, TrainDataLoader):
         return self._neg_sampling(self.transform(self._dataset, rows))
 
 
-class FullSortTableLoader(TableLoader, FullSortEvalDataLoader):
+class BoundedFullSortLoader(FullSortEvalDataLoader):
+    """RecBole's full-sort loader, whose batches have no more rows than `eval_memory` has room for their scores."""
+
+    step: int  # rows of a batch
+
+    def _init_batch_size_and_step(self) -> None:
+        super()._init_batch_size_and_step()
+        rows = rows_within(self.config, self._dataset)
+        if self.step > rows:
+            self.step = rows
+            self.set_batch_size(rows if self.is_sequential else rows * self._dataset.item_num)
+
+
+def rows_within(config: Any, dataset: Any) -> int:
+    """Return how many rows can be scored at once within `eval_memory`, at least one.
+
+    Args:
+        config: the settings.
+        dataset: with the items that are scored.
+    """
+    each = 4 * _TENSORS_OF_SCORES
+    if config.model_class.full_sort_predict is AbstractRecommender.full_sort_predict:
+        # RecBole makes a line for every pair of row and item, with all that the row has.
+        lists = sum(1 for field in dataset.inter_feat if field.endswith(config["LIST_SUFFIX"]))
+        each += 8 * (len(dataset.inter_feat.columns) + lists * config["MAX_ITEM_LIST_LENGTH"])
+    return max(config["eval_memory"] * 2**20 // (each * int(dataset.item_num)), 1)
+
+
+class FullSortTableLoader(TableLoader, BoundedFullSortLoader):
     """RecBole's full-sort loader of sequential models; see its `collate_fn`."""
 
     def _batch(self, rows: Interaction) -> tuple[Interaction, None, Tensor, Tensor]:
@@ -124,7 +155,8 @@ def loader_class(config: Any, recboles: type) -> type:
     wanted = config["device_table"] and config["MODEL_TYPE"] == ModelType.SEQUENTIAL
     own_trainer = hooks_of_class(config.model_class).trainer_class is not None
     alone = config["single_spec"] and not config["worker"] and not own_trainer
-    return _LOADERS.get(recboles, recboles) if wanted and alone else recboles
+    otherwise = BoundedFullSortLoader if recboles is FullSortEvalDataLoader else recboles
+    return _LOADERS.get(recboles, recboles) if wanted and alone else otherwise
 
 
 def is_plain(dataset: Any) -> bool:

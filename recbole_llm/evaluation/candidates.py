@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_llm.data.known_histories import KnownHistories
 from recbole_llm.errors import DataError, TrainingError
-from recbole_llm.packing.ragged import RaggedTable, ranges
+from recbole_llm.packing.ragged import RaggedTable
 
 _CHUNK = 16_384
 
@@ -111,40 +112,19 @@ class CandidateRanking:
 
 
 def excluded_items(part: Any, earlier: list[Any]) -> RaggedTable:
-    """Return for every row of `part` what is no candidate: the padding id, the target and the history.
+    """Return for every row of `part` what is no candidate: the padding id, the target and the whole known history.
 
-    The history is the row's own list and, where a user has rows in `earlier` parts, all that these hold: a model may
-    read less of it than there is.
+    Whether `repeatable` ranks the history among all items makes no difference here.
     """
-    items = part.item_num
-    users = part.inter_feat[part.uid_field].numpy()
-    known = _known(earlier, users, items)
-    first, last = np.searchsorted(known, users * items), np.searchsorted(known, (users + 1) * items)
-    all_rows = np.arange(len(users))
-    keys = [all_rows * items, np.repeat(all_rows, last - first) * items + known[ranges(first, last - first)] % items]
-    for start in range(0, len(users), _CHUNK):
-        rows = all_rows[start : start + _CHUNK]
-        keys.append((rows[:, None] * items + _lists(part, rows)).ravel())
-    unique = np.unique(np.concatenate(keys))
-    return RaggedTable(unique % items, np.searchsorted(unique, np.arange(len(users) + 1) * items))
-
-
-def _known(parts: list[Any], users: np.ndarray, items: int) -> np.ndarray:
-    """Return ``user * items + item`` for everything that the `users` met in `parts`, sorted."""
+    items, known = int(part.item_num), KnownHistories(part, earlier)
     keys = [np.empty(0, dtype=np.int64)]
-    for part in parts:
-        owners = part.inter_feat[part.uid_field].numpy()
-        wanted = np.flatnonzero(np.isin(owners, users))
-        for start in range(0, len(wanted), _CHUNK):
-            rows = wanted[start : start + _CHUNK]
-            keys.append(np.unique(owners[rows, None] * items + _lists(part, rows)))
-    return np.unique(np.concatenate(keys))
-
-
-def _lists(part: Any, rows: np.ndarray) -> np.ndarray:
-    """Return the items of rows of a sequential dataset, target last: [rows, items of a list + 1], 0 where none is."""
-    interaction = part[rows]
-    return np.column_stack([interaction[part.item_id_list_field].numpy(), interaction[part.iid_field].numpy()])
+    for start in range(0, len(part), _CHUNK):
+        rows = part.inter_feat[start : start + _CHUNK]
+        lines = torch.arange(len(rows)) * items
+        met = torch.cat([known.keys(rows), lines, lines + rows[part.iid_field]])
+        keys.append(np.unique(met.numpy()) + start * items)
+    unique = np.concatenate(keys)
+    return RaggedTable(unique % items, np.searchsorted(unique, np.arange(len(part) + 1) * items))
 
 
 def candidate_ranking(config: Any, part: Any, earlier: list[Any]) -> CandidateRanking | None:

@@ -6,31 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from recbole.evaluator import Collector
+from recbole.evaluator.collector import DataStruct
 from torch import Tensor
 
-from recbole_llm.errors import TrainingError
+from recbole_llm.data.known_histories import KnownHistories
 from recbole_llm.evaluation.candidates import CandidateRanking
-
-
-def target_ranks(scores: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
-    """Return the rank of each target among all candidates, 1 the best; a tie counts against the target.
-
-    Args:
-        scores: [users, items]; items that are no candidates have -inf.
-        rows: int64 [targets], the row of each target.
-        targets: int64 [targets], item ids.
-
-    Returns:
-        int64 [targets].
-
-    Raises:
-        TrainingError: if a score is not a number.
-    """
-    if torch.isnan(scores).any():
-        raise TrainingError("the model's scores are not numbers: training diverged; lower the learning rate")
-    own = scores[rows, targets][:, None]
-    return (scores[rows] >= own).sum(dim=1)
+from recbole_llm.evaluation.counting import leave_out, target_ranks
+from recbole_llm.evaluation.recommended_items import RecommendedItemsCollector, only_candidates
 
 
 def gain_of_rank(metric: str) -> Callable[[Tensor], Tensor] | None:
@@ -60,24 +42,6 @@ def gain_of_rank(metric: str) -> Callable[[Tensor], Tensor] | None:
     return lambda ranks: torch.where(ranks <= (int(cut) if cut else torch.inf), gains[name](ranks.double()), 0.0)
 
 
-def read_history(interaction: Any, field: str, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the row and the item of everything in the histories that the rows have, but for their targets.
-
-    Args:
-        interaction: with `field`, int64 [rows, items], the most recent `MAX_ITEM_LIST_LENGTH`, 0 where there is none.
-        field: of the histories.
-        rows: int64 [targets], the row of each target.
-        targets: int64 [targets], item ids; a repeated item that is a target stays a candidate, as for RecBole's general
-            models.
-    """
-    histories = interaction[field]
-    inside = histories > 0
-    own = (histories[rows.to(histories.device)] == targets.to(histories.device)[:, None]).nonzero(as_tuple=True)
-    inside[rows.to(histories.device)[own[0]], own[1]] = False
-    row, column = inside.nonzero(as_tuple=True)
-    return row, histories[row, column]
-
-
 def mean_reciprocal_rank(lists: np.ndarray, ranks: np.ndarray) -> float:
     """Return the mean over ranked lists of 1 / rank of the best-ranked target in each, over the whole ranking.
 
@@ -92,8 +56,11 @@ def mean_reciprocal_rank(lists: np.ndarray, ranks: np.ndarray) -> float:
     return float((1.0 / best).mean())
 
 
-class RankCollector(Collector):
+class RankCollector(RecommendedItemsCollector):
     """RecBole's collector, which also keeps the rank of every target.
+
+    Scores come with all items in them. Targets are ranked among all items, or with what their users met before left
+    out, or in both ways, from the same scores: they are changed in place in between.
 
     Args:
         config: the settings of the run.
@@ -102,17 +69,30 @@ class RankCollector(Collector):
         candidates: ranks each target among few candidates, too; None: does not.
     """
 
+    data_struct: Any
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.candidates: CandidateRanking | None = None
         self._user_field = config["USER_ID_FIELD"]
-        self.clear()
+        self.begin()
 
-    def clear(self) -> None:
-        """Forget the ranks of the last evaluation."""
-        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    def begin(self, known: KnownHistories | None = None, repeatable: bool = True, both: bool = False) -> None:
+        """Forget the last evaluation.
+
+        Args:
+            known: what the users of the evaluated part met before; None where nothing is left out.
+            repeatable: whether it is ranked with the others.
+            both: whether what the other answer gives is collected, too.
+        """
+        if known is None and (both or not repeatable):
+            raise ValueError("what users met before is needed to leave it out")
+        self._known, self._repeatable = known, repeatable
+        self._protocols = (True, False) if both else (repeatable,)
+        self._parts: list[tuple[np.ndarray, ...]] = []
         self._lists: list[np.ndarray] = []
         self._rows = 0
+        self._other = DataStruct()
         if self.candidates is not None:
             self.candidates.clear()
 
@@ -120,19 +100,54 @@ class RankCollector(Collector):
         self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor, positive_i: Tensor
     ) -> None:
         """Collect one batch: RecBole's resources and the ranks of its targets."""
-        if scores_tensor.dim() == 2:  # one score per row, where RecBole measures labelled rows and ranks nothing
-            rows, targets = positive_u.to(scores_tensor.device), positive_i.to(scores_tensor.device)
-            ranks = target_ranks(scores_tensor, rows, targets).cpu().numpy()
-            users = interaction[self._user_field].cpu().numpy()
-            if len(users) != len(scores_tensor):
-                # With sampled candidates the interaction has one line per candidate, those of a user together.
-                users = users[np.concatenate([[True], users[1:] != users[:-1]])]
-            if self.candidates is not None:
-                self.candidates.collect(scores_tensor, targets)
-            self._lists.append(self._rows + positive_u.cpu().numpy())
-            self._rows += len(scores_tensor)
-            self._parts.append((users[positive_u.cpu().numpy()], positive_i.cpu().numpy(), ranks))
-        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+        if scores_tensor.dim() != 2:  # one score per row, where RecBole measures labelled rows and ranks nothing
+            super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+            return
+        rows, targets = positive_u.to(scores_tensor.device), positive_i.to(scores_tensor.device)
+        users, lists = interaction[self._user_field].cpu().numpy(), None
+        if len(users) != len(scores_tensor):
+            # With sampled candidates the interaction has one line per candidate, those of a user together.
+            begins = np.concatenate([[True], users[1:] != users[:-1]])
+            lists, users = torch.from_numpy(np.cumsum(begins) - 1), users[begins]
+        if self.candidates is not None:
+            self.candidates.collect(scores_tensor, targets)
+        self._lists.append(self._rows + positive_u.cpu().numpy())
+        self._rows += len(scores_tensor)
+        ranks = {}
+        for repeatable in self._protocols:  # what is left out is never needed again
+            if not repeatable:
+                assert self._known is not None
+                leave_out(scores_tensor, self._known.keys(interaction, lists, scores_tensor.device), rows, targets)
+            ranks[repeatable] = target_ranks(scores_tensor, rows, targets).cpu().numpy()
+            self._collect(repeatable, scores_tensor, interaction, rows, targets)
+        own = ranks.pop(self._repeatable)
+        self._parts.append((users[positive_u.cpu().numpy()], positive_i.cpu().numpy(), own, *ranks.values()))
+
+    def _collect(self, repeatable: bool, scores: Tensor, interaction: Any, rows: Tensor, targets: Tensor) -> None:
+        """Collect RecBole's resources of one batch under one protocol."""
+        own, self.data_struct = self.data_struct, self.data_struct if repeatable == self._repeatable else self._other
+        try:
+            if any(map(self.register.need, ("rec.meanrank", "rec.score", "data.label"))):
+                super().eval_batch_collect(scores, interaction, rows, targets)
+            elif any(map(self.register.need, ("rec.items", "rec.topk"))):
+                self._collect_top(scores, rows, targets)
+        finally:
+            self.data_struct = own
+
+    def _collect_top(self, scores: Tensor, rows: Tensor, targets: Tensor) -> None:
+        """Collect what RecBole does of the best items, without its table of [batch, items] for the targets.
+
+        Stands in for `recbole/evaluator/collector.py:143-160`, whose results these are.
+        """
+        top = torch.topk(scores, max(self.topk), dim=-1).indices
+        if self.register.need("rec.items"):
+            self.data_struct.update_tensor("rec.items", only_candidates(scores, top))
+        if self.register.need("rec.topk"):
+            lines, items = scores.shape
+            keys = torch.unique(rows * items + targets)
+            hits = torch.isin(top + items * torch.arange(lines, device=top.device)[:, None], keys)
+            counts = torch.bincount(keys // items, minlength=lines)
+            self.data_struct.update_tensor("rec.topk", torch.cat([hits.long(), counts[:, None]], dim=1))
 
     def get_data_struct(self) -> Any:
         """Return what was collected, for the metrics.
@@ -149,13 +164,26 @@ class RankCollector(Collector):
         return struct
 
     def has_ranks(self) -> bool:
-        """Tell whether anything was ranked since `clear`."""
+        """Tell whether anything was ranked since `begin`."""
         return bool(self._parts)
 
-    def collected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return user ids, target item ids and ranks, int64 [targets] each, in the order of evaluation."""
-        users, targets, ranks = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        return users, targets, ranks
+    def other_data_struct(self) -> Any:
+        """Return what was collected under the other protocol, for the metrics."""
+        for key, value in self.data_struct._data_dict.items():
+            if key.startswith("data.") and key not in self._other:
+                self._other.set(key, value)
+        own, self.data_struct = self.data_struct, self._other
+        try:
+            return self.get_data_struct()
+        finally:
+            self.data_struct = own
+
+    def collected(self) -> tuple[np.ndarray, ...]:
+        """Return user ids, target item ids and ranks, int64 [targets] each, in the order of evaluation.
+
+        The ranks under the other protocol follow where both were collected.
+        """
+        return tuple(np.concatenate(part) for part in zip(*self._parts, strict=True))
 
     def lists(self) -> np.ndarray:
         """Return which ranked list each target of `collected` stands in, int64 [targets]."""

@@ -41,6 +41,12 @@ def check_k(k: Any, items: int, name: str) -> None:
         raise SettingError(f"k={k} is more than the {items} items of {name}")
 
 
+def leaves_seen_out(dataset: Any) -> bool:
+    """Tell whether a run on `dataset` left what users met before out of its rankings; False if it was not a run's."""
+    protocol = getattr(dataset, "item_protocol", None)
+    return protocol is not None and not protocol.repeatable
+
+
 def best_items(
     scores_of: Callable[[int, int], Tensor], rows: int, items: int, k: int, seen: Sequence[np.ndarray] | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -131,6 +137,7 @@ class Recommender:
         self._on_host = hooks.histories_on_host
         self._trained = None if allow_untrained or hooks.reads_text_only else _trained_items(dataset)
         self._single = hooks.single_sequence() if cuda_graph else None
+        self.leaves_seen_out = leaves_seen_out(dataset)
         if new_items is not None:
             self._add(new_items)
 
@@ -160,23 +167,24 @@ class Recommender:
 
     @overload  # a token is a sequence of tokens to the type checker
     def recommend(  # type: ignore[overload-overlap]
-        self, histories: Sequence[str], k: int = 10, exclude_seen: bool = False, users: str | None = None
+        self, histories: Sequence[str], k: int = 10, exclude_seen: bool | None = None, users: str | None = None
     ) -> Recommendation: ...
     @overload
     def recommend(
         self,
         histories: Sequence[Sequence[str]],
         k: int = 10,
-        exclude_seen: bool = False,
+        exclude_seen: bool | None = None,
         users: Sequence[str] | None = None,
     ) -> list[Recommendation]: ...
-    def recommend(self, histories: Any, k: int = 10, exclude_seen: bool = False, users: Any = None) -> Any:
+    def recommend(self, histories: Any, k: int = 10, exclude_seen: bool | None = None, users: Any = None) -> Any:
         """Return the best `k` items after each history.
 
         Args:
             histories: item tokens of one user, oldest first, or a list of such lists.
             k: how many items.
             exclude_seen: whether the items of a user's whole history are left out; fewer than `k` may then be left.
+                None: as the run was evaluated, see `repeatable`.
             users: user tokens, for models that also read who the user is (Caser, FPMC, HGN, ...): one a history.
 
         Returns:
@@ -188,6 +196,7 @@ class Recommender:
             TrainingError: if the model's scores are not numbers.
         """
         check_k(k, self.items, self.dataset.dataset_name)
+        exclude_seen = self.leaves_seen_out if exclude_seen is None else exclude_seen
         if len(histories) == 0:
             raise DataError("a history is empty: there is nothing to recommend from")
         single = isinstance(histories[0], str | int | np.integer)

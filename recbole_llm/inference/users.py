@@ -13,7 +13,14 @@ from torch import Tensor
 
 from recbole_llm.config.hooks import hooks_of
 from recbole_llm.errors import DataError, SettingError, nearest
-from recbole_llm.inference.recommender import Recommendation, Recommender, best_items, check_k, recommendations
+from recbole_llm.inference.recommender import (
+    Recommendation,
+    Recommender,
+    best_items,
+    check_k,
+    leaves_seen_out,
+    recommendations,
+)
 from recbole_llm.inference.user_histories import user_histories
 
 _PREDICTED = 2**20  # maximum number of pairs of user and item that a model without full_sort_predict scores at once
@@ -76,17 +83,20 @@ class UserRecommender:
 
     @overload  # a token is a sequence of tokens to the type checker
     def recommend(  # type: ignore[overload-overlap]
-        self, users: str, k: int = 10, exclude_seen: bool = False
+        self, users: str, k: int = 10, exclude_seen: bool | None = None
     ) -> Recommendation: ...
     @overload
-    def recommend(self, users: Sequence[str], k: int = 10, exclude_seen: bool = False) -> list[Recommendation]: ...
-    def recommend(self, users: Any, k: int = 10, exclude_seen: bool = False) -> Any:
+    def recommend(
+        self, users: Sequence[str], k: int = 10, exclude_seen: bool | None = None
+    ) -> list[Recommendation]: ...
+    def recommend(self, users: Any, k: int = 10, exclude_seen: bool | None = None) -> Any:
         """Return the best `k` items for each user.
 
         Args:
             users: a user token, or a list of them.
             k: how many items.
             exclude_seen: whether the items of a user's whole history are left out; fewer than `k` may then be left.
+                None: as the run was evaluated, see `repeatable`.
 
         Returns:
             One `Recommendation` for one user, a list for a list.
@@ -98,6 +108,7 @@ class UserRecommender:
         """
         items = self.dataset.item_num - 1 if self._sequential is None else self._sequential.items
         check_k(k, items, self.dataset.dataset_name)
+        exclude_seen = leaves_seen_out(self.dataset) if exclude_seen is None else exclude_seen
         if isinstance(users, str | int | np.integer):
             return self.recommend([str(users)], k, exclude_seen)[0]
         if len(users) == 0:

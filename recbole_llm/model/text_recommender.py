@@ -43,7 +43,7 @@ class TextRecommender(ModelHooks, SequentialRecommender):
         Args:
             evaluated: validation and test parts.
             folder: where a large table may be memory-mapped.
-            progress: wraps the list of passes, such as `tqdm.tqdm`.
+            progress: from the number of sequences to a bar with ``update(n)``, a context, such as `tqdm.tqdm`.
         """
         raise NotImplementedError(f"{type(self).__name__} says that its states never change, but stores none")
 

@@ -154,8 +154,15 @@ def _record(fields: dict[str, Any], label: str, source: str) -> Record:
         backbone=fields["backbone"], tuning=fields["tuning"], seed=fields["seed"], device=fields["device"],
         valid=fields["valid"] or {}, test=fields["test"] or {}, seconds=fields["seconds"],
         parameters=fields["parameters"], history=fields["history"],
-        best_epoch=fields["best_epoch"], settings=renamed.translate(fields["settings"], fields["model"]), source=source,
+        best_epoch=fields["best_epoch"], settings=_settings(fields), source=source,
     )  # fmt: skip
+
+
+def _settings(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings under today's names; `repeatable` is what it was in the run, not ``auto``."""
+    settings = renamed.translate(fields["settings"], fields["model"])
+    found = (fields.get("protocol") or fields).get("repeatable")
+    return settings if found is None else {**settings, "repeatable": found}
 
 
 def _with_distinct_labels(records: list[Record]) -> list[Record]:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from recbole_llm.comparison.tables import protocol_sentences
 from recbole_llm.errors import SettingError
 from recbole_llm.plots.bars import bars
 from recbole_llm.plots.curves import curves
@@ -57,6 +58,7 @@ def render(comparison: dict[str, Any]) -> str:
         script=Markup(script),  # noqa: S704
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         palettes=(PALETTE, DARK_PALETTE),
+        protocol=[] if comparison.get("other") else protocol_sentences(comparison),
         results=tables.result_tables(comparison),
         significance=tables.significance_tables(comparison),
         intervals=tables.interval_tables(comparison),

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_llm.comparison.tables import with_other
 from recbole_llm.plots.style import metric_name
 
 Value = float | str | None
@@ -44,10 +45,14 @@ class Table:
 
 def result_tables(comparison: dict[str, Any]) -> list[Table]:
     """Return one table per dataset: a row per label, a column per metric, mean and deviation over seeds."""
-    return [_result_table(comparison, dataset) for dataset in comparison["datasets"]]
+    return [
+        _result_table(one, dataset, comparison.get("other") is not None)
+        for one in with_other(comparison)
+        for dataset in one["datasets"]
+    ]
 
 
-def _result_table(comparison: dict[str, Any], dataset: str) -> Table:
+def _result_table(comparison: dict[str, Any], dataset: str, both: bool) -> Table:
     summary = {(e["label"], e["metric"]): e for e in comparison["summary"] if e["dataset"] == dataset}
     rows = []
     for label in comparison["models"]:
@@ -57,7 +62,8 @@ def _result_table(comparison: dict[str, Any], dataset: str) -> Table:
             found = summary.get((label, metric))
             row.append(Cell(NOTHING, failed=True) if found is None else _summary(found))
         rows.append(row)
-    return Table(dataset, ["Model", *map(metric_name, comparison["metrics"])], rows)
+    way = f", repeatable: {comparison['repeatable'][dataset]}" if both else ""
+    return Table(f"{dataset}{way}", ["Model", *map(metric_name, comparison["metrics"])], rows)
 
 
 def _states(cells: Sequence[dict[str, Any]]) -> tuple[str, ...]:

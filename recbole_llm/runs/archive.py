@@ -8,7 +8,9 @@ one: ``Scientific.parquet/SASRec/seed-2020``. The file has one row per run, with
   runs on a dataset have the same; null for a run without ranks;
 * ``test_users``, ``test_items``: these users and items, in the rows that ``test_targets`` names, null in all others;
 * ``test_ranks_0`` to ``test_ranks_3``: the bytes of each target's rank, the lowest first. Apart, they compress to three
-  quarters of what whole numbers do: the higher bytes repeat, the lowest hardly does.
+  quarters of what whole numbers do: the higher bytes repeat, the lowest hardly does;
+* ``test_other_ranks_0`` to ``test_other_ranks_3``: those of its rank under the other protocol, null for a run that does
+  not have it. Archives of version 0.2 have no such columns.
 
 Columns that begin with ``valid`` hold the same of the validation targets.
 """
@@ -27,7 +29,7 @@ import pandas as pd
 import polars as pl
 
 from recbole_llm.errors import CheckpointError, DataError
-from recbole_llm.runs.ranks import read_ranks
+from recbole_llm.runs.ranks import OTHER, read_ranks
 from recbole_llm.runs.result import RESULT
 from recbole_llm.utils.files import read_json_object, replacing
 
@@ -79,9 +81,17 @@ class ArchivedRun:
         if targets is None:
             return None
         users, items = (frame[f"{split}_{name}"][targets].to_list() for name in ("users", "items"))
-        planes = [np.frombuffer(frame[name][row], np.uint8) for name in _plane_names(split)]
-        values = np.stack(planes, axis=1).view(_RANK)[:, 0].astype(np.int64)
-        return pd.DataFrame({"user": pd.Series(users, dtype=str), "item": pd.Series(items, dtype=str), "rank": values})
+        found: dict[str, Any] = {"user": pd.Series(users, dtype=str), "item": pd.Series(items, dtype=str)}
+        for part, column in ((split, "rank"), (f"{split}_other", OTHER)):
+            planes = [frame[name][row] for name in _plane_names(part) if name in frame.columns]
+            if planes and planes[0] is not None:
+                found[column] = _ranks_of(planes)
+        return pd.DataFrame(found)
+
+
+def _ranks_of(planes: list[bytes]) -> np.ndarray:
+    separate = [np.frombuffer(plane, np.uint8) for plane in planes]
+    return np.stack(separate, axis=1).view(_RANK)[:, 0].astype(np.int64)
 
 
 def read_archive(path: str | Path) -> list[ArchivedRun]:
@@ -167,9 +177,10 @@ def _rank_columns(split: str, frames: list[pd.DataFrame | None]) -> Iterator[tup
     for name in ("user", "item"):
         values = [own[number][name].tolist() if number in own else None for number in range(len(frames))]
         yield f"{split}_{name}s", pl.List(pl.String), values
-    planes = [None if frame is None else _bytes_of(frame["rank"].to_numpy()) for frame in frames]
-    for place, name in enumerate(_plane_names(split)):
-        yield name, pl.Binary, [None if own is None else own[:, place].tobytes() for own in planes]
+    for part, column in ((split, "rank"), (f"{split}_other", OTHER)):
+        planes = [None if frame is None or column not in frame else _bytes_of(frame[column]) for frame in frames]
+        for place, name in enumerate(_plane_names(part)):
+            yield name, pl.Binary, [None if each is None else each[:, place].tobytes() for each in planes]
 
 
 def _same_targets(frame: pd.DataFrame, kept: list[tuple[int, pd.DataFrame]]) -> int | None:
@@ -177,8 +188,9 @@ def _same_targets(frame: pd.DataFrame, kept: list[tuple[int, pd.DataFrame]]) -> 
     return next((number for number, other in kept if other[names].equals(frame[names])), None)
 
 
-def _bytes_of(ranks: np.ndarray) -> np.ndarray:
+def _bytes_of(column: pd.Series) -> np.ndarray:
     """Return the bytes of each rank, uint8 [targets, 4], the lowest first."""
+    ranks = column.to_numpy()
     if len(ranks) and not 0 < ranks.min() <= ranks.max() <= np.iinfo(_RANK).max:
         raise DataError(f"ranks must lie between 1 and {np.iinfo(_RANK).max}, but are {ranks.min()} to {ranks.max()}")
     return ranks.astype(_RANK).view(np.uint8).reshape(-1, _RANK.itemsize)
@@ -189,7 +201,8 @@ def _plane_names(split: str) -> list[str]:
 
 
 def _rank_names(split: str) -> list[str]:
-    return [f"{split}_targets", f"{split}_users", f"{split}_items", *_plane_names(split)]
+    names = [f"{split}_targets", f"{split}_users", f"{split}_items", *_plane_names(split)]
+    return [*names, *_plane_names(f"{split}_other")]
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -208,7 +221,9 @@ def _version(path: Path) -> tuple[int, int]:
 def _read(path: Path, names: tuple[str, ...], version: tuple[int, int]) -> pl.DataFrame:
     """Return columns of an archive; `version` makes a file that has changed another one to the cache."""
     try:
-        return pl.read_parquet(path, columns=list(names), glob=False)
+        there = pl.read_parquet_schema(path)
+        columns = [name for name in names if name in there or "_other_" not in name]
+        return pl.read_parquet(path, columns=columns, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path} is not an archive of runs: {str(error).splitlines()[0]}") from None
 

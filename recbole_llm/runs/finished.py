@@ -6,7 +6,7 @@ import pandas as pd
 
 from recbole_llm.runs import folder
 from recbole_llm.runs.archive import archived_run, find_archived, split_path
-from recbole_llm.runs.ranks import read_ranks
+from recbole_llm.runs.ranks import ranks_under, read_ranks
 from recbole_llm.runs.result import RESULT, RunResult
 
 _TEST_RANKS = "ranks-test.tsv.gz"
@@ -38,13 +38,19 @@ def read_result(run: str | Path) -> RunResult:
     return RunResult.read(run)
 
 
-def read_test_ranks(run: str | Path) -> pd.DataFrame | None:
+def read_test_ranks(run: str | Path, own: bool = True) -> pd.DataFrame | None:
     """Return the ranks of a run's test targets, columns user, item and rank; None if it has none.
+
+    Args:
+        run: its path.
+        own: under the run's own answer to `repeatable`; False: under the other.
 
     Raises:
         DataError: if they cannot be read.
     """
     if split_path(run):
-        return archived_run(run).ranks("test")
-    path = Path(run) / _TEST_RANKS
-    return read_ranks(path) if path.exists() else None
+        found = archived_run(run).ranks("test")
+    else:
+        path = Path(run) / _TEST_RANKS
+        found = read_ranks(path) if path.exists() else None
+    return None if found is None else ranks_under(found, own)

@@ -113,12 +113,25 @@ _OPTIONAL: dict[str, Check] = {
         _ANY, needed=("size", "seeds", "hit@1"), known={"size": _COUNT, "seeds": _COUNT, "hit@1": _MEAN}
     ),
     "kind": _TEXT,
+    "fingerprint": _TEXT,
+    "valid_other": _METRICS,
+    "test_other": _METRICS,
+    "protocol": _mapping(
+        _ANY,
+        needed=("repeatable",),
+        known={
+            "repeatable": _of_kind(lambda value: isinstance(value, bool), "true or false"),
+            "repeats": _COUNT,
+            "repeated_targets": _mapping(_COUNT),
+        },
+    ),
 }
 _BEFORE_EXTRAS = (
-    *("model", "dataset", "backbone", "tuning", "seed", "valid", "test", "epochs", "best_epoch", "seconds"),
+    *("model", "dataset", "backbone", "tuning", "seed", "valid", "test", "valid_other", "test_other", "protocol"),
+    *("epochs", "best_epoch", "seconds"),
     *("parameters", "peak_memory_bytes", "peak_gpu_memory_bytes", "device", "counts"),
 )
-_AFTER_EXTRAS = ("history", "settings", "commit", "candidates", "kind")
+_AFTER_EXTRAS = ("history", "settings", "commit", "candidates", "kind", "fingerprint")
 
 
 def fault_in(values: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
@@ -147,6 +160,11 @@ class RunResult:
         model, dataset, seed: which run.
         backbone, tuning: the language model and how it is trained; None for a model without one.
         valid, test: metrics of the epoch that was best on validation, as fractions; None if nothing was evaluated.
+        valid_other, test_other: the same of the same scores with the other answer to `repeatable`; None where there is
+            none.
+        protocol: ``repeatable``, whether items that a user met before were ranked with the others in `valid` and
+            `test`; ``repeats``, how many interactions of the data are with such an item, and ``repeated_targets``, how
+            many targets. None in results of version 0.2.
         epochs: how many were trained.
         best_epoch: the one whose weights were tested, from 0; None without validation.
         seconds: of each stage: ``prepare``, ``fit``, ``evaluate``, and ``pretrain`` if there was one.
@@ -159,6 +177,7 @@ class RunResult:
         commit: of the checkout; None outside one.
         candidates: HitRatio@1 among few candidates; None without the setting `candidates`.
         kind: RecBole's type of the model, such as ``sequential`` or ``general``; None in results of version 0.1.
+        fingerprint: of all that the result depends on, see `data.fingerprint`; None in results of version 0.2.0.
         extras: what only some models record, such as ``id_model``.
     """
 
@@ -180,8 +199,12 @@ class RunResult:
     history: list[dict[str, Any]]
     settings: dict[str, Any]
     commit: str | None
+    valid_other: dict[str, float] | None = None
+    test_other: dict[str, float] | None = None
+    protocol: dict[str, Any] | None = None
     candidates: dict[str, Any] | None = None
     kind: str | None = None
+    fingerprint: str | None = None
     extras: dict[str, Any]
 
     @classmethod
@@ -230,6 +253,16 @@ class RunResult:
         return {name: value for name, value in values.items() if value is not None or name not in _OPTIONAL}
 
     # -- what its readers ask ------------------------------------------------------------------------------------------
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether items that a user met before were ranked with the others; until 0.2: unless `mask_history`."""
+        return not self.settings.get("mask_history") if self.protocol is None else self.protocol["repeatable"]
+
+    def metrics(self, part: str, repeatable: bool) -> dict[str, float] | None:
+        """Return the metrics of ``valid`` or ``test`` under one answer to `repeatable`; None if they are not known."""
+        found: dict[str, float] | None = getattr(self, part if repeatable == self.repeatable else f"{part}_other")
+        return found
 
     @property
     def is_sequential(self) -> bool:

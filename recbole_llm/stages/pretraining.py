@@ -27,6 +27,7 @@ from recbole_llm.backbone.pretrained import RECORD, read_record, release_device_
 from recbole_llm.backbone.resolve import resolve
 from recbole_llm.config.config import Config
 from recbole_llm.config.fingerprint import data_settings, hashed
+from recbole_llm.config.given_dataset import given_dataset
 from recbole_llm.config.roles import pretraining_settings
 from recbole_llm.data.build import create_dataset, data_preparation
 from recbole_llm.data.folder import ensure_files
@@ -40,7 +41,7 @@ from recbole_llm.runs.context import RunContext
 from recbole_llm.stages.kept import Kept, kept_by
 from recbole_llm.stages.pretraining_trainer import KeepingMixin
 from recbole_llm.stages.runner import Runner
-from recbole_llm.stages.store import find_or_make, write_shape
+from recbole_llm.stages.store import Found, Supplied, find_or_make, write_shape
 from recbole_llm.utils.hashing import content_hash
 from recbole_llm.utils.interruption import noting_what_is_stored
 
@@ -106,9 +107,7 @@ def names_of(value: Any) -> list[str]:
     return [name for name in (str(name).strip() for name in names) if name]
 
 
-def fulfil(
-    need: PretrainedBackbone, config: Any, dataset: Any, context: RunContext, runner: Runner
-) -> tuple[str, dict[str, Any]]:
+def fulfil(need: PretrainedBackbone, config: Any, dataset: Any, context: RunContext, runner: Runner) -> Supplied:
     """Return the backbone of a run, pre-trained if its settings ask for it, and the settings that the run stores.
 
     A target that has items of a source is refused, also for a backbone that was pre-trained here and is given by its
@@ -126,18 +125,16 @@ def fulfil(
         DataError: if a source cannot be read, or shares items with the target.
         StorageError: if the folder cannot be written.
     """
-    chosen = config["pretrained_backbone"]
+    chosen, made = config["pretrained_backbone"], False
     if config["pretrain_datasets"] and not chosen:
-        chosen = pretrain(config, dataset)
+        chosen, made = find_or_pretrain(config, dataset)
     backbone = str(chosen or config["backbone"])
     if read_record(backbone) is not None:
         refuse_shared_items(dataset, source_items(backbone))
-    return backbone, {"pretrained_backbone": backbone} if chosen else {}
+    return Supplied(backbone, {"pretrained_backbone": backbone} if chosen else {}, made)
 
 
-def fulfil_state(
-    need: PretrainedState, config: Any, dataset: Any, context: RunContext, runner: Runner
-) -> tuple[PretrainedWeights | None, dict[str, Any]]:
+def fulfil_state(need: PretrainedState, config: Any, dataset: Any, context: RunContext, runner: Runner) -> Supplied:
     """Return the weights that a run starts from, if its settings ask for any, and the settings that the run stores.
 
     A finished run is loaded without them: its own weights are stored whole. A target that has items of a source is
@@ -156,20 +153,21 @@ def fulfil_state(
         DataError: if a source cannot be read, or shares items with the target.
         StorageError: if the folder cannot be written.
     """
-    chosen = config["pretrained_state"]
+    chosen, made = config["pretrained_state"], False
     if config["pretrain_datasets"] and not chosen:
-        chosen = pretrain(config, dataset)
+        chosen, made = find_or_pretrain(config, dataset)
     if not chosen:
-        return None, {}
+        return Supplied(None)
+    stored = {"pretrained_state": str(chosen)}
     finished = context.folder is not None and (context.folder / run_folder.RESULT).is_file()
     if finished and not (Path(chosen) / RECORD).is_file():
-        return None, {"pretrained_state": str(chosen)}
+        return Supplied(None, stored)
     start = PretrainedWeights.read(Path(chosen))
     refuse_shared_items(dataset, source_items(chosen))
-    return start, {"pretrained_state": str(chosen)}
+    return Supplied(start, stored, made)
 
 
-def pretrain(config: Any, target: Any = None) -> Path:
+def find_or_pretrain(config: Any, target: Any = None) -> Found:
     """Pre-train as the settings of a run say, unless that was done before.
 
     Args:
@@ -177,7 +175,7 @@ def pretrain(config: Any, target: Any = None) -> Path:
         target: its dataset; None if there is none yet.
 
     Returns:
-        The folder of what was kept after the last of `pretrain_save_epochs`.
+        The folder of what was kept after the last of `pretrain_save_epochs`, and whether it was made now.
 
     Raises:
         SettingError: for a value that is not allowed.
@@ -185,12 +183,13 @@ def pretrain(config: Any, target: Any = None) -> Path:
         StorageError: if the folder cannot be written.
     """
     settings = PretrainSettings.from_config(config)
+    sources = [source_config(config, name) for name in settings.datasets]
+    settings = by_name(settings, sources)
     if target is not None and target.dataset_name in settings.datasets:
         raise SettingError(f"pretrain_datasets names the target {target.dataset_name} itself: pre-train on others")
-    sources = [source_config(config, name) for name in settings.datasets]
     shaped_by = shape(config, settings, sources)
     kept = kept_by(config)
-    name = f"pretrain-{kept.prefix}{'+'.join(settings.datasets)[:80]}"
+    name = folder_name(config, settings)
 
     def is_made(folder: Path) -> bool:
         return all((kept.folder(folder, epoch) / RECORD).is_file() for epoch in settings.save_epochs)
@@ -204,22 +203,40 @@ def pretrain(config: Any, target: Any = None) -> Path:
     def leftovers(folder: Path) -> Iterable[Path]:
         return folder.glob("data-*")  # the epochs that are there are other runs' backbones
 
-    folder = find_or_make(Path(config["checkpoint_dir"]), name, shaped_by, is_made, make, leftovers)
-    return kept.folder(folder, settings.save_epochs[-1])
+    found = find_or_make(Path(config["checkpoint_dir"]), name, shaped_by, is_made, make, leftovers)
+    return Found(kept.folder(found.folder, settings.save_epochs[-1]), found.made)
+
+
+def folder_name(config: Any, settings: PretrainSettings) -> str:
+    """Return what the folder of a pre-training is called before its hash."""
+    return f"pretrain-{kept_by(config).prefix}{'+'.join(settings.datasets)[:80]}"
 
 
 def _is_stored(folder: Path) -> bool:
     return (folder / checkpoint.RESUME).is_file() or any(folder.glob(f"*/{RECORD}"))
 
 
+def by_name(settings: PretrainSettings, sources: list[Config]) -> PretrainSettings:
+    """Return the settings with the names of the sources in the place of their paths."""
+    return dataclasses.replace(settings, datasets=[source["dataset"] for source in sources])
+
+
 def source_config(config: Any, name: str) -> Config:
-    """Return the settings that the source `name` is read with: its own, and the text fields that the user asks for."""
-    given = {"data_path": config.merged["data_path"], "items_without_text": config["items_without_text"]}
+    """Return the settings that a source is read with: its own, and the text fields that the user asks for.
+
+    Args:
+        config: the settings of the run.
+        name: of the source, or its folder or file; see `given_dataset`.
+    """
+    given = {"items_without_text": config["items_without_text"]}
+    named = given_dataset(name)
+    if named.folder is None and "data_path" not in named.settings():
+        given["data_path"] = config.merged["data_path"]
     given |= {key: config[key] for key in ("use_gpu", "gpu_id", "state", "checkpoint_dir")}
     if "item_text_fields" in config.given:
         given["item_text_fields"] = config["item_text_fields"]
     own = Config(config.model_class, name, config_dict=given)
-    if not own.is_new_dataset:
+    if not own.is_new_dataset or own.named.file is not None:
         return own
     given |= {key: config.given[key] for key in _FORMAT if key in config.given}
     return Config(config.model_class, name, config_dict=given)

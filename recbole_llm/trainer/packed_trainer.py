@@ -71,8 +71,8 @@ class PackedTrainer(TrainerHooks):
             return
         parts = [loader.dataset for loader in evaluated if loader is not None]
 
-        def bar(passes: Any) -> Any:
-            return tqdm(passes, desc="Hidden states", ncols=100, disable=not show_progress)
+        def bar(sequences: int) -> Any:
+            return tqdm(total=sequences, desc="Hidden states", ncols=100, disable=not show_progress)
 
         self.model.fill_state_cache(parts, self.run_folder, bar)
         if torch.device(self.device).type == "cuda":

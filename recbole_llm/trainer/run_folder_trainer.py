@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 
-from recbole_llm.config.hooks import hooks_of
+from recbole_llm.config.hooks import ModelHooks, hooks_of
 from recbole_llm.errors import TrainingError
-from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank, read_history
+from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs.context import RunContext
+from recbole_llm.runs.outside_state import OutsideState
 from recbole_llm.trainer.device_steps import DeviceSteps
 from recbole_llm.trainer.hooks import TrainerHooks
 
@@ -40,8 +42,9 @@ class RunFolderMixin(TrainerHooks):
 
     * `recbole/trainer/trainer.py:583` and `:323`: ``torch.load`` of a checkpoint that pickles the Config, which torch
       2.6 refuses. Weights are safetensors here, the state to resume from is read with ``weights_only=True``.
-    * `recbole/data/dataloader/general_dataloader.py` (`FullSortEvalDataLoader`) gives no history for a sequential
-      model. With `mask_history` what the model reads is left out of its ranking, too.
+    * `recbole/data/dataloader/general_dataloader.py` (`FullSortEvalDataLoader`) gives the history of a general model,
+      which the trainer always leaves out of a ranking, and none for a sequential one. Here all models are ranked by
+      what `repeatable` says, see `RankCollector`.
     * `recbole/trainer/trainer.py:279` (`_save_checkpoint`) stores frozen weights and the Config. `stored_state` says
       what is stored.
     """
@@ -54,11 +57,15 @@ class RunFolderMixin(TrainerHooks):
         self.saved_model_file = str(self.run_folder / checkpoint.WEIGHTS)
         self.description = context.description
         self.eval_collector = RankCollector(config)
+        self.both_protocols = False
+        self.other_result: dict[str, float] | None = None
         self.epochs_done = 0
         self.finished = False
         self.seconds_before = 0.0
         self.history: list[dict[str, Any]] = []
-        self._loader_generator: torch.Generator | None = None
+        self._loader_generators: list[torch.Generator] = []
+        # Models of this package store all that they train with; what else they hold are stored states, made again.
+        self._outside = None if isinstance(model, ModelHooks) else OutsideState(model)
         self._started = self._stored = time.monotonic()
         self._best: checkpoint.Snapshot | None = None  # best weights that are not on the disk yet
 
@@ -82,7 +89,7 @@ class RunFolderMixin(TrainerHooks):
             TrainingError: if the loss is not a number.
         """
         self._started = self._stored = time.monotonic()
-        self._loader_generator = getattr(train_data, "generator", None)
+        self._loader_generators = _generators(train_data)
         if self.finished:
             self.eval_collector.data_collect(train_data)  # what some metrics read, such as ItemCoverage
             return self.best_valid_score, self.best_valid_result
@@ -173,7 +180,8 @@ class RunFolderMixin(TrainerHooks):
             "model": {name: tensor.detach().cpu() for name, tensor in hooks_of(self.model).stored_state().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()},
             "random": checkpoint.random_states(),
-            "loader": None if self._loader_generator is None else self._loader_generator.get_state(),
+            "loaders": [generator.get_state() for generator in self._loader_generators],
+            "outside": {} if self._outside is None else self._outside.changed(),
             "more": self.more_resume_state(),
         }
 
@@ -183,12 +191,14 @@ class RunFolderMixin(TrainerHooks):
         Training is not resumed from here, so neither the last weights nor the optimiser's state are stored.
         """
         self.finished = True
-        state = {**self._resume_state(finished=True), "model": {}, "optimizers": {}, "more": {}}
+        state = {**self._resume_state(finished=True), "model": {}, "optimizers": {}, "more": {}, "outside": {}}
         checkpoint.save_resume(self.run_folder / checkpoint.RESUME, state)
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        # RecVAE's trainer has one for the encoder and one for the decoder beside `optimizer`.
-        return {name: value for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)}
+        # RecVAE's trainer has one for the encoder and one for the decoder; its `optimizer` is one of the two in turn.
+        found = {name: value for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)}
+        others = [value for name, value in found.items() if name != "optimizer"]
+        return {name: value for name, value in found.items() if name != "optimizer" or value not in others}
 
     _pending: dict[str, Any] | None = None
 
@@ -202,9 +212,11 @@ class RunFolderMixin(TrainerHooks):
         state = checkpoint.load_resume(path, self.description)
         if not state["finished"]:
             checkpoint.load_state(path, self.model, state["model"], hooks_of(self.model))
-            for name, optimizer in self._optimizers().items():
-                optimizer.load_state_dict(state["optimizers"][name])
+            for name, stored in state["optimizers"].items():
+                getattr(self, name).load_state_dict(stored)
             self.load_more_resume_state(state["more"])
+            if self._outside is not None:
+                self._outside.put_back(state.get("outside", {}))
         self.start_epoch = self.epochs_done = state["epoch"]
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
@@ -219,27 +231,27 @@ class RunFolderMixin(TrainerHooks):
 
     def _restore_random_states(self, state: dict[str, Any]) -> None:
         checkpoint.set_random_states(state["random"])
-        if self._loader_generator is not None and state["loader"] is not None:
-            self._loader_generator.set_state(state["loader"])
+        older = [state["loader"]] if state.get("loader") is not None else []  # states of older versions have one
+        for generator, found in zip(self._loader_generators, state.get("loaders", older), strict=False):
+            generator.set_state(found)
         self._pending = None
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
-        interaction, history_index, positive_u, positive_i = batched_data
-        if not self.config["mask_history"]:
-            history_index = None
-        elif history_index is None:
-            history_index = read_history(interaction, self.model.ITEM_SEQ, positive_u, positive_i)
+        interaction, _, positive_u, positive_i = batched_data
         if hooks_of(self.model).histories_on_host:
             interaction = HostRows(interaction.interaction)
-        return super()._full_sort_batch_eval((interaction, history_index, positive_u, positive_i))
+        return super()._full_sort_batch_eval((interaction, None, positive_u, positive_i))
 
     @torch.no_grad()
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
     ) -> Any:
-        """Evaluate as RecBole does, and add `mrr` over the whole ranking.
+        """Evaluate as RecBole does, among the items that `repeatable` says, and add `mrr` over the whole ranking.
+
+        With `both_protocols` the metrics of the other answer to `repeatable` are in `other_result`, from the same
+        scores; None where there are none: candidates that were drawn without the history do not tell of it.
 
         Raises:
             CheckpointError: if the best weights cannot be loaded.
@@ -250,13 +262,32 @@ class RunFolderMixin(TrainerHooks):
         if load_best_model:
             path = Path(model_file or self.saved_model_file)
             checkpoint.load_weights(path, self.model, self.description, hooks_of(self.model))
-        self.eval_collector.clear()
+        self._begin_ranking(eval_data)
         result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
         if self.eval_collector.has_ranks():
-            _, _, ranks = self.eval_collector.collected()
-            reciprocal = mean_reciprocal_rank(self.eval_collector.lists(), ranks)
-            result["mrr"] = round(reciprocal, self.config["metric_decimal_place"])
+            _, _, *ranks = self.eval_collector.collected()
+            self._add_mrr(result, ranks[0])
+            if len(ranks) > 1:
+                self.other_result = self.evaluator.evaluate(self.eval_collector.other_data_struct())
+                self._add_mrr(self.other_result, ranks[1])
         return result
+
+    def _begin_ranking(self, eval_data: Any) -> None:
+        part = eval_data._dataset
+        repeatable = part.item_protocol.repeatable
+        both = self.both_protocols and (repeatable or isinstance(eval_data, FullSortEvalDataLoader))
+        self.eval_collector.begin(part.known_histories, repeatable, both)
+        self.other_result = None
+
+    def _add_mrr(self, result: Any, ranks: np.ndarray) -> None:
+        reciprocal = mean_reciprocal_rank(self.eval_collector.lists(), ranks)
+        result["mrr"] = round(reciprocal, self.config["metric_decimal_place"])
+
+
+def _generators(train_data: Any) -> list[torch.Generator]:
+    """Return what a training loader draws its order from; that of a knowledge graph has two loaders in it."""
+    loaders = [train_data, *(getattr(train_data, f"{kind}_dataloader", None) for kind in ("general", "kg"))]
+    return [loader.generator for loader in loaders if hasattr(loader, "generator")]
 
 
 def _plain(result: Any) -> dict[str, float] | None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
 from small_data import HISTORIES, TITLES, small_settings, write_dataset
@@ -47,7 +48,7 @@ def expected_rows(found):
 def test_histories_from_a_file(finished, capsys, tmp_path):
     expected = recommender(finished).recommend([["a", "b", "c"], ["h"]], 3, exclude_seen=True)
     file = tmp_path / "histories.txt"
-    file.write_text("a b c\nh\n")
+    file.write_text("a,b,c\nh\n")
     given = (f"--run={finished}", f"--histories={file}", "--k=3", "--exclude_seen=true")
     rows = csv_rows(printed(capsys, *given))  # not a terminal, and several: CSV
     assert [*rows[0]] == ["history", "rank", "item", "title", "score"]
@@ -63,7 +64,7 @@ def test_histories_from_a_file(finished, capsys, tmp_path):
 
 def test_a_history_by_hand_is_a_table(finished, capsys):
     found = recommender(finished).recommend(["a", "b", "c"], len(TITLES))
-    text = printed(capsys, f"--run={finished}", "--history=a b c", f"--k={len(TITLES)}")
+    text = printed(capsys, f"--run={finished}", "--history=a, b, c", f"--k={len(TITLES)}")
     assert printed(capsys, f"--run={finished}", "--history=a,b,c", f"--k={len(TITLES)}") == text
     head, _, names, _, *rows = text.splitlines()
     assert head == f"history 1: 3 items, the last {TITLES['c']}"
@@ -115,13 +116,13 @@ def test_a_file_is_written_whole_or_not_at_all(finished, capsys, tmp_path, monke
     monkeypatch.setattr("recbole_llm.cli.recommend._AT_ONCE", 1)
     folder = tmp_path / "out"
     histories = tmp_path / "histories.txt"
-    histories.write_text("a b\nc\n")
+    histories.write_text("a,b\nc\n")
     given = (f"--run={finished}", f"--histories={histories}", "--k=2")
     for name, form in (("best.csv", "csv"), ("best.jsonl", "jsonl"), ("best.txt", "csv")):
         assert printed(capsys, *given, f"--out={folder / name}") == f"{folder / name}\n"
         assert (folder / name).read_text() == printed(capsys, *given, f"--format={form}")
     kept = (folder / "best.csv").read_text()
-    histories.write_text("a b\nnobody\n")  # the first is answered before the second is read
+    histories.write_text("a,b\nnobody\n")  # the first is answered before the second is read
     assert main(["recommend", *given, f"--out={folder / 'best.csv'}"]) == 1
     assert "there is no item 'nobody' in small" in capsys.readouterr().err
     assert (folder / "best.csv").read_text() == kept
@@ -163,15 +164,65 @@ def test_a_model_that_reads_no_history(pop, capsys):
         (["--run=R", "--history=a", "--k=many"], "k=many must be a whole number"),
         (["--run=R", "--history=a", "--k=99"], "k=99 is more than the 8 items of small"),
         (["--run=R", "--history=nobody", "--k=2"], "there is no item 'nobody' in small"),
+        (["--run=R", "--history=a b", "--k=2"], "no item 'a b' in small, whose items may have blanks in their names"),
+        (["--run=R", '--history="a', "--k=2"], "the history '\"a' is not understood"),
     ],
 )
 def test_bad_input(finished, capsys, workdir, arguments, message):
     (workdir / "empty.txt").write_text("")
-    (workdir / "gap.txt").write_text("a b\n\nc\n")
+    (workdir / "gap.txt").write_text("a,b\n\nc\n")
     assert main(["recommend", *[a.replace("--run=R", f"--run={finished}") for a in arguments]]) in (1, 2)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
+
+
+ODD = {"a": "red pump", "b": 'say "hi", you', "c": "=1+1", "d": "\x1b[31mred", "e": "e", "f": "-5"}
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """A run on items whose tokens and titles hold blanks, commas, quotes, formulas and control characters."""
+    histories = {
+        user: [ODD[item] for item in text] for user, text in {"u 1": "abcde", "=u2": "fedcba", "u3": "acf"}.items()
+    }
+    titles = {token: f"{token} \x9b2J \u2028" for token in ODD.values()}
+    root = write_dataset(tmp_path_factory.mktemp("odd"), histories, titles)
+    return run(settings=small_settings(root, model="SASRec", epochs=1, loss_type="CE", train_neg_sample_args=None))[
+        "path"
+    ].removesuffix("/result.json")
+
+
+def test_tokens_with_blanks_and_commas(odd, capsys, tmp_path):
+    asked = 'red pump,"say ""hi"", you", e'
+    found = recommender(odd).recommend(["red pump", ODD["b"], "e"], 6)
+    (line,) = printed(capsys, f"--run={odd}", f"--history={asked}", "--k=6", "--format=jsonl").splitlines()
+    shown = json.loads(line)
+    assert shown["history"] == ["red pump", ODD["b"], "e"]
+    assert [row["item"] for row in shown["items"]] == list(found.items)
+    (tmp_path / "many.txt").write_text(f"{asked}\ne\n")
+    lines = printed(capsys, f"--run={odd}", f"--histories={tmp_path}/many.txt", "--k=6", "--format=jsonl").splitlines()
+    assert [json.loads(line)["history"] for line in lines] == [shown["history"], ["e"]]
+
+
+@pytest.mark.parametrize("shown", ["table", "jsonl", "csv"])
+def test_no_control_character_is_printed(odd, capsys, shown):
+    text = printed(capsys, f"--run={odd}", "--users=all", "--k=6", f"--format={shown}")
+    assert "\n" in text
+    assert all(character.isprintable() or character == "\n" for character in text)
+    if shown == "csv":
+        rows = csv_rows(text)
+        assert len(rows) == 3 * 6
+        assert {row["user"] for row in rows} == {"u 1", "'=u2", "u3"}
+        assert {row["item"] for row in rows} == {"red pump", ODD["b"], "'=1+1", "\ufffd[31mred", "e", "-5"}
+
+
+def test_an_unfinished_run(odd, capsys, tmp_path):
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(odd, unfinished)
+    (unfinished / "result.json").unlink()
+    assert main(["recommend", f"--run={unfinished}", "--users=all"]) == 1
+    assert f"the run {unfinished} is not finished: resume it with recbole-llm run" in capsys.readouterr().err
 
 
 # -- items that the model was never trained on -------------------------------------------------------------------------

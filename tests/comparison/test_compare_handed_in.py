@@ -14,7 +14,8 @@ from recbole_llm.comparison import child_runs
 from recbole_llm.comparison.compare import Options, compare
 from recbole_llm.errors import CheckpointError, SettingError
 from recbole_llm.quick_start.run import run
-from recbole_llm.runs.archive import archived_run, read_archive
+from recbole_llm.report.page import render
+from recbole_llm.runs.archive import archived_run, read_archive, write_archive
 
 POP, SASREC = ML_100K / "Pop" / "seed-2020", ML_100K / "SASRec-default" / "seed-2020"
 
@@ -40,7 +41,63 @@ def test_kept_runs_give_their_table_and_start_nothing(workdir, monkeypatch, caps
     cell = comparison["cells"][-1]
     kept = archived_run(os.path.normpath(workdir / "here" / cell["run"]))
     assert kept.path == ML_100K / names[-1] / "seed-2020" and kept.result["test"] == cell["test"]
-    assert "--backbone=smollm2-135m" in cell["command"] and "--mask_history" not in cell["command"]
+    assert "--backbone=smollm2-135m" in cell["command"] and "--repeatable=True" in cell["command"], (
+        "what it was, not the default"
+    )
+
+
+def finished(folder, model, **settings):
+    """A run in a folder `<model>/seed-2020`, and its result."""
+    place = Path(model) / "seed-2020"
+    return run(settings=quick_settings(folder, model=model, **settings), folder=place), place
+
+
+def means(comparison):
+    return {(entry["label"], entry["metric"]): round(entry["mean"], 4) for entry in comparison["summary"]}
+
+
+def test_both_protocols_are_shown_from_the_same_runs(workdir):
+    folder, shown = write_atomic_files(workdir / "tiny"), ["ndcg@10", "mrr"]
+    results, places = zip(*(finished(folder, model) for model in ("Pop", "SASRec")), strict=True)
+    runs, given = [str(place) for place in places], {"show": shown, "settings": {"data_path": str(workdir)}}
+    both = compare(Options(runs=runs, out="both", protocols="both", **given))
+    for comparison, key, repeatable in ((both, "test", False), (both["other"], "test_other", True)):
+        assert comparison["repeatable"] == {"tiny": repeatable}
+        assert means(comparison) == {(r["model"], name): r[key][name] for r in results for name in shown}
+        from_ranks = {(e["label"], e["metric"]): e["mean"] for e in comparison["intervals"]}
+        assert all(from_ranks[r["model"], "mrr"] == pytest.approx(r[key]["mrr"], abs=1e-4) for r in results)
+        assert comparison["groups"] and comparison["significance"]
+    assert means(both) != means(both["other"])
+    for name in ("comparison.md", "comparison.tex"):
+        text = Path("both", name).read_text()
+        assert text.index("are left out of the rankings (repeatable: False)") < text.index(
+            "are ranked with all others ("
+        )
+    lines = Path("both", "comparison.csv").read_text().splitlines()
+    assert lines[0].endswith(",repeatable") and len(lines) == 9 and lines[-1].endswith(",True")
+    assert both["path"] and "repeatable: True" in render(both) and "repeatable: False" in render(both)
+
+    archive = workdir / "tiny.parquet"
+    write_archive(places, archive)
+    for where in (runs, [str(archive)]):
+        own, kept = (compare(Options(runs=where, out=way, protocols=way, **given)) for way in ("own", "kept"))
+        assert means(own) == means(both) and means(kept) == means(both["other"]) and "other" not in own
+        assert [e["mean"] for e in kept["intervals"]] == [e["mean"] for e in both["other"]["intervals"]]
+
+    result, place = finished(folder, "BPR", repeatable=True)
+    with pytest.raises(SettingError, match="repeatable is False in the first and True in the second; give both"):
+        compare(Options(runs=[*runs, str(place)], out="mixed", **given))
+    mixed = compare(Options(runs=[*runs, str(place)], out="mixed", protocols="left_out", **given))
+    assert means(mixed) == means(both) | {("BPR", name): result["test_other"][name] for name in shown}
+
+
+def test_what_a_run_of_version_0_2_did_not_measure_is_missing():
+    comparison = compare(Options(runs=[str(POP)], out="here", protocols="left_out", show=["mrr"], significance=False))
+    cell = comparison["cells"][0]
+    assert cell["status"] == "missing" and "was not measured with what users met before left out" in cell["reason"]
+    assert comparison["repeatable"] == {"ml-100k": None} and comparison["summary"] == []
+    kept = compare(Options(runs=[str(POP)], out="here", protocols="kept", show=["mrr"], significance=False))
+    assert kept["repeatable"] == {"ml-100k": True} and len(kept["summary"]) == 1
 
 
 def test_a_pattern_names_runs_after_what_tells_them_apart(workdir):
@@ -65,7 +122,7 @@ def seeds_of(folder, weights=None, **changed):
         (copy / "result.json").write_text(json.dumps(result))
 
 
-@pytest.mark.parametrize("weights", ["id_model_path", "pretrained_backbone"])
+@pytest.mark.parametrize("weights", ["id_model_path", "pretrained_backbone", "pretrained_state"])
 def test_runs_in_folders_of_seeds_are_named_after_the_folder_above(workdir, monkeypatch, capsys, weights):
     monkeypatch.setattr(child_runs, "start_run", lambda *_: pytest.fail("a run was started"))
     seeds_of(workdir / "runs" / "SASRec-mine", weights=weights)
@@ -158,7 +215,7 @@ def altered(tmp_path, name, **settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mask_history": True}, "mask_history is False in the first and True in the second"),
+        ({"mask_history": True}, "repeatable is True in the first and False in the second"),
         ({"topk": [5, 20]}, r"topk is \[5, 10\] in the first and \[5, 20\]"),
         ({"candidates": 20}, "candidates is not set in the first and 20 in the second"),
         (

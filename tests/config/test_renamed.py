@@ -158,3 +158,12 @@ def test_all_kept_runs_are_read_under_todays_names():
                 assert settings[new] == stored[old]
     assert left == OF_SETTINGS_THAT_LEFT
     assert len(runs) > 200
+
+
+def test_a_masked_history_is_one_that_is_not_repeatable():
+    """Until version 0.2 RecBole's own `repeatable` was stored beside it, and no evaluation read that."""
+    stored = {"model": "BPR", "mask_history": False, "repeatable": False}
+    assert renamed.translate(stored) == {"model": "BPR", "repeatable": True}
+    assert renamed.loadable({**stored, "mask_history": True}, "saved/run", training=True) == {
+        "model": "BPR", "repeatable": False,
+    }  # fmt: skip

@@ -11,7 +11,8 @@ from recbole.evaluator import Evaluator, metrics
 from small_data import HISTORIES, build_parts, write_dataset
 
 from recbole_llm.errors import DataError, TrainingError
-from recbole_llm.evaluation.ranks import RankCollector, gain_of_rank, mean_reciprocal_rank, target_ranks
+from recbole_llm.evaluation.counting import target_ranks
+from recbole_llm.evaluation.ranks import RankCollector, gain_of_rank, mean_reciprocal_rank
 from recbole_llm.runs.ranks import read_ranks, write_ranks
 
 TOPK = [1, 3, 5]

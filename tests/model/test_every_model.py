@@ -225,3 +225,20 @@ class TestPop(ModelTests):
 
     model = "Pop"
     learns = False
+
+
+class TestSASRecAtAllPositions(ModelTests):
+    """One pass over every history."""
+
+    model = "SASRec"
+    settings: ClassVar[dict[str, Any]] = {**TRANSFORMER, "train_positions": "all"}
+
+
+class TestGRU4RecAtAllPositions(ModelTests):
+    """With items drawn on the device."""
+
+    model = "GRU4Rec"
+    settings: ClassVar[dict[str, Any]] = {
+        "embedding_size": 8, "hidden_size": 8, "learning_rate": 0.01, "train_positions": "all", "loss_type": "gBCE",
+        "num_negatives": 3,
+    }  # fmt: skip

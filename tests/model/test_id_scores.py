@@ -121,10 +121,10 @@ def weight_for(metric):
         scores[torch.arange(60), targets] += 0.7
     config = {
         "id_weight": None, "valid_metric": metric, "ITEM_ID_FIELD": "item_id", "LIST_SUFFIX": "_list",
-        "ITEM_LIST_LENGTH_FIELD": "item_length", "mask_history": False,
+        "ITEM_LIST_LENGTH_FIELD": "item_length",
     }  # fmt: skip
     mixing = IdScores(config, Scores())
-    mixing.choose_weight(iter([(Interaction({"scores": theirs}), own, (torch.arange(60), targets), None)]))
+    mixing.choose_weight(iter([(Interaction({"scores": theirs}), own, (torch.arange(60), targets), None, None)]))
     values = []
     for weight in WEIGHTS:
         scores = (1 - weight) * plain_log_softmax(own) + weight * plain_log_softmax(theirs)

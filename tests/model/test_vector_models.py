@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
-from small_data import HISTORIES, TITLES, build_parts, write_dataset
+from small_data import HISTORIES, TITLES, build_parts, small_settings, write_dataset
 from torch.nn import functional as F
 
 from recbole_llm.errors import DataError, SettingError
+from recbole_llm.model.id_model.user_vector import user_vector_shape, user_vectors
 from recbole_llm.model.layers.contrastive_loss import in_batch_loss
 from recbole_llm.model.layers.sequence_encoder import without_some_items
 from recbole_llm.model.layers.text_table import FusedTable, projection_to
 from recbole_llm.model.sequential_recommender.unisrec.adaptor import WhiteningAdaptor
+from recbole_llm.quick_start.run import load, run
 
 SIZES = {"hidden_size": 8, "inner_size": 12, "n_layers": 2, "n_heads": 2}
 TOKENS = sorted(TITLES)
@@ -392,3 +394,45 @@ def test_sizes_that_cannot_be_are_refused(built, model, settings, words):
     """One sentence each."""
     with pytest.raises(SettingError, match=words):
         built(model, **settings)
+
+
+# -- inside other models -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["ZESRec", "UniSRec", "AlphaFuse", "TextInitSASRec"])
+def test_scores_are_those_of_the_user_vectors(model, built):
+    """What IDLE-Adapter is given is what ranks: the dot product with the item table, or the cosine / temperature."""
+    parts = built(model, **({"null_size": 3} if model == "AlphaFuse" else {}))
+    rows = test_rows(parts)
+    assert user_vector_shape(parts.model) == (1, 8)
+    with torch.no_grad():
+        users = user_vectors(parts.model, rows)[:, 0].double()
+        items = parts.model.item_table().double()
+    expected = users @ items.T
+    if parts.model.temperature is not None:
+        expected /= users.norm(dim=1)[:, None] * items.norm(dim=1) * parts.model.temperature
+    np.testing.assert_allclose(scores_of(parts.model, rows)[:, 1:].numpy(), expected[:, 1:].numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("host", "guest", "backbone"), [("IDLEAdapter", "UniSRec", "bert"), ("ST2SI", "AlphaFuse", "llama")]
+)
+def test_as_an_id_model(host, guest, backbone, small, tiny):
+    """A run trains it first, reads its vectors or mixes its scores in, and is loaded with a copy of it."""
+    own = {"backbone": str(tiny["bert"]), "epochs": 2, "learning_rate": 0.01, **SIZES}
+    own.update({"null_size": 3} if guest == "AlphaFuse" else {})
+    settings = small_settings(
+        small, model=host, backbone=str(tiny[backbone]), id_model=guest, id_model_settings=own, epochs=1,
+        **({"max_prompt_tokens": 128} if host == "IDLEAdapter" else {"tuning": "ilp", "id_weight": 0.5}),
+    )  # fmt: skip
+    result = run(settings=settings)
+    assert result["id_model"]["model"] == guest
+    assert result["id_model"]["test"]["ndcg@3"] >= 0
+    parts = load(result["path"])
+    scores = scores_of(parts.model, test_rows(parts))
+    assert scores[:, 1:].isfinite().all()
+    if host == "ST2SI":
+        rows = test_rows(parts)
+        guests = scores_of(parts.model.id_scores.model, rows)[:, 1:].log_softmax(dim=1)
+        parts.model.id_scores.weight.fill_(1.0)
+        torch.testing.assert_close(scores_of(parts.model, rows)[:, 1:], guests, atol=1e-5, rtol=1e-5)

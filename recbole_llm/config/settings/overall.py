@@ -7,6 +7,7 @@ from recbole_llm.config.kinds import (
     SHARE,
     SIZE,
     Choice,
+    Either,
     Flag,
     Items,
     Maybe,
@@ -14,6 +15,7 @@ from recbole_llm.config.kinds import (
     Whole,
 )
 from recbole_llm.config.schema import Role, Section, Setting
+from recbole_llm.config.settings.one_pass import ONE_PASS
 from recbole_llm.config.settings.recbole_run import EVAL_ARGS, METRICS, TOPK, VALID_METRIC
 
 TITLE = "Defaults of every run, on top of RecBole's own overall.yaml. One protocol for every model of a table."
@@ -27,16 +29,16 @@ OVERALL = (
                 EVAL_ARGS,
                 {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
                 Role.PROTOCOL,
-                "Leave-one-out in time order, ranked among all items.",
+                "Leave-one-out in time order, ranked among all items. Where some parts are set, the others stay.",
             ),
             Setting(
-                "mask_history",
-                Flag(),
-                False,
+                "repeatable",
+                Either(Flag(), Choice("auto")),
+                "auto",
                 Role.PROTOCOL,
-                "Whether items of the history are left out of the ranking (for a sequential model, those that it "
-                "reads: the most recent MAX_ITEM_LIST_LENGTH), except a repeated target. RecBole masks them for "
-                "general models (Pop, BPR) alone; a table has all models masked or none.",
+                "Whether items that a user met before are ranked with the others, for every model. False leaves the "
+                "whole known history out of the ranking, not only what the model reads of it; a target always stays. "
+                "auto: False where no user of the dataset meets an item twice, else True. result.json has both.",
             ),
             Setting(
                 "metrics",
@@ -172,6 +174,15 @@ OVERALL = (
                 "(on the CPU where they do not fit): the same batches in the same order, in a fraction of the time. "
                 "False takes RecBole's own dataset and loader.",
             ),
+            Setting(
+                "eval_memory",
+                SIZE,
+                4096,
+                Role.MACHINE,
+                "The most that the scores of one batch of an evaluation and what is computed of them may take, in MiB: "
+                "in a large catalogue fewer rows are ranked at once than eval_batch_size says. The ranks are the same.",
+            ),
         ),
     ),
+    ONE_PASS,
 )

@@ -147,12 +147,6 @@ RUN = (
                     {},
                 ),
                 ("metric_decimal_place", COUNT, "Decimal places of metrics.", {}),
-                (
-                    "repeatable",
-                    Flag(),
-                    "Whether items of the history may be recommended again; sequential models need True.",
-                    {},
-                ),
             ),
         ),
     ),

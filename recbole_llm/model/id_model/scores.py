@@ -17,11 +17,16 @@ from torch import Tensor, nn
 from recbole_llm.config.hooks import hooks_of
 from recbole_llm.data.dataset import HISTORY_END
 from recbole_llm.errors import SettingError
-from recbole_llm.evaluation.ranks import gain_of_rank, read_history, target_ranks
+from recbole_llm.evaluation.counting import leave_out
+from recbole_llm.evaluation.ranks import gain_of_rank
 from recbole_llm.model.id_model.histories import resized_histories
 from recbole_llm.model.id_model.memory import RowMemory
+from recbole_llm.model.id_model.mixed_ranks import mixed_ranks
 
 WEIGHTS = np.linspace(0, 1, 21)  # that are tried on validation
+# Rows of a batch, the model's own scores [rows, items] of them, ranking and item of each target; the ranking that each
+# row is a candidate in, where candidates are sampled; and what is left out of the rankings (`KnownHistories.keys`).
+Scored = tuple[Interaction, Tensor, tuple[Tensor, Tensor], Tensor | None, Tensor | None]
 
 
 class IdScores(nn.Module):
@@ -50,7 +55,6 @@ class IdScores(nn.Module):
         self.model = model
         self.item_field = config["ITEM_ID_FIELD"]
         self.fields = (config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"], config["ITEM_LIST_LENGTH_FIELD"])
-        self.mask_history = bool(config["mask_history"])
         self._scores = RowMemory()
         self._remembered: dict[bytes, Tensor] = {}
 
@@ -101,14 +105,18 @@ class IdScores(nn.Module):
             return
         self._remembered.clear()
 
-        def batches() -> Iterator[tuple[Interaction, Tensor, tuple[Tensor, Tensor], Any]]:
+        part = getattr(valid_data, "_dataset", None)
+        known = None if part is None or part.item_protocol.repeatable else part.known_histories
+
+        def batches() -> Iterator[Scored]:
             for interaction, place, rows, items in valid_data:
                 states = states_of(interaction)
                 scores = head(states)
-                if not isinstance(place, Tensor):  # all items are ranked; candidates have too many lines to keep
+                lines = place if isinstance(place, Tensor) else None
+                if lines is None:  # all items are ranked; candidates have too many lines to keep
                     self._remembered[self._key(interaction)] = states
-                    place = read_history(interaction, self.fields[0], rows, items) if self.mask_history else None
-                yield interaction, scores, (rows.to(scores.device), items.to(scores.device)), place
+                left_out = None if known is None else known.keys(interaction, lines, scores.device)
+                yield interaction, scores, (rows.to(scores.device), items.to(scores.device)), lines, left_out
 
         self.choose_weight(batches())
 
@@ -119,28 +127,23 @@ class IdScores(nn.Module):
     def _key(self, interaction: Interaction) -> bytes:
         return b"".join(interaction[field].cpu().numpy().tobytes() for field in self.fields)
 
-    def choose_weight(self, batches: Iterator[tuple[Interaction, Tensor, tuple[Tensor, Tensor], Any]]) -> None:
+    def choose_weight(self, batches: Iterator[Scored]) -> None:
         """Take the weight with the best `valid_metric` on validation; of equals, the one nearest to one half.
 
         Args:
-            batches: lines, the model's own scores [lines, items] of them, and where their targets are: ranking and
-                item of each; with the ranking and item of what is left out, or None. Where candidates are sampled,
-                every line is one of them, and int64 [lines], the ranking that it stands in, takes that place.
+            batches: of the validation part.
         """
         assert self._gain is not None
         gains = torch.zeros(len(WEIGHTS), dtype=torch.float64, device=self.weight.device)
-        for interaction, scores, targets, left_out in batches:
+        weights = torch.tensor(WEIGHTS, dtype=torch.float32, device=self.weight.device)
+        for interaction, scores, targets, lines, left_out in batches:
             own, of_id_model = log_probabilities(scores), self(interaction)
-            if isinstance(left_out, Tensor):
-                lines, items = left_out.to(own.device), interaction[self.item_field].to(own.device)
+            if lines is not None:
+                lines, items = lines.to(own.device), interaction[self.item_field].to(own.device)
                 own, of_id_model = (_of_candidates(each, lines, items) for each in (own, of_id_model))
-                left_out = torch.ones_like(own, dtype=torch.bool)
-                left_out[lines, items] = False
-            for index, weight in enumerate(WEIGHTS):
-                ranked = mixed(own, of_id_model, torch.tensor(weight, dtype=own.dtype, device=own.device))
-                if left_out is not None:
-                    ranked[left_out] = float("-inf")
-                gains[index] += self._gain(target_ranks(ranked, *targets)).sum()
+            if left_out is not None:
+                leave_out(own, left_out, *targets)
+            gains += self._gain(mixed_ranks(own, of_id_model, *targets, weights)).sum(dim=1)
         counted = gains.cpu().numpy()
         best = np.flatnonzero(np.isclose(counted, counted.max(), rtol=1e-12))
         self.weight.fill_(WEIGHTS[min(best, key=lambda index: abs(WEIGHTS[index] - 0.5))])
@@ -193,27 +196,31 @@ def require_scores_of_all_items(model_class: type) -> None:
 
 
 def _of_candidates(scores: Tensor, lines: Tensor, items: Tensor) -> Tensor:
-    """Return the score of each line's item, one row per ranking [rankings, items]; 0 for what is no candidate.
+    """Return the score of each line's item, one row per ranking [rankings, items]; -inf for what is none.
 
     Args:
         scores: [lines, items].
         lines: int64 [lines], the ranking of each line.
         items: int64 [lines], the item of each line.
     """
-    found = scores.new_zeros(int(lines.max()) + 1, scores.shape[1])
+    found = scores.new_full((int(lines.max()) + 1, scores.shape[1]), -torch.inf)
     return found.index_put((lines, items), scores.gather(1, items[:, None])[:, 0])
 
 
 def log_probabilities(scores: Tensor) -> Tensor:
-    """Return log softmax over the items without the padding id, float32 [rows, items]."""
+    """Return log softmax over the items without the padding id, float32 [rows, items].
+
+    That of float32 `scores` is set to -inf in place, as RecBole's trainer does.
+    """
     padding = torch.zeros(1, dtype=torch.long, device=scores.device)
-    return scores.float().index_fill(1, padding, float("-inf")).log_softmax(dim=1)
+    return scores.float().index_fill_(1, padding, float("-inf")).log_softmax(dim=1)
 
 
 def mixed(own: Tensor, of_id_model: Tensor, weight: Tensor) -> Tensor:
     """Return ``(1 - weight) own + weight of_id_model`` of two tables of log-probabilities [rows, items].
 
-    Both are -inf for the padding id alone, and a weight of 0 or 1 leaves that as it is.
+    Both are -inf for the padding id alone, and a weight of 0 or 1 leaves that as it is. `own` is overwritten: nothing
+    else needs it, and tables of all items are large.
     """
-    scores = torch.lerp(own[:, 1:], of_id_model[:, 1:], weight)
-    return torch.cat([own[:, :1], scores], dim=1)
+    own[:, 1:].lerp_(of_id_model[:, 1:], weight)
+    return own

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_llm.model.layers.item_linear_projection import linear_cross_entropy
+from recbole_llm.model.layers.item_linear_projection import cross_entropy_sum
 
 _PAIRS = 1 << 18  # user-item pairs that a crossing scores at once
 
@@ -106,7 +106,7 @@ def table_cross_entropy(similarity: Similarity, users: Tensor, table: Tensor, la
         table: [items, d], with or without a gradient.
         labels: int64 [rows], item ids.
     """
-    return linear_cross_entropy(similarity.users(users), similarity.items(table), labels)
+    return cross_entropy_sum(similarity.users(users), similarity.items(table), labels)
 
 
 def full_cross_entropy(

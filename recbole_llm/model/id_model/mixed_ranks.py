@@ -1,0 +1,56 @@
+"""The ranks of targets in the mix of two tables of scores, under many weights, in one pass over the tables."""
+
+import torch
+from torch import Tensor
+
+from recbole_llm.evaluation.counting import PIECE_BYTES, require_numbers
+
+
+def mixed_ranks(
+    own: Tensor, other: Tensor, rows: Tensor, targets: Tensor, weights: Tensor, piece_bytes: int = PIECE_BYTES
+) -> Tensor:
+    """Return the rank of each target under ``(1 - w) own + w other`` for every weight w; ties count against it.
+
+    An item that is at least as good as the target in both tables is in front of it under every weight from 0 to 1, one
+    that is worse in both under none: the tables are mixed where they disagree about the two alone.
+
+    Args:
+        own: [rankings, items]; items that are no candidates have -inf.
+        other: likewise; it is not looked at for what is no candidate in `own`.
+        rows: int64 [targets], the ranking of each target.
+        targets: int64 [targets], item ids.
+        weights: from 0 to 1.
+        piece_bytes: the most that is held beside the tables, about.
+
+    Returns:
+        int64 [weights, targets].
+
+    Raises:
+        TrainingError: if a score is not a number.
+    """
+    require_numbers(own)
+    require_numbers(other)
+    own_of_target, other_of_target = own[rows, targets], other[rows, targets]
+    ranks = torch.zeros(len(weights), len(rows), dtype=torch.int64, device=own.device)
+    # Of an item: two scores, three answers, and up to eleven numbers of eight bytes where the tables disagree.
+    lines = max(piece_bytes // (100 * own.shape[1]), 1)
+    for first in range(0, len(rows), lines):
+        piece = slice(first, first + lines)
+        ranks[:, piece] = _of_piece(
+            own[rows[piece]], other[rows[piece]], own_of_target[piece], other_of_target[piece], weights
+        )
+    return ranks
+
+
+def _of_piece(own: Tensor, other: Tensor, own_of_target: Tensor, other_of_target: Tensor, weights: Tensor) -> Tensor:
+    """Return the ranks [weights, targets] of some targets, whose rankings are the rows of the tables."""
+    in_own, in_other = own >= own_of_target[:, None], other >= other_of_target[:, None]
+    always = (in_own & in_other).sum(dim=1)
+    line, item = (in_own ^ in_other).nonzero(as_tuple=True)
+    mine, theirs = own[line, item], other[line, item]
+    ranks = always.repeat(len(weights), 1)
+    for number, weight in enumerate(weights):
+        # No candidate: -inf in one of them makes NaN, which is not in front.
+        wins = torch.lerp(mine, theirs, weight) >= torch.lerp(own_of_target, other_of_target, weight)[line]
+        ranks[number] += torch.bincount(line[wins], minlength=len(own_of_target))
+    return ranks

@@ -1,0 +1,105 @@
+"""Ranks in blocks are those of the whole, by counting in plain Python; and how much of a batch is scored at once."""
+
+import numpy as np
+import pytest
+import torch
+from small_data import build_parts, write_dataset
+
+from recbole_llm.errors import TrainingError
+from recbole_llm.evaluation.counting import leave_out, target_ranks
+from recbole_llm.model.id_model.mixed_ranks import mixed_ranks
+
+ITEMS = 40
+BLOCK = 7 * 5  # bytes of seven float32 scores and seven answers
+
+
+def scores_with_ties(rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 9, (rows, ITEMS), generator=generator).float()
+    scores[:, 0] = -torch.inf
+    return scores
+
+
+def by_loop(scores, rows, targets):
+    return [
+        sum(1 for score in scores[row].tolist() if score >= scores[row, target])
+        for row, target in zip(rows.tolist(), targets.tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("piece", [1, BLOCK, 3 * 5 * ITEMS, 2**20])
+@pytest.mark.parametrize("several", [False, True])
+def test_blocks_of_items_and_users_give_the_ranks_of_the_whole(piece, several):
+    scores = scores_with_ties(11, seed=1)
+    rows = torch.tensor([0, 0, 3, 3, 3, 10]) if several else torch.arange(11)
+    targets = torch.randint(1, ITEMS, (len(rows),), generator=torch.Generator().manual_seed(2))
+    before = scores.clone()
+    assert target_ranks(scores, rows, targets, piece).tolist() == by_loop(scores, rows, targets)
+    assert torch.equal(scores, before)
+
+
+@pytest.mark.parametrize("piece", [1, 100 * ITEMS * 2, 2**20])
+def test_every_weight_ranks_as_the_mixed_table_does(piece):
+    """Candidates alone are in the ranking; the other table is not looked at where there are none."""
+    generator = torch.Generator().manual_seed(4)
+    own, other = (torch.randn(9, ITEMS, generator=generator).round(decimals=1) for _ in range(2))
+    own[:, [0, 5, 6]] = -torch.inf
+    other[:, 0] = -torch.inf
+    other[:, 5] = 99.0
+    rows = torch.tensor([0, 1, 1, 4, 8])
+    targets = torch.tensor([3, 7, 12, 39, 1])
+    weights = torch.linspace(0, 1, 21)
+    found = mixed_ranks(own, other, rows, targets, weights, piece)
+    assert found.shape == (21, 5)
+    for number, weight in enumerate(weights):
+        mixed = torch.lerp(own, other, weight)
+        mixed[:, [0, 5, 6]] = -torch.inf
+        assert found[number].tolist() == by_loop(mixed, rows, targets)
+    assert len({tuple(ranks) for ranks in found.tolist()}) > 3  # the weight matters
+
+
+def test_what_is_left_out_is_out_and_targets_stay():
+    scores = scores_with_ties(3, seed=3)
+    before = scores.clone()
+    keys = torch.tensor([4, 9, ITEMS + 4, 2 * ITEMS + 1])
+    leave_out(scores, keys, torch.tensor([0, 1]), torch.tensor([9, 8]))
+    expected = before.clone()
+    expected[0, 4] = expected[1, 4] = expected[2, 1] = -torch.inf
+    assert torch.equal(scores, expected)
+
+
+def test_scores_that_are_not_numbers_are_an_error():
+    scores = scores_with_ties(3, seed=3)
+    scores[2, 1] = torch.nan
+    with pytest.raises(TrainingError, match="not numbers"):
+        mixed_ranks(scores_with_ties(3, 0), scores, torch.arange(3), torch.ones(3, dtype=torch.long), torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "own"),
+    [("SASRec", {"hidden_size": 8, "inner_size": 8, "MAX_ITEM_LIST_LENGTH": 5}), ("BPR", {"embedding_size": 8})],
+)
+def test_a_batch_is_no_larger_than_its_memory(workdir, model, own):
+    """More items than fit: 40 rows of 4 numbers of 4 bytes for each of 1,639 items are 1 MiB."""
+    histories = {f"u{n}": [f"i{(n * 17 + place) % 1638}" for place in range(30)] for n in range(60)}
+    histories |= {"first": [f"i{place}" for place in range(900)], "last": [f"i{place}" for place in range(900, 1638)]}
+    write_dataset(workdir, histories, titles=None)
+    steps, ranks = {}, {}
+    for memory in (1, 4096):
+        sizes = {"train_batch_size": 2048, "eval_batch_size": 100 * 1639}
+        parts = build_parts(workdir, model=model, eval_memory=memory, **sizes, **own)
+        steps[memory] = parts.test.step
+        trainer = parts.trainer()
+        trainer.eval_collector.data_collect(parts.train)
+        rows = []
+        collect = trainer.eval_collector.eval_batch_collect
+        trainer.eval_collector.eval_batch_collect = lambda scores, *rest, into=rows, to=collect: (
+            into.append(len(scores)),
+            to(scores, *rest),
+        )
+        trainer.evaluate(parts.test, load_best_model=False)
+        assert max(rows) <= steps[memory]
+        ranks[memory] = trainer.eval_collector.collected()
+    assert steps[1] == 2**20 // (16 * 1639) == 39 and steps[4096] >= 61
+    for found, expected in zip(ranks[1], ranks[4096], strict=True):
+        assert np.array_equal(found, expected)
