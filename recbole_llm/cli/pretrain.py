@@ -11,7 +11,7 @@ def parser() -> Parser:
     """Return the parser of the verb."""
     found = Parser(
         "pretrain",
-        "Pre-train ST2SI's language model, or all of a model that reads text vectors (UniSRec, ZESRec), on datasets. "
+        "Pre-train ST2SI's language model, or all of another model (UniSRec, ZESRec, LLMRec, Recformer), on datasets. "
         "The last line that is printed is the folder of what was trained, for --backbone (ST2SI) or "
         "--pretrained_state of a run on another dataset. How long, and which epochs are stored, say the settings "
         "pretrain_epochs and pretrain_save_epochs (--help=ST2SI).",
