@@ -89,7 +89,7 @@ def test_items_are_the_gelu_of_a_linear_layer_of_their_mean_state(make):
 
 
 def test_a_frozen_backbone_is_read_once_and_not_trained(make):
-    """Its features are transformers' own, and the item text vectors of other models; loss and ranking are unfrozen's."""
+    """Its features are transformers' own, and other models' item text vectors; loss and ranking are unfrozen's."""
     parts, other = make(tuning="frozen"), make()
     model, plain = parts.model, other.model
     plain.load_state_dict(model.state_dict())
