@@ -153,6 +153,8 @@ def _check_negatives(config: Any) -> None:
     """Refuse a loss of pairs without the negative item that each pair needs."""
     if config["train_neg_sample_args"]["distribution"] != "none" or config["model"] in _READ_USERS:
         return
+    if config["train_positions"] != "last":  # one pass draws its negatives on the device
+        return
     reason = None
     if (
         config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] != "CE"
