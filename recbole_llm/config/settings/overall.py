@@ -38,6 +38,7 @@ OVERALL = (
                 "Whether items that a user met before are ranked with the others, for every model. False leaves the "
                 "whole known history out of the ranking, not only what the model reads of it; a target always stays. "
                 "auto: False where no user of the dataset meets an item twice, else True. result.json has both.",
+                since="0.3.0",
             ),
             Setting(
                 "metrics",
@@ -180,6 +181,7 @@ OVERALL = (
                 Role.MACHINE,
                 "The most that the scores of one batch of an evaluation and what is computed of them may take, in MiB: "
                 "in a large catalogue fewer rows are ranked at once than eval_batch_size says. The ranks are the same.",
+                since="0.3.0",
             ),
         ),
     ),
