@@ -28,6 +28,10 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp": {},
     "recbole-llm --model=IDLEAdapter --dataset=ml-100k": IDLE,
     "recbole-llm --resume=saved/<run>": {},
+    # text_towers.md
+    "recbole-llm run --model=Recformer --dataset=Scientific --backbone=sbert-minilm": {
+        **{"backbone": "TINY_BERT", "max_sequence_tokens": 100, "epochs": 2},
+    },
     # add_a_backbone.md
     "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=models/my-llama --tuning=lora": {},
     # compare_and_tune.md
@@ -50,6 +54,8 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm recommend --run=saved/<run> --histories=histories.txt --format=csv": {},
     # tune.md
     "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20": {"trials": 2},
+    # one_pass.md
+    "recbole-llm run --model=SASRec --dataset=ml-100k --train_positions=all": {},
     "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20 --storage=trials.log": {"trials": 2},
     # reproduce_a_table.md
     "recbole-llm run --paper=st2si/table2/Scientific/st2si": {"backbone": "TINY"},
@@ -83,6 +89,10 @@ RUN: dict[str, dict[str, object]] = {
         "backbone": "TINY",
         "id_model_settings": "{'epochs': 1}",
     },
+    # text_vectors.md
+    "recbole-llm --model=UniSRec --dataset=Scientific --backbone=sbert-minilm": {"backbone": "TINY_BERT"},
+    "recbole-llm --model=UniSRec --dataset=Scientific --pretrain_datasets=Games": {"backbone": "TINY_BERT"},
+    "recbole-llm --model=ZESRec --dataset=Scientific --pretrain_datasets=Games --epochs=0": {"backbone": "TINY_BERT"},
     # pretraining_and_scenarios.md
     "recbole-llm --model=ST2SI --dataset=Scientific --tuning=ilp --pretrain_datasets=Food,Cell --pretrain_epochs=15": {
         "backbone": "TINY"
@@ -98,7 +108,15 @@ RUN: dict[str, dict[str, object]] = {
 }
 
 READ = {
+    "recbole-llm pretrain --model=UniSRec --pretrain_datasets=Games,Food": "tests/stages/ has it",
+    'recbole-llm recommend --run=saved/<run of UniSRec> --history="242,302" --new_items=new.tsv': (
+        "tests/cli/test_recommend_command.py runs it"
+    ),
+    "recbole-llm tune --model=SASRec --dataset=Scientific --params_file=properties/hyper/one-pass/SASRec.hyper "
+    "--algo=bayes --trials=20": "data that is not here",
     "recbole-llm run --paper=list:st2si/table2": "it prints names; tests/config/test_paper_rows.py reads them",
+    "recbole-llm pretrain --model=Recformer --pretrain_datasets=Games --item_text_fields=title "
+    "--backbone=sbert-minilm": "a second dataset; tests/model/test_towers_together.py pre-trains it on two",
     "make run": "minutes; tests/test_end_to_end.py runs what it starts, on fewer users",
     "make test": "minutes",
     "recbole-llm prepare --dataset=Scientific --report": "network",

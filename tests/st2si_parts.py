@@ -1,10 +1,15 @@
 """What the tests of ST2SI share: a filled store of hidden states, RecBole's rows, gradients."""
 
 import torch
+from tqdm import tqdm
+
+
+def no_bar(total):
+    return tqdm(total=total, disable=True)
 
 
 def fill(parts):
-    parts.model.fill_state_cache([parts.valid.dataset, parts.test.dataset], parts.context.folder, lambda p: p)
+    parts.model.fill_state_cache([parts.valid.dataset, parts.test.dataset], parts.context.folder, no_bar)
     return parts.model
 
 

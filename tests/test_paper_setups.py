@@ -125,7 +125,7 @@ METRICS = {
 IDLE_LENGTHS = {"Clothing": 20, "Musical": 20, "ml-1m": 50}
 IDLE_MODELS = {
     "fpmc": "FPMC", "bpr": "BPR", "caser": "Caser", "gru4rec": "GRU4Rec", "sasrec": "SASRec", "comirec": "ComiRec",
-    "bert4rec": "BERT4Rec", "s3rec": "S3Rec", "mlp4rec": "MLP4Rec",
+    "bert4rec": "BERT4Rec", "s3rec": "S3Rec", "mlp4rec": "MLP4Rec", "twinbert": "TwinBERT",
 }  # fmt: skip
 
 
@@ -252,6 +252,7 @@ def test_every_row_can_be_started(tmp_path, monkeypatch):
         ("table6/*/opt-1.3b", {"tuning": "full", "weights": "bf16", "gradient_checkpointing": True}),
         ("table6/*/llama-7b-ilp", {"tuning": "ilp", "weights": "bf16"}),
         ("table2/*/s3rec", {"item_attribute": "categories", "train_stage": None}),  # both, by default
+        ("table2/*/llm-rec", {"item_loss": "table", "two_stage": True, "temperature": 0.05}),
         ("table9/*/*", {"candidates": 20, "candidate_seeds": 20, "MAX_ITEM_LIST_LENGTH": 10}),
         ("figure3/*/none", {"pretrain_datasets": None, "tuning": "full", "learning_rate": 5e-5}),
         ("figure4/*/food-cell", {"pretrain_datasets": ["Food", "Cell"], "tuning": "ilp"}),
@@ -269,24 +270,25 @@ def test_rows_do_what_their_names_say(pattern, settings):
 
 def test_table_9_reads_each_data_sets_titles():
     fields = {name: row_settings(name).get("item_text_fields") for name in list_rows("st2si/table9")}
-    assert fields.pop("st2si/table9/ml-100k-llara/st2si") == ["movie_title"]
-    assert fields.pop("st2si/table9/steam-llara/st2si") == ["title"]
+    for row in ("st2si", "morec"):
+        assert fields.pop(f"st2si/table9/ml-100k-llara/{row}") == ["movie_title"]
+        assert fields.pop(f"st2si/table9/steam-llara/{row}") == ["title"]
     assert set(fields.values()) == {None}  # the ID models read no text
 
 
 def test_every_row_is_there():
     counts = {name: len(list_rows(name)) for name in all_tables()}
     assert counts == {
-        "st2si/table2": 6 * 7,
+        "st2si/table2": 6 * 11,
         "st2si/table3": 3 * 10,
         "st2si/table4": 3 * 3,
         "st2si/table5": 6,
         "st2si/table6": 3 * 8,
-        "st2si/table9": 2 * 4,
+        "st2si/table9": 2 * 5,
         "st2si/figure3": 6 * 4,
         "st2si/figure4": 6 * 4,
         "st2si/figure5": 6 * 6,
-        "idle_adapter/table2": 3 * 9,
+        "idle_adapter/table2": 3 * 10,
         "idle_adapter/table3": 2 * 6,
         "idle_adapter/table4": 2 * 4,
         "idle_adapter/figure2": 2 * 6,
@@ -321,7 +323,7 @@ def test_idle_adapter_is_set_as_the_paper_says(tmp_path, monkeypatch):
     for name in ("idle_adapter/table2/ml-1m/idle-adapter", "idle_adapter/table2/Musical/bpr"):
         config = Config(config_file_list=[row_settings(name)], config_dict={"use_gpu": False})
         assert {"Hit", "NDCG"} <= set(config["metrics"]) and config["topk"] == [5, 10]
-        assert config["eval_args"]["split"] == {"LS": "valid_and_test"} and not config["mask_history"]
+        assert config["eval_args"]["split"] == {"LS": "valid_and_test"} and config["repeatable"] is True
 
 
 def test_the_other_split_gives_a_user_several_targets(workdir, tiny):

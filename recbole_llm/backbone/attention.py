@@ -35,13 +35,15 @@ def packed_hidden_states(model: nn.Module, batch: PackedBatch, **keywords: Any) 
     Args:
         model: a transformers base model that went through `use_packed_attention`.
         batch: the tokens.
-        keywords: given to the layers.
+        keywords: given to the model; `inputs_embeds` [tokens, width] takes the place of the tokens' word embeddings.
     """
     # A mask of four dimensions is taken for finished. Without one, Llama types look for packed sequences in the
     # positions, and wait for the device to do so.
     finished = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=batch.token_ids.device)
+    embedded = keywords.pop("inputs_embeds", None)
+    tokens = {"input_ids": batch.token_ids[None]} if embedded is None else {"inputs_embeds": embedded[None]}
     output = model(
-        input_ids=batch.token_ids[None],
+        **tokens,
         position_ids=batch.positions[None],
         attention_mask=finished,
         use_cache=False,

@@ -6,7 +6,7 @@ training of a linear model, with the same loss and the same gradients.
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_llm.backbone.stored_states import read_states, write_states
 from recbole_llm.errors import StorageError
 from recbole_llm.packing.ragged import RaggedTable, ranges
-from recbole_llm.packing.sequences import Sequences
+from recbole_llm.packing.sequences import Sequences, distinct
 from recbole_llm.utils.files import reserve
 
 _IN_MEMORY = 2 * 1024**3  # bytes; a larger table is memory-mapped
+_REMEMBERED = 256 * 1024**2  # bytes of single states
+_CPU_TOKENS = 4096  # of a pass on the CPU, where a larger one is no faster, and takes minutes of which nothing is seen
+
+
+def storing_budget(device: torch.device, budget: int) -> int:
+    """Return the tokens of a pass whose states are stored: at most `budget`, and so few that progress is seen."""
+    return min(budget, _CPU_TOKENS) if device.type == "cpu" else budget
 
 
 class FeatureStore:
@@ -65,6 +73,20 @@ class FeatureStore:
             ) from error
         self._table = torch.from_numpy(mapped).view(dtype).view(rows, width)
 
+    @classmethod
+    def of(cls, table: Tensor, device: torch.device, in_memory: int = _IN_MEMORY) -> "FeatureStore":
+        """Return a filled store of a memory-mapped table [rows, width]; see the class."""
+        store = cls(0, table.shape[1], table.dtype, device, Path())
+        size = table.numel() * table.element_size()
+        store._table = table.to(device, copy=True) if size <= in_memory else table
+        store._filled = len(table)
+        return store
+
+    @property
+    def table(self) -> Tensor:
+        """The rows that are filled: [rows, width], on the device or memory-mapped."""
+        return self._table[: self._filled]
+
     def append(self, states: Tensor) -> None:
         """Store the next rows [n, width]."""
         self._table[self._filled : self._filled + len(states)] = states
@@ -73,6 +95,85 @@ class FeatureStore:
     def take(self, rows: Tensor) -> Tensor:
         """Return rows on the device: [len(rows), width]."""
         return self._table.index_select(0, rows.to(self._table.device)).to(self.device)
+
+
+def stored_or_computed(
+    key: str,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    folder: Path,
+    limit: float,
+    parts: Callable[[], Iterator[Tensor]],
+    in_memory: int = _IN_MEMORY,
+) -> FeatureStore:
+    """Return a filled store: from the disk where its states are, or computed and stored there for the next run.
+
+    Args:
+        key: see `stored_states.states_key`.
+        shape: rows and their width.
+        dtype: see `FeatureStore`.
+        device: see there.
+        folder: see there.
+        limit: bytes that all stored states may take on the disk.
+        parts: computes the rows in their order, some at a time.
+        in_memory: see there.
+    """
+    known = read_states(key, *shape, dtype)
+    if known is not None:
+        return FeatureStore.of(known, device, in_memory)
+    store = FeatureStore(*shape, dtype, device, folder, in_memory)
+    for states in parts():
+        store.append(states)
+    write_states(key, store.table, limit)
+    return store
+
+
+@dataclass(frozen=True)
+class SharedRows:
+    """A store of which several rows have one state each: rows with the same content.
+
+    Attributes:
+        store: one row per content.
+        index: int64 [rows] on the device, the row of the store that each row has.
+    """
+
+    store: FeatureStore
+    index: Tensor
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Return rows on the device: [len(rows), width]."""
+        return self.store.take(self.index[rows.to(self.index.device)])
+
+
+class StateMemory:
+    """States of a frozen backbone by the content that was read, as long as there is room.
+
+    Args:
+        room: bytes that it may take.
+    """
+
+    def __init__(self, room: int = _REMEMBERED) -> None:
+        self._known: dict[bytes, Tensor] = {}
+        self._room = room
+
+    def take(self, keys: Sequence[bytes], compute: Callable[[np.ndarray], Tensor]) -> Tensor:
+        """Return one state per key: [keys, width].
+
+        Args:
+            keys: of the content.
+            compute: from the indices of keys, each another one, to their states.
+        """
+        first, _ = distinct(keys)
+        missing = first[[keys[index] not in self._known for index in first]]
+        found: dict[bytes, Tensor] = {}
+        if len(missing):
+            states = compute(missing)
+            found = {keys[index]: state for index, state in zip(missing.tolist(), states, strict=True)}
+            if (size := states.numel() * states.element_size()) <= self._room:
+                self._known.update(found)
+                self._room -= size
+        return torch.stack([found[key] if key in found else self._known[key] for key in keys])
 
 
 @dataclass(frozen=True)

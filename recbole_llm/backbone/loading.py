@@ -64,11 +64,13 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 
     require_whole(found.folder)
     model = _load_model(found, dtype, seed)
     tokenizer = _load_tokenizer(found)
-    known, rows = len(tokenizer), model.get_input_embeddings().num_embeddings
+    known, rows = max(tokenizer.get_vocab().values(), default=-1) + 1, model.get_input_embeddings().num_embeddings
     if known > rows:
         raise BackboneError(
-            f"the tokenizer in {found.folder} has {known} tokens but the model embeds {rows}: they belong to two models"
+            f"the tokenizer in {found.folder} has token ids up to {known - 1} but the model embeds {rows}: they "
+            f"belong to two models"
         )
+    _check_sizes(model, found.folder)
     return Backbone(
         model=model,
         tokenizer=tokenizer,
@@ -173,6 +175,21 @@ def _max_positions(model: PreTrainedModel) -> int | None:
     """Return how many tokens have a position; RoBERTa's table also holds rows that no token ever gets."""
     bound = getattr(model.config, "max_position_embeddings", None)
     return None if bound is None else bound - first_position(model)
+
+
+def _check_sizes(model: PreTrainedModel, folder: Path) -> None:
+    """Refuse what a model is built with and cannot compute with. Raises BackboneError."""
+    positions = _max_positions(model)
+    if positions is not None and positions < 1:
+        raise BackboneError(f"config.json in {folder} has positions for {positions} tokens: fetch it again")
+    for name, value in model.named_buffers():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise BackboneError(
+                f"config.json in {folder} makes {name} no number: fetch it again, or see its rope values"
+            )
+    for name, value in model.config.to_dict().items():
+        if "dropout" in name and isinstance(value, int | float) and not 0 <= value <= 1:
+            raise BackboneError(f"config.json in {folder} has {name}={value}, which must be from 0 to 1")
 
 
 def first_position(model: torch.nn.Module) -> int:

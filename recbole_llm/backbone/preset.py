@@ -186,13 +186,17 @@ def _encoder_pooling(folder: Path) -> Pooling:
         settings = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "mean"
-    return "cls" if settings.get("pooling_mode_cls_token") else "mean"
+    return "cls" if isinstance(settings, dict) and settings.get("pooling_mode_cls_token") else "mean"
 
 
 def _layers_path(config: PretrainedConfig, folder: Path) -> str:
     """Return where the model keeps its layers, found on a model without memory (meta device)."""
-    with torch.device("meta"):
-        model = AutoModel.from_config(config, trust_remote_code=False)
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(config, trust_remote_code=False)
+    except Exception as error:  # an unknown activation is a KeyError, a negative size a RuntimeError, and so on
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        raise BackboneError(f"config.json in {folder} describes no model that can be built ({reason})") from error
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers:
             return path

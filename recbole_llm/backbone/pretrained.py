@@ -63,6 +63,8 @@ def read_record(backbone: str | Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError(type(record).__name__)
     except (OSError, ValueError) as error:
         raise BackboneError(f"{path} is broken: pre-train again, or use another backbone") from error
     return {**record, "folder": str(backbone)}

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from recbole_llm.cli.arguments import Given, Parser, add_config_files, flag
 from recbole_llm.cli.interrupts import interrupted
+from recbole_llm.cli.show import show
 from recbole_llm.config import names
 from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.interruption import stored_folders
+from recbole_llm.utils.plain_text import one_line
 from recbole_llm.utils.values import names_of, parse_value
 
 if TYPE_CHECKING:
@@ -97,10 +99,10 @@ def main(given: Given) -> int:
     except KeyboardInterrupt as interrupt:
         stored = stored_folders(interrupt)
         return interrupted(interrupt, f"the same command resumes the comparison {stored[-1]}" if stored else None)
-    print(PRINTED[options.format](comparison, options.rows).rstrip("\n"))
+    show(PRINTED[options.format](comparison, options.rows).rstrip("\n"))
     for note in comparison["notes"]:
-        logging.getLogger().warning(note)
-    print(comparison["path"])
+        logging.getLogger().warning(one_line(note))
+    show(comparison["path"])
     return 0
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import recbole_llm
 from recbole_llm import __version__
 from recbole_llm.cli.arguments import Given, Parser
+from recbole_llm.cli.show import show
 from recbole_llm.utils import paths
 
 # Imported and not only looked up, since an installed version that does not fit the others fails there.
@@ -40,7 +41,7 @@ def parser() -> Parser:
 
 def main(given: Given) -> int:
     """Print the report."""
-    print(report(given.options.get("data_path", "dataset/")))
+    show(report(given.options.get("data_path", "dataset/")))
     return 0
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.backbone.resolve import locate
+from recbole_llm.cli.show import show
 from recbole_llm.config import names
 from recbole_llm.config.config import Config
+from recbole_llm.config.given_dataset import given_dataset
 from recbole_llm.data.build import create_dataset, data_preparation
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
@@ -20,7 +22,7 @@ from recbole_llm.utils.values import write_value
 Files = Sequence[str | Mapping[str, Any]]
 
 
-def show(files: Files, line: Sequence[str], resume: str | None, everything: bool) -> None:
+def show_dry_run(files: Files, line: Sequence[str], resume: str | None, everything: bool) -> None:
     """Print what ``run`` would do.
 
     Args:
@@ -35,18 +37,18 @@ def show(files: Files, line: Sequence[str], resume: str | None, everything: bool
     stored = {} if resume is None else run_folder.open_existing(resume)[1]
     config = Config(config_file_list=files, config_dict=stored, command_line=line)
     here = names.has_folder(config.dataset, Path(config.merged["data_path"]))
-    print("settings" if everything else "settings that differ from the defaults")
+    show("settings" if everything else "settings that differ from the defaults")
     _print_settings(config, _sources(config, files, stored, line), everything)
-    print("\ndataset")
+    show("\ndataset")
     _print_dataset(config, here)
-    print("\nloaded")
+    show("\nloaded")
     _print_backbone(config)
-    print("\ntrained first")
+    show("\ntrained first")
     unknown = [] if here else ["  not known before the dataset is here"]
-    print("\n".join(unknown or list(_trained_first(config)) or ["  nothing"]))
-    print("\nrun folder")
+    show("\n".join(unknown or list(_trained_first(config)) or ["  nothing"]))
+    show("\nrun folder")
     name = f"{config.model}-{config.dataset}-<time>-{run_folder.digest(config.merged)}"
-    print(f"  {resume or Path(config['checkpoint_dir']) / name}")
+    show(f"  {resume or Path(config['checkpoint_dir']) / name}")
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -55,7 +57,7 @@ def show(files: Files, line: Sequence[str], resume: str | None, everything: bool
 def _sources(config: Config, files: Files, stored: dict[str, Any], line: Sequence[str]) -> dict[str, str]:
     """Return where each setting comes from: the last place that names it."""
     recbole, ours = names.recbole_folder() / "properties", shipped("properties")
-    of_run = [*names.dataset_files(config.dataset), *names.model_files(config.model)]
+    of_run = [*names.model_files(config.model), *names.dataset_files(config.dataset)]
     of_recbole = [file for file in of_run if file.is_relative_to(recbole)]
     layers = [recbole / "overall.yaml", *sorted(recbole.glob("quick_start_config/*.yaml"))]
     layers += [recbole / "dataset" / "sample.yaml", *of_recbole, ours / "overall.yaml"]
@@ -64,6 +66,7 @@ def _sources(config: Config, files: Files, stored: dict[str, Any], line: Sequenc
     for path in layers:
         owner = "RecBole's " if path.is_relative_to(recbole) else ""
         found |= dict.fromkeys(read_yaml(path), f"{owner}{path.parent.name}/{path.name}")
+    found |= dict.fromkeys(config.of_dataset, str(config.named.file or config.named.folder))
     for file in files:
         if isinstance(file, Mapping):
             found |= dict.fromkeys(file, "the paper's row")
@@ -74,8 +77,9 @@ def _sources(config: Config, files: Files, stored: dict[str, Any], line: Sequenc
 
 
 def _print_settings(config: Config, sources: dict[str, str], everything: bool) -> None:
-    given = {name: value for name, value in config.given.items() if name in ("model", "dataset", "data_path")}
-    defaults = {} if everything else Config(config_dict={**given, "model": config.model}).merged
+    given = {name: value for name, value in config.given.items() if name == "data_path"}
+    named = {"model": config.model, "dataset": str(config.named.file or config.dataset)}
+    defaults = {} if everything else Config(config_dict={**given, **named}).merged
     shown = {
         name: value
         for name, value in sorted(config.merged.items())
@@ -85,7 +89,7 @@ def _print_settings(config: Config, sources: dict[str, str], everything: bool) -
     for name, value in shown.items():
         text = f"{name + ':':{width + 1}} {write_value(run_folder.plain(value))}"
         source = sources.get(name) if everything or name in config.given else None
-        print(f"  {text:46} # {source or 'follows from others'}")
+        show(f"  {text:46} # {source or 'follows from others'}")
 
 
 # -- data and models ---------------------------------------------------------------------------------------------------
@@ -93,8 +97,8 @@ def _print_settings(config: Config, sources: dict[str, str], everything: bool) -
 
 def _print_dataset(config: Config, here: bool) -> None:
     if not here:
-        print(f"  {config.dataset} is not in {config.merged['data_path']}: it is prepared first")
-        print(f"  recbole-llm prepare --dataset={config.dataset} does that alone")
+        show(f"  {config.dataset} is not in {config.merged['data_path']}: it is prepared first")
+        show(f"  recbole-llm prepare --dataset={config.named.file or config.dataset} does that alone")
         return
     disabled = logging.root.manager.disable
     logging.disable(logging.INFO)
@@ -104,19 +108,19 @@ def _print_dataset(config: Config, here: bool) -> None:
     finally:
         logging.disable(disabled)
     counts = {"users": dataset.user_num - 1, "items": dataset.item_num - 1, "interactions": dataset.inter_num}
-    print(f"  {config['data_path']}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    show(f"  {config['data_path']}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     rows = zip(("train", "valid", "test"), parts, strict=True)
-    print("  rows: " + ", ".join(f"{0 if part is None else len(part._dataset):,} {name}" for name, part in rows))
+    show("  rows: " + ", ".join(f"{0 if part is None else len(part._dataset):,} {name}" for name, part in rows))
 
 
 def _print_backbone(config: Config) -> None:
     backbone = config["pretrained_backbone"] or config["backbone"]
     if not backbone:
-        print(f"  nothing: {config.model} reads no text with a language model")
+        show(f"  nothing: {config.model} reads no text with a language model")
         return
     status = locate(str(backbone))
     where = "is not here" if status.folder is None else f"is here ({status.source}): {status.folder}"
-    print(f"  the language model {backbone} {where}{f'; {status.advice}' if status.advice else ''}")
+    show(f"  the language model {backbone} {where}{f'; {status.advice}' if status.advice else ''}")
 
 
 def _trained_first(config: Config) -> Iterator[str]:
@@ -136,7 +140,7 @@ def _stages(config: Config) -> Iterator[tuple[str, Path | None, Callable[[Path],
     This is the one place here that knows the stages; it asks each for the folder that the run would take.
     """
     saved = Path(config["checkpoint_dir"])
-    if config["pretrain_datasets"] and not config["pretrained_backbone"]:
+    if config["pretrain_datasets"] and not (config["pretrained_backbone"] or config["pretrained_state"]):
         settings = pretraining.PretrainSettings.from_config(config)
         yield (
             f"the pre-training on {', '.join(settings.datasets)}",
@@ -156,11 +160,13 @@ def _stages(config: Config) -> Iterator[tuple[str, Path | None, Callable[[Path],
 
 def _pretraining_folder(config: Config, settings: pretraining.PretrainSettings) -> Path | None:
     """Return the folder of a pre-training; None if a source or the language model is not here, which its hash needs."""
-    here = all(names.has_folder(name, Path(config.merged["data_path"])) for name in settings.datasets)
+    given = [given_dataset(name) for name in settings.datasets]
+    here = all(g.folder or names.has_folder(g.name, Path(config.merged["data_path"])) for g in given)
     if not here or locate(str(config["backbone"])).folder is None:
         return None
     sources = [pretraining.source_config(config, name) for name in settings.datasets]
-    name = f"pretrain-{'+'.join(settings.datasets)[:80]}-{digest(pretraining.shape(config, settings, sources))}"
+    settings = pretraining.by_name(settings, sources)
+    name = f"{pretraining.folder_name(config, settings)}-{digest(pretraining.shape(config, settings, sources))}"
     return Path(config["checkpoint_dir"]) / name
 
 
@@ -169,4 +175,4 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _is_pretrained(folder: Path) -> bool:
-    return any(folder.glob("backbone-epoch-*"))
+    return any(folder.glob("*-epoch-*"))

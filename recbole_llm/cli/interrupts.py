@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from recbole_llm.cli.show import show
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does."""
@@ -40,5 +42,5 @@ def interrupted(interrupt: KeyboardInterrupt, stored: str | None = None) -> int:
         interrupt: what ended the command.
         stored: how to resume; None if nothing is stored.
     """
-    print(f"interrupted; {stored or 'nothing was kept'}", file=sys.stderr)
+    show(f"interrupted; {stored or 'nothing was kept'}", file=sys.stderr)
     return 143 if isinstance(interrupt, Terminated) else 130

@@ -8,7 +8,10 @@ from typing import Any
 
 from recbole_llm.cli.arguments import Parser
 from recbole_llm.cli.interrupts import interrupted, interruptible
+from recbole_llm.cli.show import show, show_error
 from recbole_llm.errors import RecBoleLLMError, SettingError, nearest
+from recbole_llm.utils.allocator import process_is_a_command
+from recbole_llm.utils.plain_text import one_line
 
 # Each verb is a module of this name, whose imports wait until it runs.
 VERBS = ("run", "pretrain", "tune", "prepare", "recommend", "compare", "plot", "report", "doctor")
@@ -24,7 +27,7 @@ Train
   recbole-llm run --resume=saved/<run>
       Resume an interrupted run.
   recbole-llm pretrain --pretrain_datasets=A,B [--name=value ...]
-      Pre-train ST2SI's language model on other datasets.
+      Pre-train ST2SI's language model, or a whole model, on other datasets.
   recbole-llm tune -m MODEL -d DATASET [--algo=bayes] [--trials=20] [--name=value ...]
       Search the settings that are best on validation.
 
@@ -62,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0, 1 after an error, 2 after a mistake in the settings, 130 after Ctrl-C, 143 after SIGTERM.
     """
+    if arguments is None:
+        process_is_a_command()
     argv = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
@@ -73,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RecBoleLLMError, OSError) as error:  # OSError: a place where RecBole writes, such as ./log
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        show_error(f"error: {one_line(_in_words(error))}")
         return 2 if isinstance(error, SettingError) else 1
     except ModuleNotFoundError as error:
         if debug:
@@ -81,15 +86,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from recbole_llm.cli.doctor import missing_packages
 
         command = dict(missing_packages()).get(str(error.name), "recbole-llm doctor says how to get it")
-        print(f"error: the package '{error.name}' is missing: {command}", file=sys.stderr)
+        show_error(f"error: the package '{error.name}' is missing: {command}")
         return 1
+
+
+def _in_words(error: RecBoleLLMError | OSError) -> str:
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    from recbole_llm.utils.files import in_words
+
+    return in_words(error)
 
 
 def _run_verb(argv: list[str]) -> int:
     if argv and argv[0] in ("-h", "--help", "help"):
         argv = [*argv[1:2], "--help", *argv[2:]]
     if argv[:1] == ["--help"]:
-        print(USAGE, end="")
+        show(USAGE, end="")
         return 0
     verb, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("run", argv)
     if "=" in verb:
@@ -100,7 +113,7 @@ def _run_verb(argv: list[str]) -> int:
     parser: Parser = module.parser()
     topic = _help_topic(rest)
     if topic is not None:
-        print(help_text(parser, topic), end="")
+        show(help_text(parser, topic), end="")
         return 0
     return module.main(parser.read(rest))
 

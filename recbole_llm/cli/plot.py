@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.cli.arguments import Given, Parser
+from recbole_llm.cli.show import show
 from recbole_llm.errors import SettingError, nearest
 from recbole_llm.plots.kinds import KINDS, REPRESENTATIONS
 
@@ -67,19 +68,24 @@ def _kind(options: dict[str, Any]) -> str:
 
 
 def _draw_results(options: dict[str, Any], kind: str, folder: Path) -> int:
-    from recbole_llm.comparison.file import read_comparison
+    from recbole_llm.comparison.file import read_comparison, showing
     from recbole_llm.plots.draw import draw
     from recbole_llm.plots.records import from_comparison, read_runs
     from recbole_llm.plots.style import metric_name, save
 
-    results = (
-        read_runs(options["runs"]) if "runs" in options else from_comparison(read_comparison(options["comparison"]))
-    )
     metric = options.get("metric", "").lower() or None
-    for name, figure in draw(results, kind, metric, options.get("setting")).items():
+    if "runs" in options:
+        results = read_runs(options["runs"])
+        pictures = draw(results, kind, metric, options.get("setting"))
+    else:
+        comparison = read_comparison(options["comparison"])
+        with showing(options["comparison"]):
+            results = from_comparison(comparison)
+            pictures = draw(results, kind, metric, options.get("setting"))
+    for name, figure in pictures.items():
         title = f"{name.replace('_', ' ')}: {metric_name(results.metric(metric))} on {', '.join(results.datasets)}"
         for path in save(figure, folder, name, title):
-            print(path)
+            show(path)
     return 0
 
 
@@ -98,7 +104,7 @@ def _draw_representations(options: dict[str, Any], folder: Path) -> int:
     )
     title = f"densities of the coordinates of ID model, language model and adapter on {distances['dataset']}"
     for path in save(figure, folder, REPRESENTATIONS, title):
-        print(path)
+        show(path)
     write_json(folder / f"{REPRESENTATIONS}.json", distances)
-    print(folder / f"{REPRESENTATIONS}.json")
+    show(folder / f"{REPRESENTATIONS}.json")
     return 0

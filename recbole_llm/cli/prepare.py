@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from recbole_llm.cli.arguments import Given, Parser
 from recbole_llm.cli.interrupts import interrupted
+from recbole_llm.cli.show import show
 from recbole_llm.errors import SettingError
 from recbole_llm.utils.paths import cache_folder
 
@@ -72,8 +73,8 @@ def main(given: Given) -> int:
         return interrupted(interrupt, kept if new else None)
     _print_counts(done, spec)
     if report is not None:
-        print(f"\nreport: {report}")
-    print(f"\n{done.folder}")
+        show(f"\nreport: {report}")
+    show(f"\n{done.folder}")
     return 0
 
 
@@ -95,8 +96,8 @@ def _print_counts(done: "PreparedDataset", spec: "Spec") -> None:
     from recbole_llm.prepare import counts
 
     for reason, rows in done.manifest["skipped"].items():
-        print(f"left out: {rows:,} ({reason})")
-    print(counts.table(done.counts, spec.paper_counts, spec.notes))
+        show(f"left out: {rows:,} ({reason})")
+    show(counts.table(done.counts, spec.paper_counts, spec.notes))
 
 
 def _sizes(folder: Path) -> dict[Path, int]:
@@ -105,4 +106,4 @@ def _sizes(folder: Path) -> dict[Path, int]:
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
+    show(line, file=sys.stderr)

@@ -1,8 +1,9 @@
-"""The verb ``pretrain``: a language model, trained on other datasets first."""
+"""The verb ``pretrain``: a language model, or a whole model, trained on other datasets first."""
 
 from recbole_llm.cli import settings
 from recbole_llm.cli.arguments import Given, Parser, add_config_files
 from recbole_llm.cli.interrupts import interrupted
+from recbole_llm.cli.show import show
 from recbole_llm.utils.interruption import stored_folders
 
 
@@ -10,10 +11,11 @@ def parser() -> Parser:
     """Return the parser of the verb."""
     found = Parser(
         "pretrain",
-        "Pre-train ST2SI's language model on datasets. The last line that is printed is its folder, for --backbone of "
-        "a run on another dataset. How long, and which epochs are stored, say the settings pretrain_epochs and "
-        "pretrain_save_epochs (--help=ST2SI).",
-        "--pretrain_datasets=A,B [--backbone=NAME] [--name=value ...]",
+        "Pre-train ST2SI's language model, or all of a model that reads text vectors (UniSRec, ZESRec), on datasets. "
+        "The last line that is printed is the folder of what was trained, for --backbone (ST2SI) or "
+        "--pretrained_state of a run on another dataset. How long, and which epochs are stored, say the settings "
+        "pretrain_epochs and pretrain_save_epochs (--help=ST2SI).",
+        "[--model=NAME] --pretrain_datasets=A,B [--backbone=NAME] [--name=value ...]",
         takes_settings=True,
     )
     group = found.add_argument_group("what to pre-train")
@@ -24,7 +26,7 @@ def parser() -> Parser:
 
 
 def main(given: Given) -> int:
-    """Pre-train, and print the folder of the language model.
+    """Pre-train, and print the folder of the language model, or of the model's weights.
 
     Raises:
         RecBoleLLMError: one of its kinds, whose message says what to do.
@@ -36,7 +38,7 @@ def main(given: Given) -> int:
     try:
         from recbole_llm.quick_start.run import pretrain
 
-        print(pretrain(config_files=given.options.get("config_files", []), command_line=line))
+        show(pretrain(config_files=given.options.get("config_files", []), command_line=line))
     except KeyboardInterrupt as interrupt:
         stored = stored_folders(interrupt)
         return interrupted(interrupt, f"the same command resumes {stored[-1]}" if stored else None)

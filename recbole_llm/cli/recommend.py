@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from recbole_llm.cli.arguments import Given, Parser, flag, one_of
+from recbole_llm.cli.show import show
 from recbole_llm.errors import DataError, SettingError
-from recbole_llm.utils.files import replacing
+from recbole_llm.utils.files import read_text, replacing
+from recbole_llm.utils.plain_text import csv_cell, json_line, one_line
 from recbole_llm.utils.values import parse_value
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 _FLAGS = ("allow_untrained", "cuda_graph")
 FORMATS = ("table", "jsonl", "csv")
-_HISTORY_FORM = "one history a line, items separated by commas or spaces"
+_HISTORY_FORM = "one history a line, items separated by commas"
 _AT_ONCE = 4096  # users between two writes
 
 
@@ -33,6 +35,7 @@ class Asked:
         k: how many items; checked by the recommender.
         exclude_seen: whether items of the history are left out; None: as the run was evaluated.
         options: of the recommender.
+        new_items: the file with items to rank among those of the dataset; None: no such items.
         format: one of `FORMATS`.
         out: the file to write; None: standard output.
     """
@@ -41,7 +44,8 @@ class Asked:
     histories: list[list[str]]
     k: Any
     exclude_seen: bool | None
-    options: dict[str, bool]
+    options: dict[str, Any]
+    new_items: Path | None
     format: str
     out: Path | None
 
@@ -76,7 +80,9 @@ def parser() -> Parser:
     group.add_argument(
         "--users", metavar="USERS", help="several, separated by commas; all; or a file, one user per line"
     )
-    group.add_argument("--history", metavar="ITEMS", help="items, the oldest first, separated by commas or spaces")
+    group.add_argument(
+        "--history", metavar="ITEMS", help='items, the oldest first, separated by commas; "a,b" in quotes is one item'
+    )
     group.add_argument("--histories", metavar="FILE", help="a file, one history per line")
     group.add_argument("--data_path", metavar="FOLDER", help="where the dataset is (default: as in the run)")
     group = found.add_argument_group("how")
@@ -87,6 +93,12 @@ def parser() -> Parser:
         ("cuda_graph", "replay the model's work on a GPU, for many small requests (default: False)"),
     ):
         group.add_argument(f"--{name}", type=flag(name), nargs="?", const=True, metavar="BOOL", help=help_text)
+    group.add_argument(
+        "--new_items",
+        metavar="FILE",
+        help="a table of item tokens and texts, with the columns of the .item file: items that the model was never "
+        "trained on, ranked among the others by a model that reads item texts",
+    )
     group.add_argument(
         "--format",
         type=one_of("format", FORMATS),
@@ -109,17 +121,24 @@ def main(arguments: Given) -> int:
     given = arguments.options
     asked = _asked(given)
     from recbole_llm.quick_start.run import load
+    from recbole_llm.runs.folder import require_finished
 
+    require_finished(given["run"])
     parts = load(given["run"], {"data_path": given["data_path"]} if "data_path" in given else None)
     user = given.get("user") if asked.users is None else None
-    answers = _to_users(parts, asked) if asked.users is not None else _after_histories(parts, asked, user)
     titles = titles_of(parts)
+    if asked.new_items is not None:
+        from recbole_llm.inference.new_items import read_new_items
+
+        new_items = asked.options["new_items"] = read_new_items(parts, asked.new_items)
+        titles = {**(titles or {}), **dict(zip(new_items.index, new_items.iloc[:, 0], strict=True))}
+    answers = _to_users(parts, asked) if asked.users is not None else _after_histories(parts, asked, user)
     if asked.out is None:
         _write(sys.stdout, answers, titles, asked.format)
         return 0
     with replacing(asked.out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         _write(file, answers, titles, asked.format)
-    print(asked.out)
+    show(asked.out)
     return 0
 
 
@@ -157,7 +176,9 @@ def _asked(given: dict[str, Any]) -> Asked:
     several = len(histories) > 1 or (users is not None and len(users) != 1)
     out = Path(given["out"]) if "out" in given else None
     shown = _format(given.get("format"), out, several)
-    return Asked(users, histories, parse_value(given.get("k", "10")), exclude_seen, flags, shown, out)
+    new_items = Path(given["new_items"]) if "new_items" in given else None
+    k = parse_value(given.get("k", "10"))
+    return Asked(users, histories, k, exclude_seen, {**flags}, new_items, shown, out)
 
 
 def _format(wanted: str | None, out: Path | None, several: bool) -> str:
@@ -186,16 +207,13 @@ def _users(given: dict[str, Any]) -> list[str] | None:
 
 def _is_file(text: str) -> bool:
     try:
-        return Path(text).is_file()
-    except OSError:  # a list that is longer than the name of a file can be
+        return Path(text).exists()
+    except (OSError, ValueError):  # a list that is longer than the name of a file can be
         return False
 
 
 def _lines(path: Path, what: str, form: str) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the {what} {path} cannot be read: {error}") from None
+    lines = read_text(path, f"file of {what}").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             raise DataError(f"line {number} of {path} is empty: it needs {form}")
@@ -205,7 +223,11 @@ def _lines(path: Path, what: str, form: str) -> list[str]:
 
 
 def _items(text: str) -> list[str]:
-    return text.replace(",", " ").split()
+    try:
+        items = next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise DataError(f"the history {text!r} is not understood ({error}): write a quote in an item twice") from None
+    return [item for item in map(str.strip, items) if item]
 
 
 # -- answers, some users at a time -------------------------------------------------------------------------------------
@@ -228,6 +250,7 @@ def _after_histories(parts: Any, asked: Asked, user: str | None) -> Iterator[Ans
     from recbole_llm.inference.recommender import Recommender
 
     recommender = Recommender(parts.model, parts.train._dataset, **asked.options)
+    _refuse_blanks(parts.dataset, asked.histories)
     for begin in range(0, len(asked.histories), _AT_ONCE):
         some = asked.histories[begin : begin + _AT_ONCE]
         if len(some) == 1:
@@ -236,6 +259,17 @@ def _after_histories(parts: Any, asked: Asked, user: str | None) -> Iterator[Ans
             rows = recommender.recommend(some, asked.k, asked.exclude_seen)
         for number, (history, found) in enumerate(zip(some, rows, strict=True), start=begin + 1):
             yield Answer(("history", number), history, found)
+
+
+def _refuse_blanks(dataset: Any, histories: list[list[str]]) -> None:
+    """Refuse items that are separated by blanks, which an item's token may hold."""
+    known = dataset.field2token_id[dataset.iid_field]
+    for item in (item for history in histories for item in history):
+        if item not in known and len(item.split()) > 1 and all(part in known for part in item.split()):
+            raise DataError(
+                f"there is no item '{item}' in {dataset.dataset_name}, whose items may have blanks in their names: "
+                f"separate items by commas, as {','.join(item.split()[:2])}"
+            )
 
 
 # -- how they are shown ------------------------------------------------------------------------------------------------
@@ -263,7 +297,7 @@ def _rows(answer: Answer, titles: dict[str, str] | None) -> list[dict[str, Any]]
 def _as_json(answer: Answer, titles: dict[str, str] | None, first: bool) -> str:
     kind, name = answer.who
     who = {"user": name} if kind == "user" else {"history": answer.history}
-    return json.dumps({**who, "items": _rows(answer, titles)}, ensure_ascii=False) + "\n"
+    return json_line(json.dumps({**who, "items": _rows(answer, titles)}, ensure_ascii=False)) + "\n"
 
 
 def _as_csv(answer: Answer, titles: dict[str, str] | None, first: bool) -> str:
@@ -273,7 +307,8 @@ def _as_csv(answer: Answer, titles: dict[str, str] | None, first: bool) -> str:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     if first:
         writer.writeheader()
-    writer.writerows({kind: name, **row} for row in _rows(answer, titles))
+    for row in _rows(answer, titles):
+        writer.writerow({column: csv_cell(value) for column, value in {kind: name, **row}.items()})
     return text.getvalue()
 
 
@@ -284,10 +319,10 @@ def _as_table(answer: Answer, titles: dict[str, str] | None, first: bool) -> str
     last = answer.history[-1]
     last = (titles or {}).get(last) or last
     count = len(answer.history)
-    head = f"{kind} {name}: {count} item{'' if count == 1 else 's'}, the last {last}"
+    head = one_line(f"{kind} {name}: {count} item{'' if count == 1 else 's'}, the last {last}")
     rows = _rows(answer, titles)
     # A token of digits is a name, not a number; nothing but rank and score is laid to the right.
     align = ["right", "left", *([] if titles is None else ["left"]), "right"]
-    table = tabulate([[str(value) for value in row.values()] for row in rows], [*rows[0]] if rows else [],
+    table = tabulate([[one_line(value) for value in row.values()] for row in rows], [*rows[0]] if rows else [],
                      disable_numparse=True, colalign=align if rows else None)  # fmt: skip
     return f"{'' if first else chr(10)}{head}\n\n{table or 'nothing is left to recommend'}\n"

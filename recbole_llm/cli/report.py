@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from recbole_llm.cli.arguments import Given, Parser
+from recbole_llm.cli.show import show
 from recbole_llm.errors import SettingError
 
 
@@ -31,13 +32,18 @@ def main(given: Given) -> int:
     """
     if "comparison" not in given.options:
         raise SettingError("report needs a comparison: --comparison=comparison.json, which recbole-llm compare writes")
-    from recbole_llm.comparison.file import read_comparison
+    from jinja2 import UndefinedError
+
+    from recbole_llm.comparison.file import read_comparison, showing
     from recbole_llm.report.page import render
     from recbole_llm.utils.files import write_text
+    from recbole_llm.utils.plain_text import printable
 
     path = given.options["comparison"]
-    page = render(read_comparison(path))
+    comparison = read_comparison(path)
+    with showing(path, UndefinedError):
+        page = printable(render(comparison))
     out = given.options.get("out", path.with_name("report.html"))
     write_text(out, page)
-    print(out)
+    show(out)
     return 0

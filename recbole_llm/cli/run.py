@@ -7,6 +7,7 @@ from typing import Any
 from recbole_llm.cli import settings
 from recbole_llm.cli.arguments import Given, Parser, add_model_and_dataset
 from recbole_llm.cli.interrupts import interrupted
+from recbole_llm.cli.show import show
 from recbole_llm.config.paper import list_rows, row_settings
 from recbole_llm.errors import SettingError
 from recbole_llm.utils.files import read_yaml
@@ -53,7 +54,7 @@ def main(given: Given) -> int:
     """
     paper = given.options.get("paper")
     if paper is not None and paper.partition(":")[0] == "list":
-        print(*list_rows(paper.partition(":")[2]), sep="\n")
+        show(*list_rows(paper.partition(":")[2]), sep="\n")
         return 0
     dry = given.options.get("dry_run")
     if dry not in (None, "given", "all"):
@@ -63,10 +64,10 @@ def main(given: Given) -> int:
     _check(given, resume, row)
     files, line = [*row, *given.options.get("config_files", [])], settings.run_settings(given)
     if dry is not None:
-        from recbole_llm.cli.dry_run import show
+        from recbole_llm.cli.dry_run import show_dry_run
 
         with hashes_not_stored():
-            show(files, line, resume, everything=dry == "all")
+            show_dry_run(files, line, resume, everything=dry == "all")
         return 0
     try:
         return _run(files, line, resume)
@@ -91,8 +92,8 @@ def _run(files: Sequence[str | Mapping[str, Any]], line: list[str], resume: str 
     from recbole_llm.runs.table import result_table
 
     result = run(config_files=files, command_line=line, resume=resume)
-    print(result_table(result))
-    print(result["path"])
+    show(result_table(result))
+    show(result["path"])
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from recbole_llm.cli.arguments import Given, Parser
 from recbole_llm.config import declared, names
 from recbole_llm.config.document import written
+from recbole_llm.config.given_dataset import given_dataset
 from recbole_llm.config.schema import Role, Setting
 from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.values import parse_value
@@ -50,15 +51,16 @@ def check(settings: dict[str, Any], parser: Parser, needs_dataset: bool = True) 
         SettingError: which names the nearest.
     """
     model = names.require_model(settings.get("model"))
-    dataset = settings.get("dataset")
-    of_data = {name for file in names.dataset_files(str(dataset)) for name in read_yaml(file)}
+    dataset = None if settings.get("dataset") is None else given_dataset(str(settings["dataset"]))
+    files = [] if dataset is None else [*names.dataset_files(dataset.name), *filter(None, [dataset.file])]
+    of_data = {name for file in files for name in read_yaml(file)}
     own = {*parser.names, *names.general_names(), *names.names_of_model(model), *of_data}
     for name in settings:
         names.require_setting(name, own)
     if needs_dataset:
-        names.require_dataset(
-            None if dataset is None else str(dataset), Path(str(settings.get("data_path", "dataset")))
-        )
+        of_run = {**({} if dataset is None else dataset.settings()), **settings}
+        place = Path(str(of_run.get("data_path", "dataset")))
+        names.require_dataset(None if dataset is None else str(settings["dataset"]), place)
 
 
 # -- help --------------------------------------------------------------------------------------------------------------

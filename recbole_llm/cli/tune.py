@@ -6,9 +6,11 @@ from typing import Any
 from recbole_llm.cli import settings
 from recbole_llm.cli.arguments import Given, Parser, add_model_and_dataset, flag, one_of
 from recbole_llm.cli.interrupts import interrupted
+from recbole_llm.cli.show import show
 from recbole_llm.errors import SettingError
 from recbole_llm.hyper_search.choices import ALGOS, PRUNERS
 from recbole_llm.utils.interruption import stored_folders
+from recbole_llm.utils.plain_text import one_line
 from recbole_llm.utils.values import parse_value
 
 
@@ -86,8 +88,8 @@ def main(given: Given) -> int:
     except KeyboardInterrupt as interrupt:
         stored = stored_folders(interrupt)
         return interrupted(interrupt, f"the same command resumes the study {stored[-1]}" if stored else None)
-    print(trials_table(outcome))
-    print(outcome["path"])
+    show(trials_table(outcome))
+    show(outcome["path"])
     return 0
 
 
@@ -113,7 +115,7 @@ def trials_table(outcome: dict[str, Any]) -> str:
 
     rows = [
         [t["number"], t["state"], t["score"], t["best_epoch"], len(t["history"]), t["seconds"]]
-        + [str(t["settings"].get(name)) for name in names]
+        + [one_line(t["settings"].get(name)) for name in names]
         for t in sorted(outcome["trials"], key=order)
     ]
     headers = ["trial", "state", outcome["metric"], "best epoch", "evaluated", "seconds", *names]

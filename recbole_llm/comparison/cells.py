@@ -21,6 +21,7 @@ class Cell:
         result: what the run found; None before it is read.
         status: done, failed or missing; a missing cell with settings is one to run.
         reason: why there is no result.
+        fingerprint: of all that the result of a planned cell depends on, see `data.fingerprint`.
     """
 
     dataset: str
@@ -33,6 +34,7 @@ class Cell:
     result: RunResult | None = field(default=None, repr=False)
     status: str = "missing"
     reason: str | None = None
+    fingerprint: str | None = None
 
     @property
     def key(self) -> str:

@@ -4,7 +4,9 @@ Each is the command line's ``run``: one that fails, or that the system ends for 
 and the next begins with all memory free.
 """
 
+import contextlib
 import fcntl
+import glob
 import os
 import re
 import shutil
@@ -20,12 +22,14 @@ from typing import IO, Any
 
 import recbole_llm
 from recbole_llm.comparison.cells import Cell
-from recbole_llm.errors import CheckpointError, SettingError
+from recbole_llm.config.roles import decides_result
+from recbole_llm.errors import CheckpointError, DataError, SettingError
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.finished import read_result
 from recbole_llm.runs.result import has_result
-from recbole_llm.utils.files import read_yaml, storage_errors, write_json
+from recbole_llm.utils.files import read_json_object, storage_errors, write_json
+from recbole_llm.utils.plain_text import one_line
 
 STATE = "state.json"
 _LOCK = ".lock"
@@ -54,8 +58,8 @@ class CellRunner:
         self._state: dict[str, Any] = {"asked": definition, "cells": {}}
         path = folder / STATE
         if path.exists():
-            self._state = read_yaml(path)  # JSON is YAML, and its errors are reported in one sentence
-            if self._state.get("asked") != definition:
+            self._state = _read_state(path)
+            if _shaping(self._state.get("asked")) != _shaping(definition):
                 raise SettingError(f"{folder} holds another comparison: choose another folder with --out")
         with storage_errors(folder):
             (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -76,14 +80,21 @@ class CellRunner:
                 self.say(f"waiting: another process, or a run that it started, still works on {self.folder}")
                 fcntl.flock(file, fcntl.LOCK_EX)
             if (self.folder / STATE).exists():
-                self._state = read_yaml(self.folder / STATE)
+                self._state = _read_state(self.folder / STATE)
             yield file.fileno()
 
     def finish(self, cell: Cell, lock: int, name: str) -> Cell:
-        """Return `cell`, called `name` in messages, with its finished run, which is found, resumed or started."""
+        """Return `cell`, called `name` in messages, with its finished run, which is found, resumed or started.
+
+        A finished run of another comparison, or of the verb ``run``, is taken if its result depends on the same things.
+        """
         note = self._state["cells"].setdefault(cell.key, {"before": [folder.name for folder in _runs(cell)]})
-        folder = _own_run(cell, note["before"])
+        while (folder := _own_run(cell, note["before"])) is not None and _is_outdated(cell, folder):
+            note["before"].append(folder.name)
         finished = with_result(cell, folder) if folder is not None and has_result(folder) else None
+        if finished is None and (other := _same_run(cell, note.get("run"))) is not None:
+            self.say(f"{name}: taken from {other}, which has the same settings and data")
+            finished = with_result(cell, other)
         if finished is None:
             self._write()
             finished = self._run(cell, folder, lock, name)
@@ -120,6 +131,16 @@ class CellRunner:
         write_json(self.folder / STATE, self._state)
 
 
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return what `state.json` holds. Raises DataError if it was changed to what no comparison writes."""
+    state = read_json_object(path, "state of a comparison")
+    cells = state.get("cells")
+    notes = list(cells.values()) if isinstance(cells, dict) else [None]
+    if not all(isinstance(note, dict) and isinstance(note.get("before"), list) for note in notes):
+        raise DataError(f"{path} is not the state of a comparison: remove it, and finished runs are found again")
+    return state
+
+
 def _runs(cell: Cell) -> list[Path]:
     return run_folder.created_with(Path(cell.merged["checkpoint_dir"]), cell.merged)
 
@@ -127,6 +148,38 @@ def _runs(cell: Cell) -> list[Path]:
 def _own_run(cell: Cell, before: Sequence[str]) -> Path | None:
     """Return the run of these very settings that was not there when the cell was first started."""
     return next((folder for folder in _runs(cell) if folder.name not in before), None)
+
+
+def _is_outdated(cell: Cell, folder: Path) -> bool:
+    """Tell whether the data or the package have changed since a finished run of the cell's settings."""
+    with contextlib.suppress(CheckpointError):
+        known = read_result(folder).fingerprint if has_result(folder) else None
+        return known is not None and known != cell.fingerprint
+    return False
+
+
+def _same_run(cell: Cell, known: str | None) -> Path | None:
+    """Return a finished run whose result depends on what the cell's does: the `known` one, or the newest there is."""
+    root = Path(cell.merged["checkpoint_dir"])
+    name = f"{glob.escape(cell.model)}-{glob.escape(cell.dataset)}-*"
+    found = sorted(root.glob(f"{name}/{run_folder.RESULT}"), key=lambda path: path.parent.name, reverse=True)
+    for folder in [*([Path(known)] if known else []), *(path.parent for path in found)]:
+        with contextlib.suppress(CheckpointError):  # a result that cannot be read is no candidate
+            result = read_result(folder)
+            if result.test and cell.fingerprint is not None and result.fingerprint == cell.fingerprint:
+                return folder
+    return None
+
+
+def _shaping(definition: Any) -> Any:
+    """Return the definition of a comparison without the settings that shape no result, such as `show_progress`."""
+    cells = definition if isinstance(definition, dict) else {}
+    return {
+        key: [argument for argument in run if decides_result(argument.removeprefix("--").partition("=")[0])]
+        if isinstance(run, list)
+        else run
+        for key, run in cells.items()
+    }
 
 
 def with_result(cell: Cell, folder: Path) -> Cell:
@@ -179,7 +232,7 @@ def _watch(child: "subprocess.Popen[bytes]", log: Path, terminal: IO[str]) -> No
         except subprocess.TimeoutExpired:
             if shown:
                 width = shutil.get_terminal_size().columns - 1
-                terminal.write("\r\x1b[K" + (_lines(log) or [""])[-1][:width])
+                terminal.write("\r\x1b[K" + one_line((_lines(log) or [""])[-1])[:width])
                 terminal.flush()
     if shown:
         terminal.write("\r\x1b[K")

@@ -16,6 +16,7 @@ from recbole_llm.comparison.plan import default_folder, definition, plan
 from recbole_llm.comparison.tables import csv_table, latex_table, markdown_table
 from recbole_llm.utils.files import write_json, write_text
 from recbole_llm.utils.interruption import noting_what_is_stored
+from recbole_llm.utils.plain_text import one_line
 
 JSON = "comparison.json"
 PRINTED: dict[str, Callable[[dict[str, Any], str], str]] = {
@@ -42,7 +43,9 @@ def compare(options: Options, command: str | None = None) -> dict[str, Any]:
     wanted = PROTOCOLS[options.protocols]
     require_one_protocol_of_all(cells, own=wanted == PROTOCOLS["own"])
     folder = default_folder(cells) if options.out is None else Path(options.out)
-    runner = CellRunner(folder, definition(cells), dict(os.environ), lambda text: print(text, file=sys.stderr))
+    runner = CellRunner(
+        folder, definition(cells), dict(os.environ), lambda text: print(one_line(text), file=sys.stderr)
+    )
     with noting_what_is_stored(folder, lambda: runner.has_stored(cells)):
         finished = finish_all(cells, runner)
     first, *others = (
@@ -66,6 +69,10 @@ def compare(options: Options, command: str | None = None) -> dict[str, Any]:
     }
     _write(folder, comparison, options.rows)
     return {**comparison, "path": str(folder / JSON)}
+
+
+def _say(text: str) -> None:
+    print(one_line(text), file=sys.stderr)
 
 
 def compare_models(**options: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from recbole_llm.runs.result import RunResult
 from recbole_llm.utils.files import read_json_object, read_yaml
 
 # Folders of weights that a run started from, which have another name for each seed.
-_WEIGHTS = frozenset({"pretrained_backbone", "id_model_path"})
+_WEIGHTS = frozenset({"pretrained_backbone", "pretrained_state", "id_model_path"})
 _OF_SEED = re.compile(r"seed-\d+")
 
 
@@ -77,7 +77,7 @@ def cells_of_runs(runs: Sequence[tuple[str | None, Path]], labels: Sequence[str]
             label of `labels`.
         CheckpointError: if neither result nor settings of a run say which run it is.
     """
-    found = [_read(label, folder) for label, folder in runs]
+    found = _read_all(runs)
     named = [(_own_label(run, found) if run.label is None else run.label, run) for run in found]
     cells: dict[str, Cell] = {}
     for label, run in _chosen(named, labels):
@@ -90,6 +90,28 @@ def cells_of_runs(runs: Sequence[tuple[str | None, Path]], labels: Sequence[str]
             )
     _require_one_setting([cell for cell in cells.values() if cell.status == "done"])
     return list(cells.values())
+
+
+def _read_all(runs: Sequence[tuple[str | None, Path]]) -> list[_Run]:
+    """Read runs; one that does not even say which it is stands beside those of the first dataset that is known."""
+    found: list[_Run | CheckpointError] = []
+    for label, folder in runs:
+        try:
+            found.append(_read(label, folder))
+        except CheckpointError as error:
+            found.append(error)
+    known = next((run for run in found if isinstance(run, _Run)), None)
+    if known is None:
+        for run in found:
+            if isinstance(run, CheckpointError):
+                raise run
+    named = zip(runs, found, strict=True)
+    return [
+        run
+        if isinstance(run, _Run)
+        else _Run(label or folder.name, folder, folder.name, known.dataset if known else "", 0, {}, None, str(run))
+        for (label, folder), run in named
+    ]
 
 
 def _read(label: str | None, folder: Path) -> _Run:
@@ -177,7 +199,7 @@ def _own_label(run: _Run, runs: Sequence[_Run]) -> str:
     same = [other.settings for other in unnamed if (other.model, other.dataset) == (run.model, run.dataset)]
     differing = [
         name
-        for name in sorted(set().union(*same) - {"pretrained_backbone"})
+        for name in sorted(set().union(*same) - {"pretrained_backbone", "pretrained_state"})
         if shapes_result(name) and any(settings.get(name) != same[0].get(name) for settings in same)
     ]
     own = ", ".join(f"{name}={run.settings[name]}" for name in differing if run.settings.get(name) is not None)

@@ -10,7 +10,11 @@ from recbole_llm.comparison.cells import Cell
 from recbole_llm.comparison.finished import cells_of_runs, find_runs
 from recbole_llm.comparison.options import Options
 from recbole_llm.config.config import Config
+from recbole_llm.config.given_dataset import given_dataset
 from recbole_llm.config.names import has_setting
+from recbole_llm.config.parts import merged
+from recbole_llm.data.build import file_hashes
+from recbole_llm.data.fingerprint import run_fingerprint
 from recbole_llm.data.folder import ensure_files
 from recbole_llm.errors import CheckpointError, DataError, SettingError, nearest, require_whole
 from recbole_llm.runs import folder as run_folder
@@ -38,7 +42,7 @@ def _planned(options: Options) -> list[Cell]:
     by_label = read_model_settings(given) if isinstance(given, (str, Path)) else given
     models = _models(options.models, by_label)
     own = {label: {k: v for k, v in settings.items() if k != "model"} for label, settings in by_label.items()}
-    common = {k: v for file in options.config_files for k, v in read_yaml(file).items()}
+    common = merged(*map(read_yaml, options.config_files))
     common = {k: v for k, v in common.items() if k not in ("model", "dataset", "seed")}
     last = {k: v for k, v in options.settings.items() if k != "seed"}
     seeds = options.seeds
@@ -93,7 +97,7 @@ def plan_cells(
 
     Args:
         models: label and model name.
-        datasets: names.
+        datasets: names, folders or files, see `given_dataset`.
         seeds: whole numbers.
         common: settings of all models.
         last: settings of all models that override `common` and `own`, such as those of the command line.
@@ -104,22 +108,30 @@ def plan_cells(
         DataError: for a dataset that is missing.
     """
     _check_common({**common, **last}, models)
+    called = [given_dataset(dataset).name for dataset in datasets]
+    for name in called:
+        if called.count(name) > 1:
+            raise SettingError(f"two datasets are called {name}: compare them one after the other")
     cells: list[Cell] = []
     for dataset in datasets:
         label_of: dict[str, str] = {}
         for label, model in models:
             given = {name: value for name, value in common.items() if has_setting(model, name)}
-            given |= own.get(label, {})
-            given |= {name: value for name, value in last.items() if has_setting(model, name)}
+            ours = {name: value for name, value in last.items() if has_setting(model, name)}
+            given = merged(given, own.get(label, {}), ours)
             config = Config(command_line=Cell(dataset, label, model, seeds[0], given).arguments())
             ensure_files(config)  # before the first run starts, and once for all of them
-            merged = config.merged
-            other = label_of.setdefault(run_folder.digest(merged), label)
+            whole, name, files = config.merged, config.dataset, file_hashes(config)
+            given = {**config.of_dataset, **given}  # a run is told the name alone
+            other = label_of.setdefault(run_folder.digest(whole), label)
             if other != label:
                 raise SettingError(
                     f"{other} and {label} ask for the same run of {model}: give one of them other settings"
                 )
-            cells += [Cell(dataset, label, model, seed, given, {**merged, "seed": seed}) for seed in seeds]
+            for seed in seeds:
+                settings = {**whole, "seed": seed}
+                fingerprint = run_fingerprint(settings, files)
+                cells.append(Cell(name, label, model, seed, given, settings, fingerprint=fingerprint))
     return cells
 
 

@@ -14,6 +14,7 @@ from recbole_llm.comparison.columns import (
     is_column,
     mean_and_deviation,
 )
+from recbole_llm.utils.plain_text import csv_cell, one_line
 
 ROWS = ("models", "metrics")
 _ABSENT = "–"  # noqa: RUF001
@@ -177,9 +178,9 @@ def markdown_table(comparison: dict[str, Any], rows: str = "models") -> str:
     if comparison.get("other"):
         return "\n\n".join(markdown_table(one, rows) for one in map(_alone, with_other(comparison)))
     table, *notes = markdown_parts(comparison, rows)
-    title = f"{', '.join(comparison['datasets'])}\n\n" if len(comparison["datasets"]) == 1 else ""
+    title = f"{one_line(', '.join(comparison['datasets']))}\n\n" if len(comparison["datasets"]) == 1 else ""
     # stars of a mark must not become bold text
-    said = [sentence.replace("*", "\\*") for sentence in caption(comparison)]
+    said = [one_line(sentence).replace("*", "\\*") for sentence in caption(comparison)]
     return title + "\n\n".join([table, " ".join(said), *notes])
 
 
@@ -189,15 +190,21 @@ def _alone(comparison: dict[str, Any]) -> dict[str, Any]:
 
 def markdown_parts(comparison: dict[str, Any], rows: str = "models") -> list[str]:
     """Return the table alone, and each footnote; see `markdown_table`."""
-    header, body = _layout(comparison, rows, _markdown_value, lambda text: text.replace("|", "\\|"))
+    header, body = _layout(comparison, rows, _markdown_value, markdown)
     left = 1 if rows == "models" else 2
     lines = [header, [":--"] * left + ["--:"] * (len(header) - left), *body]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return [table, *(f"[{number}] {text}" for number, text in enumerate(make_grid(comparison).notes, 1))]
+    return [table, *(f"[{number}] {one_line(text)}" for number, text in enumerate(make_grid(comparison).notes, 1))]
+
+
+def markdown(text: str) -> str:
+    """Return `text` for one cell of a table."""
+    return one_line(text).replace("|", "\\|")
 
 
 def _markdown_value(value: Value) -> str:
-    text = {"best": f"**{value.text}**", "second": f"<u>{value.text}</u>"}.get(value.style, value.text)
+    shown = markdown(value.text)
+    text = {"best": f"**{shown}**", "second": f"<u>{shown}</u>"}.get(value.style, shown)
     return text + value.mark.replace("*", "\\*") + (f" [{value.note}]" if value.note else "")
 
 
@@ -246,7 +253,7 @@ def latex_table(comparison: dict[str, Any], rows: str = "models") -> str:
 
 def latex(text: str) -> str:
     """Return `text` with all that LaTeX reads as a command made harmless."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in one_line(text))
 
 
 def _latex_value(value: Value) -> str:
@@ -277,7 +284,8 @@ def csv_table(comparison: dict[str, Any]) -> str:
     writer.writeheader()
     for one in with_other(comparison):
         for line in _csv_lines(one):
-            writer.writerow(line | ({"repeatable": one["repeatable"][line["dataset"]]} if both else {}))
+            line |= {"repeatable": one["repeatable"][line["dataset"]]} if both else {}
+            writer.writerow({name: csv_cell(value) for name, value in line.items()})
     return out.getvalue()
 
 

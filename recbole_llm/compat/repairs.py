@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from recbole.utils import InputType
 
-from recbole_llm.compat import attribute_columns, numpy_names
+from recbole_llm.compat import attribute_columns, knowledge_links, number_columns, numpy_names  # noqa: F401 (repair)
 from recbole_llm.compat.overlay import Overlay as _Overlay
 from recbole_llm.errors import CheckpointError, DataError, SettingError
 from recbole_llm.runs import checkpoint
@@ -107,6 +108,9 @@ def _repair_once(model_class: type) -> type:
         module.torch = _Overlay(torch, load=_read_run)
     if name == "RaCT":
         model_class.logger = property(lambda self: _JoiningLogger(logging.getLogger()), _ignore)  # type: ignore[attr-defined]
+    if name == "Pop":
+        model_class.__init__ = _with_label_field(model_class.__init__)  # type: ignore[misc]
+        model_class.calculate_loss = _count_items  # type: ignore[attr-defined]
     if name == "KSR":
         model_class.__init__ = _single_precision(model_class.__init__)  # type: ignore[misc]
     model_class.__init__ = _checked(model_class.__init__)  # type: ignore[misc]
@@ -177,6 +181,31 @@ def _ignore(model: Any, value: Any) -> None:
     """Set nothing: RecBole's base class assigns the logger (`recbole/model/abstract_recommender.py:29`)."""
 
 
+def _with_label_field(build: Callable[..., None]) -> Callable[..., None]:
+    """Return an ``__init__`` after which `_count_items` knows where labels are."""
+
+    @functools.wraps(build)
+    def built(self: Any, config: Any, dataset: Any) -> None:
+        build(self, config, dataset)
+        self.label_field = config["LABEL_FIELD"]
+
+    return built
+
+
+def _count_items(self: Any, interaction: Any) -> torch.Tensor:
+    """Count the items of a batch as Pop's ``calculate_loss``, which learns nothing.
+
+    Repairs `recbole/model/general_recommender/pop.py:47`, which counts an item once a batch, however many of its rows
+    hold it, and counts the negative samples (label 0) that RecBole's default draws for it, too.
+    """
+    items = interaction[self.ITEM_ID]
+    if self.label_field in interaction:
+        items = items[interaction[self.label_field] > 0]
+    self.item_cnt.index_add_(0, items, self.item_cnt.new_ones(len(items), 1))
+    self.max_cnt = torch.max(self.item_cnt, dim=0)[0]
+    return torch.nn.Parameter(torch.zeros(1)).to(self.device)
+
+
 def _single_precision(build: Callable[..., None]) -> Callable[..., None]:
     """Return KSR's ``__init__`` with relation vectors in the precision of all others.
 
@@ -208,6 +237,7 @@ def _checked(build: Callable[..., None]) -> Callable[..., None]:
         token = _start.set(start)
         try:
             build(self, config, dataset)
+            _check_labels(self, config, dataset)
         except ModuleNotFoundError as error:
             raise missing_package(name, str(error.name)) from error
         except (KeyError, RuntimeError) as error:
@@ -246,6 +276,24 @@ def _check_item_columns(config: Any, dataset: Any) -> None:
                 f"{config['model']} reads the item column '{column}' ({setting}), but the item columns that are loaded "
                 f"are: {', '.join(loaded) or 'none'}; name another, or add it to the item columns of load_col"
             )
+
+
+def _check_labels(model: Any, config: Any, dataset: Any) -> None:
+    """Refuse to train on labels that neither the data nor negative samples have.
+
+    Repairs a KeyError in the first step of models that read labels, such as
+    `recbole/model/general_recommender/neumf.py:141` and all context-aware ones.
+
+    Raises:
+        SettingError: if there are none.
+    """
+    label = getattr(model, "LABEL", getattr(model, "LABEL_FIELD", None))
+    if label is not None and config["MODEL_INPUT_TYPE"] == InputType.POINTWISE and label not in dataset.field2type:
+        raise SettingError(
+            f"{config['model']} learns from labels, and there is no column '{label}': make one of another column with "
+            f"threshold={{'rating': 3}}, or draw items with label 0 with "
+            f"train_neg_sample_args={{'distribution': 'uniform', 'sample_num': 1}}"
+        )
 
 
 def _check_sizes(config: Any, dataset: Any) -> None:

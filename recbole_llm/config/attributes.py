@@ -11,6 +11,7 @@ from typing import Any
 
 from recbole_llm.compat.attribute_columns import SETTINGS, as_list, columns_of
 from recbole_llm.errors import DataError, nearest
+from recbole_llm.utils.headers import column_names, header_line
 
 __all__ = ["SETTINGS", "check_file", "columns_of", "fill"]
 
@@ -36,7 +37,8 @@ def fill(settings: dict[str, Any], model: str, given: Mapping[str, Any]) -> None
         return
     if "load_col" not in given and settings.get("load_col") is not None:
         item = settings["load_col"].get("item", [settings["ITEM_ID_FIELD"]])
-        settings["load_col"] = {**settings["load_col"], "item": list(dict.fromkeys([*item, *columns]))}
+        if item != "*":
+            settings["load_col"] = {**settings["load_col"], "item": list(dict.fromkeys([*item, *columns]))}
     if "seq_separator" not in given and settings.get("attribute_separator") is not None:
         settings["seq_separator"] = settings["attribute_separator"]
 
@@ -44,8 +46,11 @@ def fill(settings: dict[str, Any], model: str, given: Mapping[str, Any]) -> None
 def check_file(config: Any) -> None:
     """Refuse a dataset whose `.item` file lacks the attribute that the model reads, before anything is loaded.
 
+    Columns of numbers (``price:float``) among them become `numerical_features`: without that RecBole's models pass over
+    them, or fail where there is no other (`recbole/model/layers.py:911`).
+
     Raises:
-        DataError: if the file or the column is missing.
+        DataError: if the file or the column is missing, or the model cannot read its type.
     """
     columns = columns_of(config)
     if not columns:
@@ -57,15 +62,30 @@ def check_file(config: Any) -> None:
         f"({', '.join(others)} and {last} need an attribute)"
     )
     try:
-        with path.open(encoding=config["encoding"] or "utf-8", errors="replace") as file:
-            header = file.readline().rstrip("\r\n")
+        header = header_line(path, config["encoding"])
     except FileNotFoundError:
         raise DataError(f"{config['model']} reads an attribute of items, but {path} does not exist: {advice}") from None
-    found = [column.split(":")[0] for column in header.split(config["field_separator"])]
-    found = [name for name in found if name != config["ITEM_ID_FIELD"]]
+    names = column_names(path, header, config["field_separator"])
+    types = dict(column.partition(":")[::2] for column in header.split(config["field_separator"]))
+    found = [name for name in names if name != config["ITEM_ID_FIELD"]]
     for column in columns:
         if column not in found:
             raise DataError(
                 f"{config['model']} reads the attribute '{column}' of items, but {path} has only "
                 f"{', '.join(found) or 'their ids'}{nearest(column, found)}: {advice}"
             )
+    _read_numbers(config, columns, types, path)
+
+
+def _read_numbers(config: Any, columns: list[str], types: Mapping[str, str], path: Path) -> None:
+    model = config["model"]
+    numbers = [column for column in columns if types[column].startswith("float")]
+    for column in numbers:
+        if types[column] != "float" or SETTINGS[model] == "item_attribute":
+            kinds = "token or token_seq" if SETTINGS[model] == "item_attribute" else "token, token_seq or float"
+            raise DataError(
+                f"{model} cannot read the attribute '{column}' of {path}, whose type is {types[column]}: name a column "
+                f"of type {kinds} with {SETTINGS[model]}"
+            )
+    known = as_list(config["numerical_features"])
+    config["numerical_features"] = list(dict.fromkeys([*known, *numbers]))

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from recbole.utils import ModelType
+from recbole.utils import EvaluatorType, InputType, ModelType
 
 from recbole_llm.config import declared, renamed
 from recbole_llm.config.hooks import hooks_of_class
 from recbole_llm.config.registry import known_models
+from recbole_llm.config.settings.one_pass import ONE_PASS_LOSSES
 from recbole_llm.errors import SettingError, nearest
 
 # RecBole's settings of several processes, with the values that mean one.
@@ -19,6 +20,10 @@ _ONE_PROCESS: dict[str, tuple[Any, ...]] = {
     "ip": (None,),
     "port": (None,),
 }
+# The endings of the files that RecBole reads by itself.
+_SUFFIXES = ("inter", "user", "item", "kg", "link")
+# Models that say that they read pairs, and read each user's whole row instead.
+_READ_USERS = ("MacridVAE", "MultiDAE", "MultiVAE", "RaCT", "RecVAE")
 _PICKLES = ("save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path")
 
 
@@ -80,8 +85,13 @@ def check_together(config: Any) -> None:
         if config[name]:
             raise SettingError(f"{name} is not supported: RecBole stores it as a pickle, which is not safe to load")
     _check_valid_metric(config)
+    _check_positions(config)
     _check_loss_type(config)
+    _check_negatives(config)
     _check_candidates(config)
+    _check_split(config)
+    _check_labels(config)
+    _check_columns(config)
     if config["train_share"] is not None and not hooks_of_class(config.model_class).trains_on_rows:
         raise SettingError(f"{config['model']} trains on whole histories: train_share is for models of rows")
 
@@ -113,10 +123,49 @@ def _check_valid_metric(config: Any) -> None:
         )
 
 
+def _check_positions(config: Any) -> None:
+    """Refuse what only one pass over a history can do without it, and what it cannot do with it."""
+    loss, positions = config["loss_type"], config["train_positions"]
+    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    if positions == "last":
+        if sequential and loss in ONE_PASS_LOSSES:
+            raise SettingError(f"loss_type={loss} needs train_positions=all: rows of RecBole have CE and BPR")
+        return
+    if config["benchmark_filename"] is not None:
+        raise SettingError(
+            f"train_positions={positions} cuts its histories from all interactions, but benchmark_filename gives one "
+            f"to every row: leave one of them out"
+        )
+    if config["train_neg_sample_args"]["distribution"] != "none":
+        raise SettingError(
+            f"train_neg_sample_args has no effect with train_positions={positions}, which draws its own items: leave "
+            f"it out, and see num_negatives"
+        )
+
+
 def _check_loss_type(config: Any) -> None:
     # RecBole takes from it what a training row holds, and fails at the first sample of a loss that it does not know.
     if config["MODEL_INPUT_TYPE"] is None and config["train_neg_sample_args"]["distribution"] != "none":
         raise SettingError(f"loss_type={config['loss_type']} of {config['model']} is not one of CE, BPR")
+
+
+def _check_negatives(config: Any) -> None:
+    """Refuse a loss of pairs without the negative item that each pair needs."""
+    if config["train_neg_sample_args"]["distribution"] != "none" or config["model"] in _READ_USERS:
+        return
+    reason = None
+    if (
+        config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] != "CE"
+    ):  # SINE reads pairs with BPR alone
+        loss = "" if config["loss_type"] is None else f" with loss_type={config['loss_type']}"
+        reason = f"{config['model']}{loss} compares each item with a negative one"
+    elif config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
+        reason = f"{config['model']} compares each triple of the knowledge graph with a negative one"
+    if reason is not None:
+        raise SettingError(
+            f"{reason}, but train_neg_sample_args draws none: leave it out, or set "
+            f"train_neg_sample_args={{'distribution': 'uniform', 'sample_num': 1}}"
+        )
 
 
 def _check_candidates(config: Any) -> None:
@@ -134,4 +183,64 @@ def _check_candidates(config: Any) -> None:
             raise SettingError(
                 f"candidates={config['candidates']} are drawn from the scores of all items: set the mode of eval_args "
                 f"to full, not {mode}"
+            )
+
+
+def _check_split(config: Any) -> None:
+    """Refuse what cannot be ordered and cut so; files that give the split are not."""
+    if config["benchmark_filename"] is not None:
+        return
+    args, model = config["eval_args"], config["model"]
+    (kind, parts), *_ = args["split"].items()
+    if args["order"] != "TO" and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+        raise SettingError(
+            f"order={args['order']} of eval_args is not that of time, in which {model} reads histories: set it to TO"
+        )
+    if args["order"] != "TO" and kind == "TS":
+        raise SettingError(f"split={args['split']} of eval_args cuts rows in the order of time: set order to TO")
+    if kind != "LS" and sum(parts) == 0:
+        raise SettingError(f"split={args['split']} of eval_args has no part above 0")
+    if kind == "TS" and (len(parts) != 3 or sum(parts[:2]) == 0):
+        raise SettingError(
+            f"split={args['split']} of eval_args must name three parts, such as [0.8, 0.1, 0.1], of which the first "
+            f"two are not 0"
+        )
+
+
+def _check_labels(config: Any) -> None:
+    """Refuse labels that nothing reads, and metrics that labels do not give.
+
+    A target below the threshold could be no target, but RecBole also trains on its row as on any other: with negative
+    samples and with a full softmax every row is a positive one. What does leave low ratings out is `val_interval`.
+    """
+    modes = config["eval_args"]["mode"]
+    if "labeled" in modes.values() and config["eval_type"] == EvaluatorType.RANKING:
+        raise SettingError(
+            f"mode=labeled of eval_args ranks no items, which the metrics {', '.join(config['metrics'])} need: set "
+            f"mode to full, or metrics to such as AUC and LogLoss"
+        )
+    if config.given.get("threshold") and set(modes.values()) != {"labeled"}:
+        column, value = next(iter(config["threshold"].items()))
+        raise SettingError(
+            f"threshold={config['threshold']} has no effect where items are ranked or drawn: leave rows below it out "
+            f"with val_interval={{{column}: '[{value},inf)'}}, or set the mode of eval_args to labeled"
+        )
+
+
+def _check_columns(config: Any) -> None:
+    """Refuse columns of files that are not read, and columns that are both loaded and left out."""
+    load, leave = config["load_col"] or {}, config["unload_col"] or {}
+    known = (*_SUFFIXES, *(config["additional_feat_suffix"] or ()))
+    for setting, by_file in (("load_col", load), ("unload_col", leave), ("unused_col", config["unused_col"] or {})):
+        for suffix in by_file:
+            if suffix not in known:
+                raise SettingError(
+                    f"{setting} names columns of '{suffix}', but files end with {', '.join(known)} (others are named "
+                    f"in additional_feat_suffix){nearest(suffix, known)}"
+                )
+    for suffix in leave:
+        if leave[suffix] and load.get(suffix, "*") not in ("*", []):
+            raise SettingError(
+                f"load_col and unload_col both name columns of '{suffix}': leave one of them out, or set "
+                f"load_col.{suffix} to '*'"
             )

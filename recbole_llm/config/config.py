@@ -1,6 +1,8 @@
 """The settings of a run: RecBole's Config with this package's properties, dataset files and checks.
 
-Precedence, as in RecBole: command line > dict > files > our properties > RecBole's properties.
+Precedence: command line > dict > files > the dataset's own file > the model's > what every run has, and last RecBole's
+files. As in RecBole, what a dataset says of itself wins against the default of a model. Of `eval_args` and
+`train_neg_sample_args` a source overrides the parts that it names (`config/parts.py`).
 """
 
 import copy
@@ -15,15 +17,15 @@ import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import ModelType
 
-from recbole_llm.config import attributes, checks, names, registry
+from recbole_llm.config import attributes, checks, names, parts, registry
 from recbole_llm.config.declared import validate
+from recbole_llm.config.given_dataset import GivenDataset, given_dataset, run_settings
+from recbole_llm.config.settings.one_pass import ONE_PASS_BATCH
 from recbole_llm.errors import SettingError
 from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.paths import shipped
 from recbole_llm.utils.values import parse_literal, parse_value
 
-# Keys of dataset_configs/*.yaml that are not settings of a run.
-_NOT_SETTINGS = ("prepare",)
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")  # 1e-3, which YAML 1.1 reads as text
 
 
@@ -57,7 +59,8 @@ class Config(RecBoleConfig):
 
     Args:
         model: a model name or class.
-        dataset: a dataset name: a folder in `data_path`, or one that ships with RecBole.
+        dataset: a dataset's name (a folder in `data_path`, or one that ships with RecBole), the path of its folder, or
+            a YAML file with its settings.
         config_file_list: YAML files with settings, or settings that stand in the place of a file.
         config_dict: settings.
         command_line: ``--name=value`` arguments. RecBole reads ``sys.argv`` itself; here nothing is read that was not
@@ -66,6 +69,8 @@ class Config(RecBoleConfig):
     Attributes:
         given: the settings that are not defaults: files, dict and command line merged, without what has no effect.
         merged: all settings before RecBole derives others from them; they give the same run again.
+        named: the dataset as it was named.
+        of_dataset: the settings that follow from a path that names the dataset; they are among `given`.
         is_new_dataset: whether no file in RecBole or in dataset_configs/ describes the dataset.
 
     Raises:
@@ -83,6 +88,7 @@ class Config(RecBoleConfig):
         self._command_line = command_line
         self.given: dict[str, Any] = {}
         self.merged: dict[str, Any] = {}
+        self.of_dataset: dict[str, Any] = {}
         try:
             super().__init__(model, dataset, config_file_list, copy.deepcopy(dict(config_dict or {})))
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
@@ -120,7 +126,7 @@ class Config(RecBoleConfig):
     def _load_config_files(self, file_list: Sequence[str | Path | Mapping[str, Any]] | None) -> dict[str, Any]:
         settings: dict[str, Any] = {}
         for file in file_list or ():
-            settings.update(file if isinstance(file, Mapping) else read_yaml(file))
+            settings = parts.merged(settings, file if isinstance(file, Mapping) else read_yaml(file))
         return settings
 
     def _load_cmd_line(self) -> dict[str, Any]:
@@ -130,6 +136,10 @@ class Config(RecBoleConfig):
         # HyperTuning hands lists over as text.
         return {name: parse_literal(value) if isinstance(value, str) else value for name, value in config_dict.items()}
 
+    def _merge_external_config_dict(self) -> None:
+        sources = (self.file_config_dict, self.variable_config_dict, self.cmd_config_dict)
+        self.external_config_dict = parts.merged(*sources)
+
     def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
         model = model if model is not None else self.external_config_dict.get("model")
         dataset = dataset if dataset is not None else self.external_config_dict.get("dataset")
@@ -138,22 +148,45 @@ class Config(RecBoleConfig):
         if dataset is None:
             raise SettingError("no dataset is named: add --dataset=ml-100k, or the name of a folder in data_path")
         model_class = registry.model_class(model)
-        return model_class.__name__, model_class, str(dataset)
+        self.named = given_dataset(str(dataset))
+        self._take_dataset(self.named)
+        return model_class.__name__, model_class, self.named.name
+
+    def _take_dataset(self, named: GivenDataset) -> None:
+        """Put what a dataset's path says below all other settings that are given."""
+        given: dict[str, Any] = vars(self)["external_config_dict"]
+        if named.file is not None:
+            self.of_dataset = named.settings()
+        if named.folder is not None:
+            place = str(named.folder.parent)
+            other = given.get("data_path", place)
+            if Path(str(other)).resolve() != Path(place).resolve():
+                raise SettingError(f"dataset={named.folder} and data_path={other} name two places: leave out data_path")
+            self.of_dataset = {"data_path": place}
+        if named.file is None and named.folder is None:
+            return
+        merged = {**self.of_dataset, **given, "dataset": named.name}
+        self.external_config_dict = merged
+        self.of_dataset = {name: merged[name] for name in self.of_dataset}
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
         properties, datasets = shipped("properties"), shipped("dataset_configs")
-        ours = [properties / "overall.yaml", datasets / f"{dataset}.yaml", properties / "model" / f"{model}.yaml"]
+        ours = [properties / "overall.yaml", properties / "model" / f"{model}.yaml", datasets / f"{dataset}.yaml"]
         for path in ours:
             if path.is_file():
-                settings = {k: v for k, v in read_yaml(path).items() if k not in _NOT_SETTINGS}
-                self.internal_config_dict.update(settings)
+                self.internal_config_dict.update(parts.merged(self.internal_config_dict, run_settings(path)))
         self.is_new_dataset = not names.dataset_files(dataset)
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         self._check_given()
-        settings = super()._get_final_config_dict()
-        validate(settings, self.model if self.model in registry.known_models() else None)
+        given = self.external_config_dict
+        settings = parts.merged(self.internal_config_dict, given)
+        if "train_neg_sample_args" in given:
+            settings["train_neg_sample_args"] = given["train_neg_sample_args"]  # RecBole adds its own defaults later
+        known = self.model if self.model in registry.known_models() else None
+        validate(given, known)  # before the whole, so that an error shows what was given
+        validate(settings, known)
         checks.check_id_model_settings(settings)
         full_softmax = settings["MODEL_TYPE"] == ModelType.SEQUENTIAL and settings.get("loss_type") == "CE"
         if full_softmax and self.external_config_dict.get("train_neg_sample_args") is None:
@@ -162,16 +195,31 @@ class Config(RecBoleConfig):
         if self.is_new_dataset and "load_col" not in self.external_config_dict:
             # RecBole's default loads users and items alone, without the time that its own protocol sorts by.
             settings["load_col"] = {"inter": [settings[f"{name}_FIELD"] for name in ("USER_ID", "ITEM_ID", "TIME")]}
+        if settings.get("unload_col") and settings.get("load_col") and "load_col" not in self.external_config_dict:
+            # All other columns of these files: with a default of load_col, RecBole refuses both.
+            settings["load_col"] = {**settings["load_col"], **dict.fromkeys(settings["unload_col"], "*")}
         attributes.fill(settings, self.model, self.external_config_dict)
         fields = settings.get("item_text_fields")
         if isinstance(fields, str):
             settings["item_text_fields"] = [field.strip() for field in fields.split(",")]
         if settings.get("use_gpu") is False:
             settings["gpu_id"] = ""
+        self._choose_positions(settings)
         self.given = copy.deepcopy(self.external_config_dict)
         self.merged = copy.deepcopy({k: v for k, v in settings.items() if k != "MODEL_TYPE"})
         self.merged.update(model=self.model, dataset=self.dataset)
         return settings
+
+    def _choose_positions(self, settings: dict[str, Any]) -> None:
+        """Take what `train_positions` needs where nothing else is given: class, batch size and no rows of RecBole's."""
+        if settings["train_positions"] == "last":
+            return
+        rows: type = vars(self)["model_class"]
+        self.model_class = registry.one_pass_class(rows)
+        if self.external_config_dict.get("train_neg_sample_args") is None:
+            settings["train_neg_sample_args"] = None  # they are drawn on the device
+        if "train_batch_size" not in self.external_config_dict:
+            settings["train_batch_size"] = ONE_PASS_BATCH
 
     def _set_default_parameters(self) -> None:
         data_path = Path(self.final_config_dict["data_path"])
@@ -180,13 +228,14 @@ class Config(RecBoleConfig):
         self.final_config_dict["repeatable"] = True
         super()._set_default_parameters()
         self.final_config_dict["repeatable"] = repeatable
-        self.final_config_dict["data_path"] = str(_dataset_folder(self.dataset, data_path))
+        self.final_config_dict["data_path"] = str(_dataset_folder(self.named, data_path))
 
     def _check_given(self) -> None:
         """Check the names of given settings; leave out what a file gives that the model does not read."""
         known = self.model in registry.known_models()
         if not known:
             return  # somebody's own model class: only it knows its settings
+        self._check_of_dataset()
         for source in (self.cmd_config_dict, self.variable_config_dict):
             checks.check_given(source, self.model, strictly=True)
         for name in sorted(checks.check_given(self.file_config_dict, self.model, strictly=False)):
@@ -194,8 +243,20 @@ class Config(RecBoleConfig):
                 del self.external_config_dict[name]
                 logging.getLogger().warning("the setting '%s' has no effect on %s", name, self.model)
 
+    def _check_of_dataset(self) -> None:
+        """Check the names in a dataset's own file, which serves all models: what this one does not read is left out."""
+        try:
+            without_effect = checks.check_given(self.of_dataset, self.model, strictly=False)
+        except SettingError as error:
+            raise SettingError(f"{self.named.file}: {error}") from None
+        elsewhere = {*self.cmd_config_dict, *self.variable_config_dict, *self.file_config_dict}
+        for name in without_effect:
+            del self.of_dataset[name]
+            if name not in elsewhere:
+                del self.external_config_dict[name]
 
-def _dataset_folder(dataset: str, data_path: Path) -> Path:
+
+def _dataset_folder(dataset: GivenDataset, data_path: Path) -> Path:
     """Return the folder of a dataset's atomic files: in `data_path`, else among RecBole's examples, else where they go.
 
     Nothing is made here: whoever reads the data asks `data.folder.ensure_files` for it.
@@ -203,6 +264,6 @@ def _dataset_folder(dataset: str, data_path: Path) -> Path:
     Raises:
         SettingError: if no such dataset is known; the nearest name is given.
     """
-    names.require_dataset(dataset, data_path)
-    folders = names.dataset_folders(dataset, data_path)
+    names.require_given(dataset, data_path)
+    folders = names.dataset_folders(dataset.name, data_path)
     return next((folder for folder in folders if folder.is_dir()), folders[0])

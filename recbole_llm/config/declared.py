@@ -16,6 +16,8 @@ from recbole_llm.config.settings import (
     recbole_models,
     recbole_run,
     st2si,
+    text_towers,
+    vector_models,
 )
 from recbole_llm.errors import SettingError
 from recbole_llm.utils.paths import shipped
@@ -43,18 +45,34 @@ RUN = Section(
 RECBOLE_GENERAL = (*recbole_run.RUN, recbole_data.FILES, recbole_data.ROWS, recbole_data.HISTORIES)
 # Sections of this package's own files, by model.
 OURS: dict[str, tuple[Section, ...]] = {
+    "AlphaFuse": vector_models.ALPHAFUSE,
     "ComiRec": id_models.COMIREC,
     "IDLEAdapter": idleadapter.IDLEADAPTER,
+    "LLMRec": text_towers.LLMREC,
     "MLP4Rec": id_models.MLP4REC,
+    "MoRec": text_towers.MOREC,
+    "Recformer": text_towers.RECFORMER,
     "S3Rec": id_models.S3REC,
     "ST2SI": st2si.ST2SI,
+    "TwinBERT": text_towers.TWINBERT,
+    "TextInitSASRec": vector_models.TEXTINITSASREC,
+    "UniSRec": vector_models.UNISREC,
+    "ZESRec": vector_models.ZESREC,
 }
 TITLES = {
+    "AlphaFuse": vector_models.ALPHAFUSE_TITLE,
     "ComiRec": id_models.COMIREC_TITLE,
     "IDLEAdapter": idleadapter.TITLE,
+    "LLMRec": text_towers.LLMREC_TITLE,
     "MLP4Rec": id_models.MLP4REC_TITLE,
+    "MoRec": text_towers.MOREC_TITLE,
+    "Recformer": text_towers.RECFORMER_TITLE,
     "S3Rec": id_models.S3REC_TITLE,
     "ST2SI": st2si.TITLE,
+    "TwinBERT": text_towers.TWINBERT_TITLE,
+    "TextInitSASRec": vector_models.TEXTINITSASREC_TITLE,
+    "UniSRec": vector_models.UNISREC_TITLE,
+    "ZESRec": vector_models.ZESREC_TITLE,
 }
 
 

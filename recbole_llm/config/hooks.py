@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from recbole_llm.errors import SettingError
+
 
 class ModelHooks:
     """The hooks of a model, to be inherited before the model class of RecBole.
@@ -21,6 +23,8 @@ class ModelHooks:
         trains_on_rows: whether its training samples are RecBole's rows, of which `train_share` can take a part.
         stages: what must be made before the model is built: declarations of `recbole_llm.model.needs`, in the order in
             which they are made. What each yields is an argument of the constructor.
+        one_pass: whether `train_positions` can be `all`: user vectors of all positions come from one pass, see
+            `recbole_llm.model.one_pass.OnePass`, which has what such a model needs.
         renamed_weights: what weights in checkpoints of older versions are called now.
         reads_text_only: whether an item that was never trained on is as good as any other in a history.
         histories_on_host: whether the model looks up histories on the CPU, so that its rows need not be moved to its
@@ -31,6 +35,7 @@ class ModelHooks:
     trainer_class: ClassVar[type | None] = None
     trains_on_rows: ClassVar[bool] = True
     stages: ClassVar[tuple[Any, ...]] = ()
+    one_pass: ClassVar[bool] = False
     renamed_weights: ClassVar[Mapping[str, str]] = {}
     reads_text_only: bool = False
     histories_on_host: bool = False
@@ -61,6 +66,13 @@ class ModelHooks:
             valid_data: RecBole's loader of the validation part.
         """
 
+    def use_stored_states(self, evaluated: list[Any]) -> None:
+        """Find on the disk what a frozen backbone computed for the run that is loaded. By default nothing.
+
+        Args:
+            evaluated: its validation and test parts.
+        """
+
     def extra_results(self) -> dict[str, Any]:
         """Return what `result.json` holds beyond what every model's does; by default nothing."""
         return {}
@@ -72,6 +84,56 @@ class ModelHooks:
             folder: of the run.
             dataset: its dataset, all interactions.
         """
+
+    def add_items(self, texts: Any) -> None:
+        """Add items that have a text and were never trained on, for ranking; by default refused.
+
+        From then on `full_sort_predict` has a column more for each of them, behind those of the catalogue and in the
+        order of `texts`, and histories may hold them under these ids. `Recommender` calls it (``recommend
+        --new_items``) on a model that is not trained any further. A model that reads item texts alone can do so.
+
+        Args:
+            texts: a DataFrame indexed by item token, with the columns `item_text_fields`, cleaned.
+
+        Raises:
+            SettingError: if the model scores items by ID.
+            DataError: if the model cannot read a text.
+        """
+        raise SettingError(
+            f"{type(self.model_of_hooks()).__name__} scores items by ID and cannot rank one that it was never trained "
+            f"on: take a model that reads their texts alone, such as UniSRec or ZESRec"
+        )
+
+    def model_of_hooks(self) -> Any:
+        """Return the model that these hooks are of."""
+        return self
+
+    def before_pretraining(self, dataset: Any) -> None:
+        """Prepare for a pre-training on other datasets, while their files are there. By default nothing.
+
+        Asked of a model with the stage `PretrainedState`, on its device.
+
+        Args:
+            dataset: the training part of all sources together.
+
+        Raises:
+            DataError: if the model cannot be pre-trained on it.
+        """
+
+    def pretraining_loss(self, interaction: Any) -> Any:
+        """Return the loss of a batch of RecBole's rows in a pre-training on other datasets, a scalar.
+
+        Asked of a model with the stage `PretrainedState`; by default its `calculate_loss`.
+        """
+        model: Any = self
+        return model.calculate_loss(interaction)
+
+    def transferred_state(self) -> dict[str, Tensor]:
+        """Return the weights that a pre-training hands to another catalogue, by name: none has a row per item or user.
+
+        Asked of a model with the stage `PretrainedState`; by default all of `stored_state`.
+        """
+        return self.stored_state()
 
     def single_sequence(self) -> Any | None:
         """Return what ranks for one history faster than `full_sort_predict` does, or None (the default).
@@ -87,6 +149,9 @@ class _Defaults(ModelHooks):
 
     def __init__(self, model: Any) -> None:
         self._model = model
+
+    def model_of_hooks(self) -> Any:
+        return self._model
 
     def stored_state(self) -> dict[str, Tensor]:
         return self._model.state_dict()

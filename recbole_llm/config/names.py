@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from recbole_llm.config.declared import general, has_setting, names_of_all_models, own, reads_text
+from recbole_llm.config.given_dataset import GivenDataset, given_dataset
 from recbole_llm.errors import SettingError, nearest
 from recbole_llm.utils.paths import has_interactions, recbole_folder, shipped
 
@@ -28,6 +29,7 @@ __all__ = [
     "reads_text",
     "recbole_folder",
     "require_dataset",
+    "require_given",
     "require_model",
     "require_setting",
 ]
@@ -86,15 +88,33 @@ def known_datasets(data_path: Path) -> list[str]:
 
 
 def require_dataset(dataset: str | None, data_path: Path) -> str:
-    """Return the name of a dataset that is here or can be prepared. Raises SettingError, which names the nearest."""
+    """Return the name of a dataset that is here or can be prepared, however it is named; see `given_dataset`.
+
+    Raises:
+        SettingError: which names the nearest.
+    """
     if dataset is None:
         raise SettingError("no dataset is named: add --dataset=ml-100k, or the name of a folder in data_path")
-    if not has_folder(dataset, data_path) and not can_be_prepared(dataset):
+    given = given_dataset(dataset)
+    require_given(given, data_path)
+    return given.name
+
+
+def require_given(dataset: GivenDataset, data_path: Path) -> None:
+    """Refuse a dataset that neither is here nor can be prepared. Raises SettingError, which names the nearest."""
+    name = dataset.name
+    if dataset.folder is not None or has_folder(name, data_path) or dataset.can_be_prepared():
+        return
+    if dataset.file is not None:
         raise SettingError(
-            f"there is no dataset '{dataset}' in {data_path}{nearest(dataset, known_datasets(data_path))} A dataset "
-            f"is a folder {dataset} with {dataset}.inter in it; data_path names the folder that holds it"
+            f"{dataset.file} has no settings under 'prepare:', and there is no folder {name} in {data_path}: data_path "
+            f"names the folder that holds it"
         )
-    return dataset
+    if not can_be_prepared(name):
+        raise SettingError(
+            f"there is no dataset '{name}' in {data_path}{nearest(name, known_datasets(data_path))} A dataset "
+            f"is a folder {name} with {name}.inter in it; data_path names the folder that holds it"
+        )
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from recbole.utils import get_model as recbole_model
 from recbole_llm.compat import repairs as compat
 from recbole_llm.config.names import is_ours, known_models, reads_text, require_model
 
-__all__ = ["known_models", "model_class", "reads_text"]
+__all__ = ["known_models", "model_class", "one_pass_class", "reads_text"]
 
+_CAUSAL_MODELS = "recbole_llm.model.one_pass"
 _OUR_MODELS = "recbole_llm.model.sequential_recommender"
 
 
@@ -28,3 +29,13 @@ def model_class(model: str | type) -> type:
             return compat.repair(recbole_model(model))
     except ModuleNotFoundError as error:
         raise compat.missing_package(model, str(error.name)) from error
+
+
+def one_pass_class(model: type) -> type:
+    """Return the class that a model has where it is trained at all positions of one pass, see `model.one_pass`.
+
+    Raises:
+        SettingError: if its user vectors do not come from one pass.
+    """
+    found: type = importlib.import_module(_CAUSAL_MODELS).one_pass_class(model)
+    return found

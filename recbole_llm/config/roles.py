@@ -45,6 +45,16 @@ def shapes_result(name: str, model: str | None = None) -> bool:
     return not declared or any(setting.role not in _NOT_SHAPING for setting in declared)
 
 
+def decides_result(name: str, model: str | None = None) -> bool:
+    """Tell whether a setting has a part in the numbers of a run: it shapes the result, or it is a seed.
+
+    Args:
+        name: of the setting.
+        model: as in `shapes_result`.
+    """
+    return name in names_with_role(Role.CHANCE) or shapes_result(name, model)
+
+
 def shared_with_id_model(name: str) -> bool:
     """Tell whether an ID model has the value of the run that it is trained for: data, protocol, and chance."""
     setting = general().get(name)

@@ -22,7 +22,7 @@ def dataset_class(config: Any) -> type:
     """Return the dataset class of a run: the model's `dataset_class`, else the one that RecBole would take.
 
     Where RecBole would take its `SequentialDataset` and `device_table` is on, it is `PrefixDataset`, whose batches are
-    the same.
+    the same; so it is with `train_positions` other than last, whose windows are cut from its flat histories.
     """
     own = hooks_of_class(config.model_class).dataset_class
     if own is not None:
@@ -30,7 +30,7 @@ def dataset_class(config: Any) -> type:
     name = config["model"] + "Dataset"
     if not hasattr(recbole_datasets, name):
         name = _DATASETS.get(config["MODEL_TYPE"], "Dataset")
-    if name == "SequentialDataset" and _cuts_histories(config):
+    if name == "SequentialDataset" and (_cuts_histories(config) or config["train_positions"] != "last"):
         return PrefixDataset
     return getattr(recbole_datasets, name)
 

@@ -16,18 +16,22 @@ import torch
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 
+from recbole_llm.data.atomic_files import AtomicFiles
 from recbole_llm.data.given_histories import KNOWN_END, GivenHistories, flat_histories
 from recbole_llm.data.item_text import read_item_fields
-from recbole_llm.errors import DataError, nearest
+from recbole_llm.data.time_order import TimeOrder
+from recbole_llm.errors import DataError
+from recbole_llm.utils.headers import column_names, header_line
 
 HISTORY_END = "history_end"
 __all__ = ["HISTORY_END", "KNOWN_END", "HistoryDataset", "PrefixDataset", "Protocol", "cut_histories", "row_ends"]
 
 
-class Protocol(GivenHistories):
+class Protocol(GivenHistories, TimeOrder, AtomicFiles):
     """What every dataset does here, whichever model reads it.
 
-    * Files are checked before RecBole reads them: one clear sentence instead of a KeyError.
+    * Files are checked before RecBole reads them, see `AtomicFiles`.
+    * Rows are in the order of their times as the file has them, see `TimeOrder`.
     * Items without text are dropped for every model (setting `items_without_text`), so that all models of a table rank
       the same candidates.
     * Nor does an item without an interaction become a candidate of the models that read item columns (FDSA): RecBole
@@ -41,6 +45,10 @@ class Protocol(GivenHistories):
 
     item_feat: Any
 
+    def _get_field_from_config(self) -> None:
+        super()._get_field_from_config()
+        self._name_histories()
+
     def data_augmentation(self) -> None:
         """Make the rows of the dataset's own class, see there."""
         interactions = self.inter_feat
@@ -53,32 +61,14 @@ class Protocol(GivenHistories):
         self.known_items, self.known_start = interactions[self.iid_field].clone(), torch.from_numpy(starts)
         self.inter_feat.update(Interaction({KNOWN_END: torch.from_numpy(np.flatnonzero(~begins))}))
 
-    def _load_data(self, token: str, dataset_path: str) -> None:
-        if self.config["benchmark_filename"] is None:
-            self._check_interaction_file(Path(dataset_path) / f"{token}.inter")
-        super()._load_data(token, dataset_path)
+    def _change_feat_format(self) -> None:
+        super()._change_feat_format()
+        self._name_histories()
 
-    def _check_interaction_file(self, path: Path) -> None:
-        try:
-            with path.open(encoding=self.config["encoding"] or "utf-8") as file:
-                header, first = file.readline().rstrip("\r\n"), file.readline()
-        except FileNotFoundError:
-            raise DataError(f"the interactions {path} do not exist") from None
-        if not header or not first:
-            raise DataError(f"{path} is empty: it needs a header line and one line an interaction")
-        pairs = [column.split(":") for column in header.split(self.config["field_separator"])]
-        if any(len(pair) != 2 for pair in pairs):
-            raise DataError(f"the header of {path} must be 'name:type' columns separated by tabs, but is '{header}'")
-        columns = [name for name, _ in pairs]
-        needed = [self.uid_field, self.iid_field]
-        if self.config["eval_args"]["order"] == "TO":
-            needed.append(self.time_field)
-        for field in needed:
-            if field not in columns:
-                raise DataError(
-                    f"{path} lacks the column '{field}'{nearest(field, columns)} It has {', '.join(columns)}; name its "
-                    f"columns with USER_ID_FIELD, ITEM_ID_FIELD and TIME_FIELD"
-                )
+    def _name_histories(self) -> None:
+        # RecBole names them for the column 'item_id', whatever ITEM_ID_FIELD is, where its own and our code reads this
+        # (`recbole/data/dataset/sequential_dataset.py:55` and `:164`).
+        self.item_id_list_field = self.iid_field + self.config["LIST_SUFFIX"]
 
     def _data_filtering(self) -> None:
         self._filter_items_without_text()
@@ -117,15 +107,13 @@ class Protocol(GivenHistories):
             self.item_feat = self.item_feat[self.item_feat[self.iid_field].isin(with_text)].copy()
 
     def _has_item_column(self, path: Path, field: str) -> bool:
-        with path.open(encoding=self.config["encoding"] or "utf-8", errors="replace") as file:
-            header = file.readline().rstrip("\r\n")
-        return field in [column.split(":")[0] for column in header.split(self.config["field_separator"])]
+        return field in column_names(path, header_line(path, self.config["encoding"]), self.config["field_separator"])
 
     def item_texts(self, fields: list[str], setting: str = "item_text_fields") -> pd.DataFrame:
         """Return the cleaned texts of the whole `.item` file, indexed by item token. See `read_item_fields`."""
         path = Path(self.dataset_path) / f"{self.dataset_name}.item"
         return read_item_fields(
-            path, self.iid_field, fields, self.config["field_separator"], self.config["encoding"] or "utf-8", setting
+            path, self.iid_field, fields, self.config["field_separator"], self.config["encoding"], setting
         )
 
     def item_texts_by_id(self, fields: list[str], setting: str = "item_text_fields") -> pd.DataFrame:

@@ -15,4 +15,4 @@ def ensure_files(config: Any) -> Path:
         return folder
     from recbole_llm.prepare import ensure  # what reads publishers' files is heavy, and a run rarely needs it
 
-    return ensure(config["dataset"], folder.parent)
+    return ensure(config["dataset"], folder.parent, config.named.file)

@@ -15,6 +15,7 @@ from recbole_llm.errors import DataError
 from recbole_llm.packing.ragged import ranges
 
 KNOWN_END = "known_end"
+_PADDING = "0"  # what lists are filled up with in other projects' files
 
 
 class GivenHistories(Dataset):
@@ -37,8 +38,25 @@ class GivenHistories(Dataset):
             names = ", ".join(self.config["benchmark_filename"])
             raise DataError(
                 f"the files {names} of {self.dataset_name} have no column '{field}' with the history of each row: add "
-                f"it, and name it in load_col and alias_of_{self.iid_field}"
+                f"it, and name it in load_col and alias_of_item_id"
             )
+        self._warn_of_padding(field)
+
+    def _warn_of_padding(self, field: str) -> None:
+        """Warn of histories that seem to be filled up with 0: here every value of a list is an item."""
+        if (self.inter_feat[self.iid_field] == _PADDING).any():
+            return  # an item of that name
+        filled = np.array([_PADDING in values for values in self.inter_feat[field]], dtype=bool)
+        if not filled.any():
+            return
+        first, before = int(np.argmax(filled)), np.cumsum([0, *self.file_size_list])
+        part = int(np.searchsorted(before, first, side="right")) - 1
+        self.logger.warning(
+            "%d rows of %s have '0' in '%s', the first in line %d of %s.%s.inter, and none has it as its target: it is "
+            "read as an item; if it only fills the lists up, remove it from the files",
+            int(filled.sum()), self.dataset_name, field, first - before[part] + 2, self.dataset_name,
+            self.config["benchmark_filename"][part],
+        )  # fmt: skip
 
     def _benchmark_presets(self) -> None:  # called for sequential datasets alone
         field = self.iid_field + self.config["LIST_SUFFIX"]

@@ -26,6 +26,7 @@ import pandas as pd
 from recbole_llm.errors import DataError, nearest
 from recbole_llm.packing.ragged import RaggedTable
 from recbole_llm.utils.files import replacing
+from recbole_llm.utils.headers import column_names, header_line, not_text, text_encoding
 from recbole_llm.utils.paths import cache_folder
 
 _FORMAT = 1  # part of every cache key: raise it when the rules above change
@@ -36,7 +37,7 @@ def read_item_fields(
     item_field: str,
     fields: Sequence[str],
     separator: str = "\t",
-    encoding: str = "utf-8",
+    encoding: str | None = None,
     setting: str = "item_text_fields",
 ) -> pd.DataFrame:
     """Return the cleaned text `fields` of a RecBole `.item` file, indexed by item token.
@@ -52,18 +53,15 @@ def read_item_fields(
     """
     path = Path(path)
     try:
-        with path.open(encoding=encoding) as file:
-            header = file.readline().rstrip("\r\n")
+        header = header_line(path, encoding)
     except FileNotFoundError:
         raise DataError(
             f"item text is needed, but {path} does not exist: add it with the columns "
             f"'{item_field}:token' and '{fields[0]}:token_seq'"
         ) from None
-    except UnicodeDecodeError as error:
-        raise _not_text(path, encoding) from error
     if not header:
         raise DataError(f"{path} is empty: it needs a header line with '{item_field}:token' and the text columns")
-    columns = [column.split(":")[0] for column in header.split(separator)]
+    columns = column_names(path, header, separator)
     for field in [item_field, *fields]:
         if field not in columns:
             raise DataError(
@@ -73,18 +71,14 @@ def read_item_fields(
     try:
         frame = pd.read_csv(
             path, sep=separator, quoting=csv.QUOTE_NONE, dtype=str, keep_default_na=False, names=columns, header=0,
-            usecols=[item_field, *fields], encoding=encoding,
+            usecols=[item_field, *fields], encoding=text_encoding(encoding),
         ).fillna("").set_index(item_field)  # fmt: skip
-    except UnicodeDecodeError as error:
-        raise _not_text(path, encoding) from error
+    except UnicodeError as error:
+        raise not_text(path, encoding) from error
     except pd.errors.ParserError as error:
         raise DataError(f"{path} is not a table: {' '.join(str(error).split())}") from error
     frame = frame[~frame.index.duplicated(keep="first")]
     return frame.map(clean)[list(fields)]
-
-
-def _not_text(path: Path, encoding: str) -> DataError:
-    return DataError(f"{path} is not {encoding.upper()} text: convert it, or set encoding to what it is")
 
 
 def clean(text: str) -> str:
@@ -112,6 +106,26 @@ def tokenize_items(texts: pd.DataFrame, tokenizer: Any, max_attribute_tokens: in
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, values=table.values, offsets=table.offsets)
     return table
+
+
+def without_words(texts: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """Return item texts of which words were left out at random (UniSRec's word drop), at least one left per value.
+
+    Args:
+        texts: as for `tokenize_items`.
+        share: the probability with which a word, a piece between spaces, is left out.
+        seed: of the draws; the same texts, share and seed give the same words.
+    """
+    rng = np.random.default_rng(seed)
+
+    def shortened(text: str) -> str:
+        words = text.split(" ")
+        kept = rng.random(len(words)) >= share
+        if not kept.any():
+            kept[rng.integers(len(words))] = True
+        return " ".join(word for word, stays in zip(words, kept, strict=True) if stays)
+
+    return texts.apply(lambda column: column.map(shortened))
 
 
 def _tokenize(texts: pd.DataFrame, tokenizer: Any, max_attribute_tokens: int) -> RaggedTable:

@@ -1,7 +1,7 @@
 """Hard prompts: an instruction and the titles of a history as token ids (IDLE-Adapter, 4.1).
 
 The pieces of a prompt are tokenised once each and laid end to end: for WordPiece that gives the tokens of the whole
-text, for byte-level BPE it may differ where a title ends in a punctuation mark before the comma.
+text, for byte-level BPE it may differ where a title begins or ends in a punctuation mark beside the text around it.
 """
 
 import string
@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.data.item_text import tokenize_items
 from recbole_llm.errors import DataError, SettingError, nearest
 from recbole_llm.packing.ragged import RaggedTable, ranges
 from recbole_llm.packing.sequences import Sequences
 
 _OF_TEMPLATE = ("history", "noun")
+_LINE = "\n"  # after it a word is tokenised as after any text that does not end in a space
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,14 @@ class PromptTemplate:
         return pd.DataFrame({"item": written}, index=texts.index)
 
     def around(self) -> tuple[str, str]:
-        """Return the text before and after the history; white space next to it stays only in what follows."""
+        """Return the text before and after the history; white space at the very end is left out."""
         parts = [""]
         for literal, name, _, _ in string.Formatter().parse(self.text):
             parts[-1] += literal + (self.noun if name == "noun" else "")
             if name == "history":
                 parts.append("")
         before, after = parts
-        return before.rstrip(), after.rstrip()
+        return before, after.rstrip()
 
 
 def _placeholders(setting: str, text: str) -> list[str]:
@@ -120,25 +122,17 @@ class Prompts:
     def __init__(
         self, template: PromptTemplate, texts: pd.DataFrame, tokenizer: Any, limits: PromptLimits, virtual: int
     ) -> None:
-        def encode(text: str) -> list[int]:
-            return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-        written = template.items(texts)
         before, after = template.around()
-        if _keeps_spaces(tokenizer):
-            written["item"] = written["item"].where(written["item"] == "", " " + written["item"])
-        else:
-            after = after.lstrip()
-        item = tokenize_items(written, tokenizer, limits.item_tokens)
+        item, first_item, before = _items(template.items(texts), tokenizer, limits.item_tokens, before)
         first, last = special_tokens(tokenizer)
-        begin, end = [*first, *encode(before)], [*encode(after), *last]
-        separator = encode(template.separator)
+        begin, end = [*first, *_tokens(tokenizer, before)], [*_following(tokenizer, after), *last]
+        separator = _following(tokenizer, template.separator)
         if limits.positions is not None and limits.tokens > limits.positions:
             raise SettingError(
                 f"max_prompt_tokens={limits.tokens} is more than the {limits.positions} positions of the backbone: "
                 f"lower it"
             )
-        needed = len(begin) + int(item.lengths.max(initial=0)) + len(end)
+        needed = len(begin) + int(max(item.lengths.max(initial=0), first_item.lengths.max(initial=0))) + len(end)
         if needed > limits.tokens:
             raise SettingError(
                 f"the instruction and the longest item take {needed} tokens, more than max_prompt_tokens="
@@ -150,10 +144,11 @@ class Prompts:
         self._first_field = template.fields[0]
         self._without_text = item.lengths == 0
         self._item_tokens = item.lengths + len(separator)
+        self._first_tokens = first_item.lengths + len(separator)
         self._room = limits.tokens - len(begin) - len(end) + len(separator)  # the first item has no separator
         padding = tokenizer.pad_token_id or 0
         self.table = (
-            item.followed_by(_with_row_starts(item, separator))
+            first_item.followed_by(_with_row_starts(item, separator))
             .with_row([padding] * virtual)
             .with_row(begin)
             .with_row(end)
@@ -191,6 +186,7 @@ class Prompts:
         starts = np.maximum(
             np.searchsorted(before, before[ends] - self._room), ends - np.minimum(lengths, self.limits.items)
         )
+        self._make_room(items, starts, ends, before)
         counts = ends - starts
         shown = items[ranges(starts, counts)]
         if self._without_text[shown].any():
@@ -216,19 +212,66 @@ class Prompts:
         all_labels[begins + total - 1] = labels
         return Sequences(rows, total, query_mask, all_labels)
 
+    def _make_room(self, items: np.ndarray, starts: np.ndarray, ends: np.ndarray, offsets: np.ndarray) -> None:
+        """Move starts on, in place, where the first item takes more tokens than the same item after another."""
+        longer = self._first_tokens - self._item_tokens
+        while longer.any():
+            over = offsets[ends] - offsets[starts] + longer[items[starts]] > self._room
+            if not over.any():
+                return
+            starts[over] += 1
 
-def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return the ids that a tokenizer puts before and after a text."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a", add_special_tokens=True)["input_ids"]
-    begin = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
-    return whole[:begin], whole[begin + len(plain) :]
+
+def _items(written: pd.DataFrame, tokenizer: Any, limit: int, before: str) -> tuple[RaggedTable, RaggedTable, str]:
+    """Return the tokens of the items after another one and as the first, and the text before the first without them.
+
+    A space before a word belongs to the word's first token, for byte-level BPE and for SentencePiece; other white space
+    belongs to the text before.
+
+    Args:
+        written: the items, one column.
+        tokenizer: of the backbone.
+        limit: the most tokens of an item.
+        before: the text before the first item.
+    """
+
+    def tokens(start: str, longest: int = limit) -> RaggedTable:
+        texts = written["item"].where(written["item"] == "", start + written["item"])
+        return tokenize_items(pd.DataFrame({"item": texts}), tokenizer, longest)
+
+    # What puts a space before every text, as SentencePiece does, must not be given another.
+    after_another = tokens(" " if keeps_spaces(tokenizer) else "")
+    if before.endswith(" "):
+        return after_another, after_another, before[:-1]
+    if not before:
+        return after_another, tokens(""), before
+    line = _tokens(tokenizer, _LINE)  # none where white space is dropped, as by WordPiece
+    if _tokens(tokenizer, f"{_LINE}a")[: len(line)] != line:
+        return after_another, tokens(""), before  # a line's end is a space to it, and starts every text anyway
+    return after_another, _without_starts(tokens(_LINE, limit + len(line)), len(line)), before
 
 
-def _keeps_spaces(tokenizer: Any) -> bool:
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _following(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text as they are after a word, without the space that some tokenizers put before all."""
+    word, whole = _tokens(tokenizer, "a"), _tokens(tokenizer, f"a{text}")
+    return whole[len(word) :] if whole[: len(word)] == word else _tokens(tokenizer, text)
+
+
+def keeps_spaces(tokenizer: Any) -> bool:
     """Tell whether a piece after another must start with its space, as in byte-level BPE, to be tokenised as there."""
-    whole, before, spaced = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("x: a", "x:", " a"))
+    whole, before, spaced = (_tokens(tokenizer, text) for text in ("x: a", "x:", " a"))
     return before + spaced == whole
+
+
+def _without_starts(table: RaggedTable, count: int) -> RaggedTable:
+    """Return a table whose non-empty rows lack their first `count` values."""
+    lengths = np.maximum(table.lengths - count, 0)
+    starts = table.offsets[:-1] + np.minimum(table.lengths, count)
+    return RaggedTable(table.values[ranges(starts, lengths)], np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def _with_row_starts(table: RaggedTable, start: list[int]) -> RaggedTable:

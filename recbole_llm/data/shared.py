@@ -11,6 +11,7 @@ from recbole_llm.config import attributes
 from recbole_llm.data.build import create_dataset
 from recbole_llm.data.choose import dataset_class
 from recbole_llm.data.dataset import HistoryDataset, PrefixDataset, with_protocol
+from recbole_llm.data.folder import ensure_files
 
 # Classes that load the same: they differ in what `build` makes of it.
 _LOADING_ALIKE = (Dataset, SequentialDataset, HistoryDataset, PrefixDataset)
@@ -43,6 +44,8 @@ class SharedData:
 
     def dataset(self, config: Any) -> Any:
         """Return the dataset of a run, see `create_dataset`; it may be built already, which `build` knows."""
+        ensure_files(config)
+        attributes.check_file(config)
         key = _loading_key(config)
         if key is None or not self._keeps:
             return create_dataset(config)
@@ -50,7 +53,6 @@ class SharedData:
             return _copy(built[0], config)
         if key not in self._loaded:
             self._loaded[key] = create_dataset(config)
-        attributes.check_file(config)
         return _copy(self._loaded[key], config)
 
     def build(self, config: Any, dataset: Any, test: bool = True) -> list[Any]:

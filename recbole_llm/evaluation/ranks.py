@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from recbole.evaluator import Collector
 from recbole.evaluator.collector import DataStruct
 from torch import Tensor
 
 from recbole_llm.data.known_histories import KnownHistories
 from recbole_llm.evaluation.candidates import CandidateRanking
 from recbole_llm.evaluation.counting import leave_out, target_ranks
+from recbole_llm.evaluation.recommended_items import RecommendedItemsCollector, only_candidates
 
 
 def gain_of_rank(metric: str) -> Callable[[Tensor], Tensor] | None:
@@ -56,7 +56,7 @@ def mean_reciprocal_rank(lists: np.ndarray, ranks: np.ndarray) -> float:
     return float((1.0 / best).mean())
 
 
-class RankCollector(Collector):
+class RankCollector(RecommendedItemsCollector):
     """RecBole's collector, which also keeps the rank of every target.
 
     Scores come with all items in them. Targets are ranked among all items, or with what their users met before left
@@ -141,7 +141,7 @@ class RankCollector(Collector):
         """
         top = torch.topk(scores, max(self.topk), dim=-1).indices
         if self.register.need("rec.items"):
-            self.data_struct.update_tensor("rec.items", top)
+            self.data_struct.update_tensor("rec.items", only_candidates(scores, top))
         if self.register.need("rec.topk"):
             lines, items = scores.shape
             keys = torch.unique(rows * items + targets)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.config.config import Config
+from recbole_llm.data.folder import ensure_files
 from recbole_llm.errors import SettingError, require_flag, require_one_of, require_whole
 from recbole_llm.hyper_search import hyperopt_search, optuna_search
 from recbole_llm.hyper_search.choices import ALGOS, PRUNERS
@@ -87,6 +88,7 @@ def search(
         space.values_of(base)
     if algo == "exhaustive":
         space.combinations()
+    ensure_files(base)  # trials are told the dataset's name alone
     folder = None if out is None else Path(out)
     if storage is None:
         study = Study(base, space, {"engine": "hyperopt", "algo": algo}, folder)

@@ -18,7 +18,8 @@ from typing import Any
 
 from recbole_llm.config.config import Config, parse_value
 from recbole_llm.config.roles import searchable
-from recbole_llm.errors import DataError, SettingError, nearest
+from recbole_llm.errors import SettingError, nearest
+from recbole_llm.utils.files import read_text
 from recbole_llm.utils.paths import shipped
 
 _NUMBERS = {"uniform": 2, "quniform": 3, "loguniform": 2}
@@ -193,10 +194,7 @@ def read_space(path: str | Path) -> Space:
         DataError: if the file cannot be read.
         SettingError: for a line that is not understood.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the parameter file {path} cannot be read: {getattr(error, 'strerror', error)}") from error
+    lines = read_text(path, "parameter file").splitlines()
     parameters: dict[str, Parameter] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():

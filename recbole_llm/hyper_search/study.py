@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,20 @@ from filelock import FileLock
 
 from recbole_llm.config.config import Config
 from recbole_llm.config.roles import in_same_place
-from recbole_llm.errors import SettingError, TrainingError
+from recbole_llm.errors import DataError, SettingError, TrainingError
 from recbole_llm.hyper_search.space import Space
 from recbole_llm.quick_start import run as quick_start
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.result import RunResult
-from recbole_llm.utils.files import read_yaml, replacing_folder, storage_errors, write_json, write_text
+from recbole_llm.utils.files import (
+    read_json_object,
+    read_yaml,
+    replacing_folder,
+    storage_errors,
+    write_json,
+    write_text,
+)
 
 TUNE = "tune.json"
 BEST = "best.yaml"
@@ -92,7 +100,7 @@ class Study:
         digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:8]
         self.name = f"{base['model']}-{base['dataset']}-{digest}"
         self.folder = folder or Path(base["checkpoint_dir"]) / f"tune-{self.name}"
-        if not self.folder.exists():
+        if not self.folder.exists() or _is_empty(self.folder):
             with replacing_folder(self.folder) as temporary:
                 text = yaml.safe_dump({**definition, "identity": uuid.uuid4().hex}, allow_unicode=True, sort_keys=False)
                 write_text(temporary / _STUDY, text)
@@ -143,11 +151,17 @@ class Study:
     def stored(self, number: int) -> Record | None:
         """Return the record of a trial, None if it has none."""
         path = self.trial_folder(number) / _TRIAL
-        return Record(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = read_json_object(path, "record of a trial")
+        if fault := _fault_in(found, number):
+            raise DataError(f"{path} is not the record of a trial: {fault}; remove {path.parent}, and it is run again")
+        return Record(**found)
 
     def all_stored(self) -> list[Record]:
         """Return the records of all trials in the order of their numbers."""
-        numbers = sorted(int(path.parent.name) for path in (self.folder / "trials").glob(f"*/{_TRIAL}"))
+        found = (path.parent.name for path in (self.folder / "trials").glob(f"*/{_TRIAL}"))
+        numbers = sorted(int(name) for name in found if name.isdecimal())
         return [record for number in numbers if (record := self.stored(number)) is not None]
 
     def strip(self, number: int) -> None:
@@ -219,6 +233,46 @@ class Study:
             content["result"] = str(path.relative_to(self.folder))
         write_json(self.folder / TUNE, content)
         return content
+
+
+def _fault_in(record: dict[str, Any], number: int) -> str | None:
+    """Return what is wrong with the fields of a trial's record, or None."""
+    fields = {field.name: field for field in dataclasses.fields(Record)}
+    for name in ("number", "state", "settings"):
+        if name not in record:
+            return f"it lacks '{name}'"
+    for name, value in record.items():
+        if name not in fields:
+            return f"it has an unknown field '{name}'"
+        if not _KINDS[name](value):
+            return f"'{name}' cannot be {str(value)[:60]!r}"
+    return None if record["number"] == number else f"it is of trial {record['number']}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_history(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(e, dict) and {"epoch", "score"} <= e.keys() for e in value)
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "number": lambda value: type(value) is int,
+    "state": lambda value: value in ("complete", "pruned", "failed", "running"),
+    "settings": lambda value: isinstance(value, dict),
+    "score": lambda value: value is None or _is_number(value),
+    "valid": lambda value: value is None or (isinstance(value, dict) and all(map(_is_number, value.values()))),
+    "best_epoch": lambda value: value is None or type(value) is int,
+    "history": _is_history,
+    "seconds": _is_number,
+    "reason": lambda value: value is None or isinstance(value, str),
+    "instead_of": lambda value: value is None or type(value) is int,
+}
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def complete(records: list[Record]) -> list[Record]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
+import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
@@ -32,12 +33,12 @@ class Recommendation:
     scores: list[float]
 
 
-def check_k(k: Any, dataset: Any) -> None:
-    """Raise SettingError if `k` is not from 1 to the number of items of `dataset`."""
+def check_k(k: Any, items: int, name: str) -> None:
+    """Raise SettingError if `k` is not from 1 to the number of `items` of the dataset `name`, new ones included."""
     if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
         raise SettingError(f"k={k} must be a whole number from 1")
-    if k > dataset.item_num - 1:
-        raise SettingError(f"k={k} is more than the {dataset.item_num - 1} items of {dataset.dataset_name}")
+    if k > items:
+        raise SettingError(f"k={k} is more than the {items} items of {name}")
 
 
 def leaves_seen_out(dataset: Any) -> bool:
@@ -105,12 +106,23 @@ class Recommender:
             plain way.
         allow_untrained: whether histories may hold items that no training interaction has, for models that know items
             by id, IDLEAdapter's ID model among them. (ST2SI reads their texts alone, and always may.)
+        new_items: texts of items that are not in the dataset, indexed by item token, see `read_new_items`: they are
+            added to the model, ranked among the others, and may stand in histories as untrained items may.
 
     Raises:
-        SettingError: if the model does not recommend from histories.
+        SettingError: if the model does not recommend from histories, or knows items by id and there are new ones.
+        DataError: if a new item is in the dataset, or has no text.
     """
 
-    def __init__(self, model: Any, dataset: Any, *, cuda_graph: bool = False, allow_untrained: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        dataset: Any,
+        *,
+        cuda_graph: bool = False,
+        allow_untrained: bool = False,
+        new_items: pd.DataFrame | None = None,
+    ) -> None:
         if getattr(model, "type", None) != ModelType.SEQUENTIAL:
             raise SettingError(
                 f"{type(model).__name__} knows users by id and reads no history: name users of its dataset, or take a "
@@ -126,6 +138,22 @@ class Recommender:
         self._trained = None if allow_untrained or hooks.reads_text_only else _trained_items(dataset)
         self._single = hooks.single_sequence() if cuda_graph else None
         self.leaves_seen_out = leaves_seen_out(dataset)
+        if new_items is not None:
+            self._add(new_items)
+
+    def _add(self, new_items: pd.DataFrame) -> None:
+        """Add items that the dataset does not have, to the model and to what is known here."""
+        for token in new_items.index:
+            if token in self._ids:
+                raise DataError(
+                    f"the new item '{token}' is in {self.dataset.dataset_name}, which ranks it already: leave it out"
+                )
+        hooks_of(self.model).add_items(new_items)
+        first = len(self._tokens)
+        self._tokens = np.concatenate([self._tokens, new_items.index.to_numpy(dtype=str)])
+        self._ids = {**self._ids, **{token: first + number for number, token in enumerate(new_items.index)}}
+        if self._trained is not None:
+            self._trained = np.concatenate([self._trained, np.zeros(len(new_items), dtype=bool)])
 
     @property
     def items(self) -> int:
@@ -167,7 +195,7 @@ class Recommender:
             SettingError: if `k` is not from 1 to the number of items.
             TrainingError: if the model's scores are not numbers.
         """
-        check_k(k, self.dataset)
+        check_k(k, self.items, self.dataset.dataset_name)
         exclude_seen = self.leaves_seen_out if exclude_seen is None else exclude_seen
         if len(histories) == 0:
             raise DataError("a history is empty: there is nothing to recommend from")

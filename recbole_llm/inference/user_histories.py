@@ -25,7 +25,10 @@ def user_histories(dataset: Any) -> RaggedTable:
         return _from_flat(dataset, users)
     if isinstance(dataset, SequentialDataset):
         return _from_rows(dataset, users)
-    return _by_user(users, dataset.inter_feat[dataset.iid_field].numpy(), dataset.user_num)
+    rows = np.arange(len(users))
+    if dataset.config["eval_args"]["order"] != "TO" and dataset.time_field in dataset.inter_feat:
+        rows = np.argsort(dataset.inter_feat[dataset.time_field].numpy(), kind="stable")
+    return _by_user(users[rows], dataset.inter_feat[dataset.iid_field].numpy()[rows], dataset.user_num)
 
 
 def _from_flat(dataset: HistoryDataset, users: np.ndarray) -> RaggedTable:

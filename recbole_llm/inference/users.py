@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy as np
+import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 from torch import Tensor
 
+from recbole_llm.config.hooks import hooks_of
 from recbole_llm.errors import DataError, SettingError, nearest
 from recbole_llm.inference.recommender import (
     Recommendation,
@@ -36,15 +38,30 @@ class UserRecommender:
         parts: of a run, see `quick_start.load`.
         cuda_graph: as in `Recommender`.
         allow_untrained: whether items that were never trained on stay in the histories.
+        new_items: as in `Recommender`.
     """
 
-    def __init__(self, parts: Any, *, cuda_graph: bool = False, allow_untrained: bool = False) -> None:
+    def __init__(
+        self,
+        parts: Any,
+        *,
+        cuda_graph: bool = False,
+        allow_untrained: bool = False,
+        new_items: pd.DataFrame | None = None,
+    ) -> None:
         self.model = parts.model.eval()
         self.dataset = parts.dataset
         self._sequential: Recommender | None = None
         if getattr(self.model, "type", None) == ModelType.SEQUENTIAL:
-            options = {"cuda_graph": cuda_graph, "allow_untrained": allow_untrained}
-            self._sequential = Recommender(self.model, parts.train._dataset, **options)
+            self._sequential = Recommender(
+                self.model,
+                parts.train._dataset,
+                cuda_graph=cuda_graph,
+                allow_untrained=allow_untrained,
+                new_items=new_items,
+            )
+        elif new_items is not None:
+            hooks_of(self.model).add_items(new_items)  # which refuses them: it knows items by id
         self._items = parts.train._dataset.get_item_feature() if self._sequential is None else None
         self._histories = user_histories(self.dataset)
         self._tokens = np.asarray(self.dataset.field2id_token[self.dataset.iid_field])
@@ -89,7 +106,8 @@ class UserRecommender:
             SettingError: if `k` is not from 1 to the number of items, or the model cannot rank items for a user.
             TrainingError: if the model's scores are not numbers.
         """
-        check_k(k, self.dataset)
+        items = self.dataset.item_num - 1 if self._sequential is None else self._sequential.items
+        check_k(k, items, self.dataset.dataset_name)
         exclude_seen = leaves_seen_out(self.dataset) if exclude_seen is None else exclude_seen
         if isinstance(users, str | int | np.integer):
             return self.recommend([str(users)], k, exclude_seen)[0]

@@ -23,6 +23,17 @@ class PretrainedBackbone:
 
 
 @dataclass(frozen=True)
+class PretrainedState:
+    """The weights of a pre-training of the same model on other datasets, where `pretrain_datasets` names some.
+
+    The pre-training takes the model's own `pretraining_loss` and keeps its `transferred_state`. The constructor's
+    argument is ``start``, a `recbole_llm.model.pretrained_state.PretrainedWeights`; None for fresh weights.
+    """
+
+    argument: str = "start"
+
+
+@dataclass(frozen=True)
 class IdModel:
     """A trained recommender, frozen, as `id_model`, `id_model_path` and `id_model_settings` say.
 

@@ -43,9 +43,18 @@ class TextRecommender(ModelHooks, SequentialRecommender):
         Args:
             evaluated: validation and test parts.
             folder: where a large table may be memory-mapped.
-            progress: wraps the list of passes, such as `tqdm.tqdm`.
+            progress: from the number of sequences to a bar with ``update(n)``, a context, such as `tqdm.tqdm`.
         """
         raise NotImplementedError(f"{type(self).__name__} says that its states never change, but stores none")
+
+    def before_epoch(self, epoch: int) -> None:
+        """Prepare for an epoch of training that is about to begin, such as by a new table of item vectors.
+
+        By default nothing.
+
+        Args:
+            epoch: its number, from 0.
+        """
 
     def training_samples(self, rng: np.random.Generator) -> Any:
         """Return the samples of one epoch: with a length, and a method ``select(indices)``.

@@ -1,6 +1,8 @@
 """From item sequences to packed batches within a budget of tokens."""
 
 import functools
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +49,27 @@ class Sequences:
     def queries(self) -> np.ndarray:
         """Return the number of queries that are read in each sequence: int64 [sequences]."""
         return np.add.reduceat(self.query_mask.astype(np.int64), self.begins)
+
+
+def digests(sequences: Sequences, table: RaggedTable) -> list[bytes]:
+    """Return 16 bytes per sequence that identify its tokens and the places at which it is read, but not its labels."""
+    token_ids, row_tokens = table.gather(sequences.rows)
+    marked = 2 * token_ids.astype(np.int64)
+    marked[np.cumsum(row_tokens)[sequences.query_mask] - 1] += 1
+    ends = np.cumsum(np.add.reduceat(row_tokens, sequences.begins))
+    starts = np.concatenate([[0], ends[:-1]])
+    return [
+        hashlib.blake2b(marked[start:end].tobytes(), digest_size=16).digest()
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+    ]
+
+
+def distinct(keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices at which each key is met first, and for each key which of these has it: int64."""
+    number: dict[bytes, int] = {}
+    inverse = np.fromiter((number.setdefault(key, len(number)) for key in keys), dtype=np.int64, count=len(keys))
+    first = np.unique(inverse, return_index=True)[1]
+    return first, inverse
 
 
 def concatenate(parts: list[Sequences]) -> Sequences:

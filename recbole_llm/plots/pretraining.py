@@ -14,7 +14,7 @@ from recbole_llm.plots.style import INK, MUTED, grid, looks, metric_name, plain_
 # What follows from the sources and the epochs of a pre-training, or belongs to them.
 _OF_PRETRAINING = (
     *("pretrain_datasets", "pretrain_epochs", "pretrain_save_epochs", "pretrained_backbone", "pretrain_seed"),
-    *("pretrain_learning_rate", "learning_rate"),
+    *("pretrained_state", "pretrain_learning_rate", "learning_rate"),
 )
 _NONE = "none"
 

@@ -11,6 +11,7 @@ from recbole_llm.prepare.pipeline import PreparedDataset
 from recbole_llm.prepare.report import write_report
 from recbole_llm.prepare.spec import load_spec
 from recbole_llm.utils.paths import has_interactions
+from recbole_llm.utils.plain_text import printable
 
 DEFAULT_OUT = Path("dataset")
 """RecBole's default `data_path`."""
@@ -57,8 +58,13 @@ def prepare(
     return done
 
 
-def ensure(dataset: str, data_path: Path) -> Path:
+def ensure(dataset: str, data_path: Path, file: Path | None = None) -> Path:
     """Return the folder ``data_path/<dataset>``, preparing the dataset first if its interactions are not there.
+
+    Args:
+        dataset: its name.
+        data_path: where its folder is, or is made.
+        file: a YAML file that says how it is made, in the place of the one under ``dataset_configs/``.
 
     Raises:
         DataError: if it is not there and cannot be prepared; the message says which files to put where.
@@ -68,8 +74,8 @@ def ensure(dataset: str, data_path: Path) -> Path:
     folder = Path(data_path) / dataset
     if has_interactions(folder):
         return folder
-    return prepare(dataset, out=Path(data_path), say=_to_stderr).folder
+    return prepare(dataset if file is None else str(file), out=Path(data_path), say=_to_stderr).folder
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)

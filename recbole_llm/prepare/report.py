@@ -10,6 +10,7 @@ from recbole_llm.prepare.counts import comparison
 from recbole_llm.prepare.look import Look
 from recbole_llm.prepare.pipeline import PreparedDataset
 from recbole_llm.utils.files import write_text
+from recbole_llm.utils.plain_text import printable
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --page: #ffffff; --card: #f6f8fa; --mark: #0b63c5; }
@@ -39,7 +40,7 @@ def write_report(path: Path, done: PreparedDataset, numbers: Look) -> None:
     Raises:
         StorageError: if it cannot be written.
     """
-    write_text(path, page(done, numbers))
+    write_text(path, printable(page(done, numbers)))
 
 
 def page(done: PreparedDataset, numbers: Look) -> str:

@@ -8,32 +8,36 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from recbole.utils import init_seed
 
 from recbole_llm.config import renamed
 from recbole_llm.config.config import Config, parse_command_line
+from recbole_llm.config.given_dataset import given_dataset
 from recbole_llm.config.hooks import hooks_of, hooks_of_class
+from recbole_llm.config.parts import merged
+from recbole_llm.data.build import file_hashes
+from recbole_llm.data.fingerprint import FINGERPRINT, kept_fingerprint
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.evaluation import candidates
 from recbole_llm.inference.recommender import Recommender
 from recbole_llm.quick_start.build import Parts, build_parts
+from recbole_llm.quick_start.outcome import numbers, outcome
 from recbole_llm.quick_start.process import start_log, unchanged_process
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.context import RunContext
+from recbole_llm.runs.lock import alone
 from recbole_llm.runs.ranks import write_ranks
 from recbole_llm.runs.result import RunResult
 from recbole_llm.stages import pretraining
 from recbole_llm.stages.runner import Runner
 from recbole_llm.trainer.run_folder_trainer import best_epoch
-from recbole_llm.utils.files import read_yaml
+from recbole_llm.utils.allocator import keep_freed_memory_of_a_command
+from recbole_llm.utils.files import read_yaml, storage_errors
 from recbole_llm.utils.interruption import noting_what_is_stored
 
 __all__ = ["Parts", "build", "fit", "load", "pretrain", "recommender", "run"]
-
-_WORTH_SAYING = 0.1  # seconds; less is to look whether there is anything to train first, on a busy machine too
 
 
 def run(
@@ -84,7 +88,7 @@ def _resume(
 ) -> dict[str, Any]:
     started = time.monotonic()
     folder, stored = run_folder.open_unfinished(run)
-    config = make_config({**renamed.loadable(stored, folder, training=True), **(settings or {})}, command_line)
+    config = make_config(merged(renamed.loadable(stored, folder, training=True), settings or {}), command_line)
     return _run(config, folder, data or _data_of(config), started)
 
 
@@ -99,7 +103,7 @@ def _run(config: Config, folder: Path, data: SharedData, started: float, new: bo
     def is_stored() -> bool:
         return (folder / checkpoint.RESUME).is_file()
 
-    with noting_what_is_stored(folder, is_stored):
+    with alone(folder), noting_what_is_stored(folder, is_stored):
         try:
             return _train_and_evaluate(config, folder, data, started, new)
         except KeyboardInterrupt:
@@ -132,19 +136,21 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
     hooks_of(parts.model).save_extras(folder, parts.dataset)
 
     seconds = {
-        **({"pretrain": parts.pretrain_seconds} if parts.pretrain_seconds >= _WORTH_SAYING else {}),
-        "prepare": prepared - started - parts.pretrain_seconds,
+        **({} if parts.pretrain_seconds is None else {"pretrain": parts.pretrain_seconds}),
+        "prepare": prepared - started - (parts.pretrain_seconds or 0.0),
         "fit": fit_seconds,
         "evaluate": evaluated - fitted,
     }
     found = {
-        **_result(parts, trainer, metrics, seconds),
+        **outcome(parts, trainer, metrics, seconds),
         **candidates.results(rankings["test"], rankings["valid"] if validated else None),
         "kind": config["MODEL_TYPE"].name.lower(),
+        "fingerprint": parts.fingerprint,
     }
     result = RunResult.from_dict(found, folder / run_folder.RESULT)
     result.write(folder)
-    (folder / checkpoint.RESUME).unlink(missing_ok=True)  # the run is finished: nothing is left to resume from
+    for file in (checkpoint.RESUME, FINGERPRINT):  # the run is finished: nothing is left to resume from
+        (folder / file).unlink(missing_ok=True)
     return {**result.to_dict(), "path": str(folder / run_folder.RESULT)}
 
 
@@ -200,6 +206,15 @@ def _fit(
     config: Config, folder: Path, data: SharedData, callback: Callable[[int, float], None] | None = None
 ) -> dict[str, Any]:
     started = time.monotonic()
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        return _train(config, folder, data, started, callback)
+
+
+def _train(
+    config: Config, folder: Path, data: SharedData, started: float, callback: Callable[[int, float], None] | None
+) -> dict[str, Any]:
     run_folder.write_settings(folder, config.merged)
     _begin(config)
     parts, trainer = _parts_and_trainer(config, RunContext(folder, reads_test=False), data)
@@ -213,7 +228,7 @@ def _fit(
     trainer.store_finished()
     return {
         "score": float(trainer.best_valid_score),
-        "valid": _numbers(trainer.best_valid_result),
+        "valid": numbers(trainer.best_valid_result),
         "epochs": trainer.epochs_done,
         "best_epoch": best_epoch(trainer.history, config["valid_metric"].lower(), config["valid_metric_bigger"]),
         "history": trainer.history,
@@ -225,11 +240,14 @@ def _begin(config: Config) -> None:
     init_seed(config["seed"], config["reproducibility"])
     start_log(config)
     logging.getLogger().info(config)
+    if config["device"].type == "cpu":  # a host beside a GPU only loads, and should give back what it loaded
+        keep_freed_memory_of_a_command()
 
 
 def _parts_and_trainer(config: Config, context: RunContext, data: SharedData) -> tuple[Parts, Any]:
     assert context.folder is not None
     parts = build_parts(config, context, data, _runner(data))
+    parts.fingerprint = kept_fingerprint(context.folder, config.merged, parts.settings, file_hashes(config))
     run_folder.write_settings(context.folder, parts.settings)
     return parts, parts.trainer()
 
@@ -291,7 +309,7 @@ def pretrain(
     settings: dict[str, Any] | None = None,
     command_line: Sequence[str] = (),
 ) -> Path:
-    """Pre-train a backbone on the datasets of `pretrain_datasets`, without a target; see `stages.pretraining`.
+    """Pre-train on the datasets of `pretrain_datasets`, without a target; see `stages.pretraining`.
 
     Args:
         model: a model that is pre-trained in this way.
@@ -300,21 +318,24 @@ def pretrain(
         command_line: ``--name=value`` settings; they override all others.
 
     Returns:
-        The folder of the backbone, for the setting `backbone`.
+        The folder of the backbone, for the setting `backbone`, or of a model's weights, for `pretrained_state`.
 
     Raises:
         RecBoleLLMError: one of its kinds, whose message says what to do.
     """
-    given = {**{k: v for file in config_files for k, v in read_yaml(file).items()}, **(settings or {})}
-    given |= parse_command_line(command_line)
-    # A Config needs a dataset; the first source stands for the target that there is not.
+    given = merged(*map(read_yaml, config_files), settings or {}, parse_command_line(command_line))
     sources = pretraining.names_of(given.get("pretrain_datasets"))
     if not sources:
         raise SettingError("pretrain_datasets names no dataset: --pretrain_datasets=Food,Cell")
-    config = Config(given.get("model", model), sources[0], config_dict=given)
+    # A Config needs a dataset; a source stands for the target that there is not: the first whose folder is in
+    # data_path, where there is such a one.
+    stand_in = next((source for source in sources if given_dataset(source).folder is None), sources[0])
+    if given_dataset(stand_in).folder is not None:
+        given.pop("data_path", None)
+    config = Config(given.get("model", model), stand_in, config_dict=given)
     with unchanged_process():
         start_log(config)
-        return pretraining.pretrain(config)
+        return pretraining.find_or_pretrain(config).folder
 
 
 def load(run: str | Path, settings: dict[str, Any] | None = None, test: bool = True) -> Parts:
@@ -335,12 +356,14 @@ def load(run: str | Path, settings: dict[str, Any] | None = None, test: bool = T
 def _load(run: str | Path, settings: dict[str, Any] | None, test: bool, data: SharedData | None = None) -> Parts:
     folder, stored = run_folder.open_existing(run)
     own = renamed.loadable(stored, folder, training=False)
-    config = Config(config_dict={**own, **(settings or {})})
+    config = Config(config_dict=merged(own, settings or {}))
     init_seed(config["seed"], config["reproducibility"])
     data = data or _data_of(config)
     parts = build_parts(config, RunContext(folder, test), data, _runner(data))
     checkpoint.load_weights(folder / checkpoint.WEIGHTS, parts.model, parts.context.description, hooks_of(parts.model))
     parts.model.eval()
+    evaluated = [loader.dataset for loader in (parts.valid, parts.test) if loader is not None]
+    hooks_of(parts.model).use_stored_states(evaluated)
     return parts
 
 
@@ -358,43 +381,3 @@ def recommender(run: str | Path, settings: dict[str, Any] | None = None, **optio
     """
     parts = load(run, settings)
     return Recommender(parts.model, parts.train._dataset, **options)
-
-
-def _result(parts: Parts, trainer: Any, metrics: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
-    config = parts.config
-    metric = config["valid_metric"].lower()
-    return {
-        "model": config["model"],
-        "dataset": config["dataset"],
-        "backbone": config["backbone"],
-        "tuning": config["tuning"],
-        "seed": config["seed"],
-        "valid": _numbers(trainer.best_valid_result),
-        **{name: _numbers(found) for name, found in metrics.items()},
-        "protocol": parts.dataset.item_protocol.entry(),
-        "epochs": trainer.epochs_done,
-        "best_epoch": best_epoch(trainer.history, metric, config["valid_metric_bigger"]),
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "parameters": run_folder.parameter_counts(parts.model),
-        **run_folder.peak_memory_bytes(),
-        "device": _device_name(config["device"]),
-        "counts": {
-            "users": parts.dataset.user_num - 1,
-            "items": parts.dataset.item_num - 1,
-            "train": len(parts.train._dataset),
-            "valid": 0 if parts.valid is None else len(parts.valid._dataset),
-            "test": len(parts.test._dataset),
-        },
-        **hooks_of(parts.model).extra_results(),
-        "history": trainer.history,
-        "settings": run_folder.plain(parts.settings),
-        "commit": run_folder.git_commit(),
-    }
-
-
-def _numbers(result: Any) -> dict[str, float] | None:
-    return None if result is None else {name: float(value) for name, value in result.items()}
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -18,7 +18,7 @@ import yaml
 import recbole_llm
 from recbole_llm.errors import CheckpointError, StorageError
 from recbole_llm.runs.result import RESULT, has_result
-from recbole_llm.utils.files import read_yaml, remove_unfinished, storage_errors, write_text
+from recbole_llm.utils.files import read_yaml, storage_errors, write_text
 
 CONFIG = "config.yaml"
 
@@ -89,17 +89,30 @@ def open_existing(run: str | Path) -> tuple[Path, dict[str, Any]]:
     return folder, read_yaml(folder / CONFIG)
 
 
+def require_finished(run: str | Path) -> None:
+    """Refuse a run that has no result yet. Raises CheckpointError, which says how to resume it."""
+    folder, _ = open_existing(run)
+    if not has_result(folder):
+        raise CheckpointError(
+            f"the run {folder} is not finished: resume it with recbole-llm run --resume={folder}, or start it again"
+        )
+
+
 def open_unfinished(run: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Return what `open_existing` does for a run to resume, cleared of files that were cut short.
+    """Return what `open_existing` does for a run to resume.
 
     Raises:
         CheckpointError: if it is not the folder of a run, or the run is finished.
     """
     folder, settings = open_existing(run)
+    refuse_finished(folder)
+    return folder, settings
+
+
+def refuse_finished(folder: Path) -> None:
+    """Raise CheckpointError if the run in `folder` is finished."""
     if has_result(folder):
         raise CheckpointError(f"the run {folder} is finished, its results are in {folder / RESULT}: start a new run")
-    remove_unfinished(folder)
-    return folder, settings
 
 
 def finished_runs(pattern: str) -> list[Path]:

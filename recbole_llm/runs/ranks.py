@@ -56,13 +56,17 @@ def read_ranks(path: Path) -> pd.DataFrame:
     Raises:
         DataError: if the file is missing, cut short or of another form.
     """
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no file of ranks: a folder or a pipe stands there")
     try:
         types = {"user": str, "item": str, "rank": np.int64, OTHER: np.int64}
         frame = pd.read_csv(path, sep="\t", dtype=types, keep_default_na=False)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{path} is not a whole file of ranks: {error}") from error
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
+        raise DataError(f"{path} is not a whole file of ranks: {' '.join(str(error).split())}") from error
     if list(frame.columns) not in (_COLUMNS, [*_COLUMNS, OTHER]):
         raise DataError(f"{path} must have the columns user, item and rank, but has {', '.join(frame.columns)}")
+    if (frame["rank"] < 1).any():
+        raise DataError(f"{path} has the rank {frame['rank'].min()}, but ranks begin at 1: run it again")
     return frame
 
 

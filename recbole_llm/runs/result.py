@@ -113,6 +113,7 @@ _OPTIONAL: dict[str, Check] = {
         _ANY, needed=("size", "seeds", "hit@1"), known={"size": _COUNT, "seeds": _COUNT, "hit@1": _MEAN}
     ),
     "kind": _TEXT,
+    "fingerprint": _TEXT,
     "valid_other": _METRICS,
     "test_other": _METRICS,
     "protocol": _mapping(
@@ -130,7 +131,7 @@ _BEFORE_EXTRAS = (
     *("epochs", "best_epoch", "seconds"),
     *("parameters", "peak_memory_bytes", "peak_gpu_memory_bytes", "device", "counts"),
 )
-_AFTER_EXTRAS = ("history", "settings", "commit", "candidates", "kind")
+_AFTER_EXTRAS = ("history", "settings", "commit", "candidates", "kind", "fingerprint")
 
 
 def fault_in(values: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
@@ -176,6 +177,7 @@ class RunResult:
         commit: of the checkout; None outside one.
         candidates: HitRatio@1 among few candidates; None without the setting `candidates`.
         kind: RecBole's type of the model, such as ``sequential`` or ``general``; None in results of version 0.1.
+        fingerprint: of all that the result depends on, see `data.fingerprint`; None in results of version 0.2.0.
         extras: what only some models record, such as ``id_model``.
     """
 
@@ -202,6 +204,7 @@ class RunResult:
     protocol: dict[str, Any] | None = None
     candidates: dict[str, Any] | None = None
     kind: str | None = None
+    fingerprint: str | None = None
     extras: dict[str, Any]
 
     @classmethod

@@ -5,6 +5,7 @@ from typing import Any
 from tabulate import tabulate
 
 from recbole_llm.runs.result import RunResult
+from recbole_llm.utils.plain_text import one_line
 
 
 def result_table(result: RunResult | dict[str, Any]) -> str:
@@ -15,7 +16,7 @@ def result_table(result: RunResult | dict[str, Any]) -> str:
     """
     result = result if isinstance(result, RunResult) else RunResult.from_dict(result, "this")
     test, valid = result.test or {}, result.valid or {}
-    rows = [[name, valid.get(name), value] for name, value in test.items()]
+    rows = [[one_line(name), valid.get(name), value] for name, value in test.items()]
     table = tabulate(rows, headers=["metric", "valid", "test"], floatfmt=".4f", missingval="-")
     title = [part for part in (result.model, result.dataset, result.backbone, result.tuning) if part]
     seconds, parameters = result.seconds, result.parameters
@@ -25,7 +26,7 @@ def result_table(result: RunResult | dict[str, Any]) -> str:
         f"{_peak_memory(result)}"
         f"trained {parameters['trained']:,} and frozen {parameters['frozen']:,} parameters, on {result.device}"
     )
-    return f"\n{' · '.join(title)}\n\n{table}\n\n{_candidates(result.candidates)}{facts}"
+    return f"\n{one_line(' · '.join(title))}\n\n{table}\n\n{_candidates(result.candidates)}{one_line(facts)}"
 
 
 def _peak_memory(result: RunResult) -> str:

@@ -4,14 +4,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from recbole_llm.model.needs import IdModel, OwnPretraining, PretrainedBackbone
+from recbole_llm.model.needs import IdModel, OwnPretraining, PretrainedBackbone, PretrainedState
 from recbole_llm.runs.context import RunContext
 from recbole_llm.stages import id_model, pretraining, s3rec
 from recbole_llm.stages.runner import Runner
+from recbole_llm.stages.store import Supplied
 
-# Each takes (declaration, settings, dataset, context, runner) and returns the argument, and the settings to store.
-_MAKERS: dict[type, Callable[..., tuple[Any, dict[str, Any]]]] = {
+# Each takes (declaration, settings, dataset, context, runner).
+_MAKERS: dict[type, Callable[..., Supplied]] = {
     PretrainedBackbone: pretraining.fulfil,
+    PretrainedState: pretraining.fulfil_state,
     IdModel: id_model.fulfil,
     OwnPretraining: s3rec.fulfil,
 }
@@ -25,10 +27,12 @@ class Fulfilled:
         arguments: for the model's constructor, by name.
         settings: to store with the run beside those that were given, so that it is loaded and resumed with what it was
             built from.
+        made: whether any of it was made now, rather than found.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    made: bool = False
 
 
 def fulfil(needs: Iterable[Any], config: Any, dataset: Any, context: RunContext, runner: Runner) -> Fulfilled:
@@ -44,9 +48,12 @@ def fulfil(needs: Iterable[Any], config: Any, dataset: Any, context: RunContext,
     Raises:
         RecBoleLLMError: one of its kinds, whose message says what to do.
     """
-    found = Fulfilled()
+    arguments: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    made = False
     for need in needs:
-        value, settings = _MAKERS[type(need)](need, config, dataset, context, runner)
-        found.arguments[need.argument] = value
-        found.settings.update(settings)
-    return found
+        supplied = _MAKERS[type(need)](need, config, dataset, context, runner)
+        arguments[need.argument] = supplied.value
+        settings.update(supplied.settings)
+        made |= supplied.made
+    return Fulfilled(arguments, settings, made)

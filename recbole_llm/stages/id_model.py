@@ -10,6 +10,7 @@ from typing import Any
 
 from recbole_llm.config import fingerprint, roles
 from recbole_llm.config.config import Config
+from recbole_llm.config.parts import merged
 from recbole_llm.data.build import file_hashes
 from recbole_llm.errors import CheckpointError, SettingError
 from recbole_llm.model.id_model.frozen import COPY, FrozenIdModel
@@ -18,17 +19,15 @@ from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.context import RunContext
 from recbole_llm.stages.runner import Runner
-from recbole_llm.stages.store import find_or_make
+from recbole_llm.stages.store import Found, Supplied, find_or_make
 from recbole_llm.utils.hashing import hash_of_tokens
 
 # Always given, so that the ID model reads the columns and the length that the run around it reads.
 _ALWAYS = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "MAX_ITEM_LIST_LENGTH")
 
 
-def fulfil(
-    need: IdModel, config: Any, dataset: Any, context: RunContext, runner: Runner
-) -> tuple[FrozenIdModel | None, dict[str, Any]]:
-    """Return the frozen ID model of a run, and the settings that the run stores with it.
+def fulfil(need: IdModel, config: Any, dataset: Any, context: RunContext, runner: Runner) -> Supplied:
+    """Return the frozen ID model of a run (or None), and the settings that the run stores with it.
 
     Args:
         need: the model's declaration.
@@ -42,18 +41,19 @@ def fulfil(
         CheckpointError: if `id_model_path` is no finished run, or the ID model belongs to other data.
     """
     if not need.required and not (config["id_model"] or config["id_model_path"]):
-        return None, {}
+        return Supplied(None)
     settings: dict[str, Any] = {}
+    made = False
     if context.folder is not None and (context.folder / COPY / checkpoint.WEIGHTS).is_file():
         folder = context.folder / COPY
     elif config["id_model_path"]:
         folder, settings = _given(config)
     else:
-        folder = _find_or_train(config, context, runner)
-    return _load(folder, config, dataset, runner), settings
+        folder, made = _find_or_train(config, context, runner)
+    return Supplied(_load(folder, config, dataset, runner), settings, made)
 
 
-def _find_or_train(config: Any, context: RunContext, runner: Runner) -> Path:
+def _find_or_train(config: Any, context: RunContext, runner: Runner) -> Found:
     settings = settings_of(config)
 
     def is_made(folder: Path) -> bool:
@@ -108,17 +108,16 @@ def settings_of(config: Any) -> dict[str, Any]:
         raise SettingError(
             "no id_model is named: it is a sequential model with a user vector, such as ComiRec or SASRec"
         )
-    merged = config.merged
-    place = {name: value for name, value in merged.items() if roles.in_same_place(name)}
-    always = {name: merged[name] for name in _ALWAYS}
+    whole = config.merged
+    place = {name: value for name, value in whole.items() if roles.in_same_place(name)}
+    always = {name: whole[name] for name in _ALWAYS}
     # What differs from the defaults, whoever gave it: a resumed run is given all of its settings.
     defaults = Config(config.model_class, config["dataset"], config_dict={**place, **always}).merged
     shared = {
-        name: value
-        for name, value in merged.items()
-        if roles.shared_with_id_model(name) and value != defaults.get(name)
+        name: value for name, value in whole.items() if roles.shared_with_id_model(name) and value != defaults.get(name)
     }
-    return {**place, **shared, **always, **own, "model": str(config["id_model"]), "dataset": config["dataset"]}
+    named = {"model": str(config["id_model"]), "dataset": config["dataset"]}
+    return merged(place, shared, always, own, named)
 
 
 def shape(config: Any, settings: dict[str, Any]) -> dict[str, Any]:
@@ -128,8 +127,8 @@ def shape(config: Any, settings: dict[str, Any]) -> dict[str, Any]:
         config: the settings of the run that asks for it.
         settings: those of the ID model's run.
     """
-    merged = Config(config_dict=settings).merged
-    return {"settings": fingerprint.of_id_model(merged, settings["model"]), "files": file_hashes(config)}
+    whole = Config(config_dict=settings).merged
+    return {"settings": fingerprint.of_id_model(whole, settings["model"]), "files": file_hashes(config)}
 
 
 def _refuse_other_data(folder: Path, parts: Any, config: Any, dataset: Any) -> None:

@@ -1,13 +1,14 @@
-"""Pre-training of a backbone on source datasets, before it is tuned on a target (ST2SI, 3.4.2 and Appendix B).
+"""Pre-training on source datasets, before a target (ST2SI, 3.4.2 and Appendix B; ZESRec, UniSRec).
 
 The sources are laid side by side as one dataset with disjoint users and items (`recbole_llm.data.sources`), and the
-backbone and one projection are trained on all of it as on any dataset, with full tuning. Nothing is held out: the
-sources are other catalogues than the target, and what is wanted is the backbone, at chosen epochs. The projection is
-dropped.
+model is trained on all of it as on any dataset. Nothing is held out: the sources are other catalogues than the target,
+and what is wanted are weights, at chosen epochs: the backbone alone, with full tuning (`PretrainedBackbone`; the
+projection is dropped), or all weights that serve another catalogue (`PretrainedState`).
 
-A pre-training lies in ``<checkpoint_dir>/pretrain-<sources>-<hash>/``, whose hash is that of everything that shapes it:
-settings, the backbone's weights, and the sources' files. So it is found again by whoever asks for the same, goes on
-where it was interrupted, and its ``backbone-epoch-<n>/`` are ordinary backbones.
+A pre-training lies in ``<checkpoint_dir>/pretrain-<sources>-<hash>/`` (a whole model's in
+``pretrain-<model>-<sources>-<hash>/``), whose hash is that of everything that shapes it: settings, the backbone's
+weights, and the sources' files. So it is found again by whoever asks for the same, and goes on where it was
+interrupted. Its ``backbone-epoch-<n>/`` are ordinary backbones, its ``state-epoch-<n>/`` are for `pretrained_state`.
 """
 
 import dataclasses
@@ -26,18 +27,21 @@ from recbole_llm.backbone.pretrained import RECORD, read_record, release_device_
 from recbole_llm.backbone.resolve import resolve
 from recbole_llm.config.config import Config
 from recbole_llm.config.fingerprint import data_settings, hashed
+from recbole_llm.config.given_dataset import given_dataset
 from recbole_llm.config.roles import pretraining_settings
 from recbole_llm.data.build import create_dataset, data_preparation
 from recbole_llm.data.folder import ensure_files
 from recbole_llm.data.sources import Source, item_keys, read_source, refuse_shared_items, write_union
 from recbole_llm.errors import SettingError
-from recbole_llm.model.needs import PretrainedBackbone
+from recbole_llm.model.needs import PretrainedBackbone, PretrainedState
+from recbole_llm.model.pretrained_state import PretrainedWeights
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.context import RunContext
-from recbole_llm.stages.pretraining_trainer import PretrainingTrainer, epoch_folder
+from recbole_llm.stages.kept import Kept, kept_by
+from recbole_llm.stages.pretraining_trainer import KeepingMixin
 from recbole_llm.stages.runner import Runner
-from recbole_llm.stages.store import find_or_make, write_shape
+from recbole_llm.stages.store import Found, Supplied, find_or_make, write_shape
 from recbole_llm.utils.hashing import content_hash
 from recbole_llm.utils.interruption import noting_what_is_stored
 
@@ -103,9 +107,7 @@ def names_of(value: Any) -> list[str]:
     return [name for name in (str(name).strip() for name in names) if name]
 
 
-def fulfil(
-    need: PretrainedBackbone, config: Any, dataset: Any, context: RunContext, runner: Runner
-) -> tuple[str, dict[str, Any]]:
+def fulfil(need: PretrainedBackbone, config: Any, dataset: Any, context: RunContext, runner: Runner) -> Supplied:
     """Return the backbone of a run, pre-trained if its settings ask for it, and the settings that the run stores.
 
     A target that has items of a source is refused, also for a backbone that was pre-trained here and is given by its
@@ -123,16 +125,49 @@ def fulfil(
         DataError: if a source cannot be read, or shares items with the target.
         StorageError: if the folder cannot be written.
     """
-    chosen = config["pretrained_backbone"]
+    chosen, made = config["pretrained_backbone"], False
     if config["pretrain_datasets"] and not chosen:
-        chosen = pretrain(config, dataset)
+        chosen, made = find_or_pretrain(config, dataset)
     backbone = str(chosen or config["backbone"])
     if read_record(backbone) is not None:
         refuse_shared_items(dataset, source_items(backbone))
-    return backbone, {"pretrained_backbone": backbone} if chosen else {}
+    return Supplied(backbone, {"pretrained_backbone": backbone} if chosen else {}, made)
 
 
-def pretrain(config: Any, target: Any = None) -> Path:
+def fulfil_state(need: PretrainedState, config: Any, dataset: Any, context: RunContext, runner: Runner) -> Supplied:
+    """Return the weights that a run starts from, if its settings ask for any, and the settings that the run stores.
+
+    A finished run is loaded without them: its own weights are stored whole. A target that has items of a source is
+    refused.
+
+    Args:
+        need: the model's declaration.
+        config: the settings of the run.
+        dataset: its dataset.
+        context: of the run.
+        runner: of other runs; a pre-training is none.
+
+    Raises:
+        SettingError: for a value that is not allowed.
+        CheckpointError: if `pretrained_state` names no state that a pre-training stored.
+        DataError: if a source cannot be read, or shares items with the target.
+        StorageError: if the folder cannot be written.
+    """
+    chosen, made = config["pretrained_state"], False
+    if config["pretrain_datasets"] and not chosen:
+        chosen, made = find_or_pretrain(config, dataset)
+    if not chosen:
+        return Supplied(None)
+    stored = {"pretrained_state": str(chosen)}
+    finished = context.folder is not None and (context.folder / run_folder.RESULT).is_file()
+    if finished and not (Path(chosen) / RECORD).is_file():
+        return Supplied(None, stored)
+    start = PretrainedWeights.read(Path(chosen))
+    refuse_shared_items(dataset, source_items(chosen))
+    return Supplied(start, stored, made)
+
+
+def find_or_pretrain(config: Any, target: Any = None) -> Found:
     """Pre-train as the settings of a run say, unless that was done before.
 
     Args:
@@ -140,7 +175,7 @@ def pretrain(config: Any, target: Any = None) -> Path:
         target: its dataset; None if there is none yet.
 
     Returns:
-        The folder of the backbone after the last of `pretrain_save_epochs`.
+        The folder of what was kept after the last of `pretrain_save_epochs`, and whether it was made now.
 
     Raises:
         SettingError: for a value that is not allowed.
@@ -148,40 +183,60 @@ def pretrain(config: Any, target: Any = None) -> Path:
         StorageError: if the folder cannot be written.
     """
     settings = PretrainSettings.from_config(config)
+    sources = [source_config(config, name) for name in settings.datasets]
+    settings = by_name(settings, sources)
     if target is not None and target.dataset_name in settings.datasets:
         raise SettingError(f"pretrain_datasets names the target {target.dataset_name} itself: pre-train on others")
-    sources = [source_config(config, name) for name in settings.datasets]
     shaped_by = shape(config, settings, sources)
-    name = f"pretrain-{'+'.join(settings.datasets)[:80]}"
+    kept = kept_by(config)
+    name = folder_name(config, settings)
 
     def is_made(folder: Path) -> bool:
-        return all((epoch_folder(folder, epoch) / RECORD).is_file() for epoch in settings.save_epochs)
+        return all((kept.folder(folder, epoch) / RECORD).is_file() for epoch in settings.save_epochs)
 
     def make(folder: Path) -> None:
         write_shape(folder, shaped_by)
         with noting_what_is_stored(folder, lambda: _is_stored(folder)):
-            _train(config, settings, [read_source(source) for source in sources], target, folder, name)
+            _train(config, settings, kept, [read_source(source) for source in sources], target, folder, name)
         release_device_memory()
 
     def leftovers(folder: Path) -> Iterable[Path]:
         return folder.glob("data-*")  # the epochs that are there are other runs' backbones
 
-    folder = find_or_make(Path(config["checkpoint_dir"]), name, shaped_by, is_made, make, leftovers)
-    return epoch_folder(folder, settings.save_epochs[-1])
+    found = find_or_make(Path(config["checkpoint_dir"]), name, shaped_by, is_made, make, leftovers)
+    return Found(kept.folder(found.folder, settings.save_epochs[-1]), found.made)
+
+
+def folder_name(config: Any, settings: PretrainSettings) -> str:
+    """Return what the folder of a pre-training is called before its hash."""
+    return f"pretrain-{kept_by(config).prefix}{'+'.join(settings.datasets)[:80]}"
 
 
 def _is_stored(folder: Path) -> bool:
     return (folder / checkpoint.RESUME).is_file() or any(folder.glob(f"*/{RECORD}"))
 
 
+def by_name(settings: PretrainSettings, sources: list[Config]) -> PretrainSettings:
+    """Return the settings with the names of the sources in the place of their paths."""
+    return dataclasses.replace(settings, datasets=[source["dataset"] for source in sources])
+
+
 def source_config(config: Any, name: str) -> Config:
-    """Return the settings that the source `name` is read with: its own, and the text fields that the user asks for."""
-    given = {"data_path": config.merged["data_path"], "items_without_text": config["items_without_text"]}
+    """Return the settings that a source is read with: its own, and the text fields that the user asks for.
+
+    Args:
+        config: the settings of the run.
+        name: of the source, or its folder or file; see `given_dataset`.
+    """
+    given = {"items_without_text": config["items_without_text"]}
+    named = given_dataset(name)
+    if named.folder is None and "data_path" not in named.settings():
+        given["data_path"] = config.merged["data_path"]
     given |= {key: config[key] for key in ("use_gpu", "gpu_id", "state", "checkpoint_dir")}
     if "item_text_fields" in config.given:
         given["item_text_fields"] = config["item_text_fields"]
     own = Config(config.model_class, name, config_dict=given)
-    if not own.is_new_dataset:
+    if not own.is_new_dataset or own.named.file is not None:
         return own
     given |= {key: config.given[key] for key in _FORMAT if key in config.given}
     return Config(config.model_class, name, config_dict=given)
@@ -212,29 +267,34 @@ def shape(config: Any, settings: PretrainSettings, sources: list[Config]) -> dic
             **own,
             "backbone": str(config["backbone"]),
             "backbone_weights": fingerprint(resolve(str(config["backbone"])).folder),
-            # version 0.1.0 had the last of them, too: a pre-training of that version is found again
-            "settings": {**hashed(_of_pretraining(config), model), "backbone_dropout": None},
+            "settings": {**hashed(_of_pretraining(config), model), **kept_by(config).more_shape(config)},
             "data": data,
         }
     )
 
 
 def _train(
-    config: Any, settings: PretrainSettings, sources: list[Source], target: Any, folder: Path, name: str
+    config: Any,
+    settings: PretrainSettings,
+    kept: Kept,
+    sources: list[Source],
+    target: Any,
+    folder: Path,
+    name: str,
 ) -> None:
     keys = {source.name: item_keys(source.texts) for source in sources}
     if target is not None:
         refuse_shared_items(target, keys)
     with tempfile.TemporaryDirectory(dir=folder, prefix="data-") as data:
         fields = write_union(sources, Path(data), name)
-        union = _union_config(config, settings, Path(data), name, fields)
+        union = _union_config(config, settings, kept, Path(data), name, fields)
         init_seed(settings.seed, union["reproducibility"])
         dataset = create_dataset(union)
         logging.getLogger().info(dataset)
         train, _, _ = data_preparation(union, dataset)
         context = RunContext(folder, description=checkpoint.describe(union, dataset))
         init_seed(settings.seed, union["reproducibility"])
-        model = union.model_class(union, train._dataset, backbone=union["backbone"]).to(union["device"])
+        model = kept.build(union, train._dataset)
     record = {
         "datasets": settings.datasets,
         "epochs": settings.epochs,
@@ -244,11 +304,17 @@ def _train(
         "interactions": sum(len(source.items) for source in sources),
         "version": recbole_llm.__version__,
     }
-    trainer = PretrainingTrainer(union, model, context, settings.save_epochs, record, keys)
-    _fit(trainer, settings, train, union["show_progress"])
+
+    def keep(epoch: int, more: dict[str, Any]) -> None:
+        kept.save(kept.folder(folder, epoch), model, {**record, **more}, keys)
+
+    trainer = kept.trainer_class(union)(union, model, context, settings.save_epochs, keep)
+    _fit(trainer, settings, kept, train, union["show_progress"])
 
 
-def _union_config(config: Any, settings: PretrainSettings, data: Path, name: str, fields: list[str]) -> Config:
+def _union_config(
+    config: Any, settings: PretrainSettings, kept: Kept, data: Path, name: str, fields: list[str]
+) -> Config:
     others = pretraining_settings(str(config["model"]), shaping=False)
     shared = {key: config.merged[key] for key in (*others, "reproducibility") if key in config.merged}
     return Config(
@@ -262,18 +328,17 @@ def _union_config(config: Any, settings: PretrainSettings, data: Path, name: str
             "item_text_fields": fields,
             "eval_args": {"split": {"RS": [1, 0, 0]}, "order": "TO", "group_by": "none", "mode": "full"},
             "epochs": settings.epochs,
-            "learning_rate": settings.learning_rate,
             "seed": settings.seed,
-            "tuning": "full",
+            **kept.settings(config, settings.learning_rate),
         },
     )
 
 
-def _fit(trainer: PretrainingTrainer, settings: PretrainSettings, train: Any, show_progress: bool) -> None:
+def _fit(trainer: KeepingMixin, settings: PretrainSettings, kept: Kept, train: Any, show_progress: bool) -> None:
     state = trainer.run_folder / checkpoint.RESUME
     if state.exists():
         done = checkpoint.load_resume(state, trainer.description)["epoch"]
-        missed = [e for e in settings.save_epochs if e <= done and not epoch_folder(trainer.run_folder, e).exists()]
+        missed = [e for e in settings.save_epochs if e <= done and not kept.folder(trainer.run_folder, e).exists()]
         if not missed:  # else an epoch is wanted now that the interrupted training did not keep
             trainer.resume_checkpoint(state)
     trainer.fit(train, None, show_progress=show_progress)

@@ -22,12 +22,10 @@ from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.context import RunContext
 from recbole_llm.stages.runner import Runner
-from recbole_llm.stages.store import find_or_make, write_shape
+from recbole_llm.stages.store import Found, Supplied, find_or_make, write_shape
 
 
-def fulfil(
-    need: OwnPretraining, config: Any, dataset: Any, context: RunContext, runner: Runner
-) -> tuple[str | None, dict[str, Any]]:
+def fulfil(need: OwnPretraining, config: Any, dataset: Any, context: RunContext, runner: Runner) -> Supplied:
     """Return the folder of the run whose weights training starts from, and the settings that the run stores.
 
     Args:
@@ -42,17 +40,19 @@ def fulfil(
     """
     stage = config["train_stage"]
     if stage == "pretrain":
-        return None, {}
+        return Supplied(None)
     if stage == "both":
-        start = str(config["pre_model_path"] or _pretrained(config, context, runner))
-        return start, {"train_stage": "finetune", "pre_model_path": start}
+        given, made = config["pre_model_path"], False
+        if not given:
+            given, made = _pretrained(config, context, runner)
+        return Supplied(str(given), {"train_stage": "finetune", "pre_model_path": str(given)}, made)
     own = context.folder
     if not Path(config["pre_model_path"]).exists() and own is not None and (own / run_folder.RESULT).is_file():
-        return str(own), {}  # a finished run is loaded without what it once started from
-    return str(config["pre_model_path"]), {}
+        return Supplied(str(own))  # a finished run is loaded without what it once started from
+    return Supplied(str(config["pre_model_path"]))
 
 
-def _pretrained(config: Any, context: RunContext, runner: Runner) -> Path:
+def _pretrained(config: Any, context: RunContext, runner: Runner) -> Found:
     shaped_by = shape(config)
 
     def is_made(folder: Path) -> bool:

@@ -9,8 +9,9 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from filelock import FileLock
@@ -20,6 +21,33 @@ from recbole_llm.runs import folder as run_folder
 from recbole_llm.utils.files import storage_errors, write_text
 
 _SHAPE = "settings.yaml"
+
+
+class Found(NamedTuple):
+    """The folder of a thing that is made once.
+
+    Attributes:
+        folder: where it lies.
+        made: whether it was made now; False if it was there already, or another process made it.
+    """
+
+    folder: Path
+    made: bool
+
+
+@dataclass(frozen=True)
+class Supplied:
+    """What one stage gives to the run that needs it.
+
+    Attributes:
+        value: the argument of the model's constructor.
+        settings: what the run stores.
+        made: whether anything was made now.
+    """
+
+    value: Any
+    settings: dict[str, Any] = field(default_factory=dict)
+    made: bool = False
 
 
 def digest(shape: dict[str, Any]) -> str:
@@ -39,7 +67,7 @@ def find_or_make(
     is_made: Callable[[Path], bool],
     make: Callable[[Path], Any],
     leftovers: Callable[[Path], Iterable[Path]] = cut_short,
-) -> Path:
+) -> Found:
     """Return the folder of a thing; make it if it is not there.
 
     Another process that makes the same is waited for.
@@ -63,12 +91,12 @@ def find_or_make(
     with lock:
         if is_made(folder):
             logging.getLogger().info("%s is there already", folder)
-            return folder
+            return Found(folder, made=False)
         logging.getLogger().info("%s is made first", folder)
         for left_over in leftovers(folder):
             shutil.rmtree(left_over, ignore_errors=True)
         make(folder)
-    return folder
+    return Found(folder, made=True)
 
 
 def write_shape(folder: Path, shape: dict[str, Any]) -> None:

@@ -119,8 +119,11 @@ class DeviceSteps(Trainer):
             with torch.autocast(device_type=self.device.type, enabled=self.enable_amp):
                 losses = loss_func(interaction)
             scaler.scale(sum(losses) if isinstance(losses, tuple) else losses).backward()
+        self._update(scaler)
+        return losses
+
+    def _update(self, scaler: Any) -> None:
         if self.clip_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
         scaler.step(self.optimizer)
         scaler.update()
-        return losses

@@ -33,9 +33,14 @@ class GraphedLoss:
     Args:
         model: in training mode when called.
         loss_function: from an Interaction to a scalar.
+        pool: the memory of other graphs, of which one is replayed at a time and its gradients are used before the
+            next; None for memory of its own.
     """
 
-    def __init__(self, model: torch.nn.Module, loss_function: Callable[[Interaction], Tensor]) -> None:
+    def __init__(
+        self, model: torch.nn.Module, loss_function: Callable[[Interaction], Tensor], pool: Any = None
+    ) -> None:
+        self._pool = pool
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._loss_function = loss_function
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -79,7 +84,7 @@ class GraphedLoss:
             torch.cuda.synchronize()
             for parameter in self._parameters:
                 parameter.grad = None
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=self._pool):
                 loss = self._loss_function(inputs)
                 loss.backward()
         except RuntimeError as error:  # a kernel that cannot be captured, or no memory left

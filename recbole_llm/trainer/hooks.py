@@ -21,6 +21,9 @@ class TrainerHooks(Trainer):
         """Return a context in which the model has the weights to evaluate and keep; by default the trained ones."""
         return contextlib.nullcontext()
 
+    def restore_best(self) -> None:
+        """Give the model the best weights of the run so far, those that a validation chose; by default nothing."""
+
     def more_resume_state(self) -> dict[str, Any]:
         """Return what must be stored, beside weights and optimisers, to resume: plain values and tensors."""
         return {}

@@ -38,8 +38,12 @@ class PackedTrainer(TrainerHooks):
         self.batch_size = config["train_batch_size"]
         self.graphed_step: GraphedStep | None = None
         self.steps = -(-len(self._samples(0)) // self.batch_size)
-        self.scheduler = get_scheduler(
-            _SCHEDULES[config["lr_scheduler"]], self.optimizer, config["warmup_steps"], self.steps * self.epochs
+        self.scheduler = self.schedule(self.epochs)
+
+    def schedule(self, epochs: int) -> torch.optim.lr_scheduler.LambdaLR:
+        """Return the schedule of the learning rate of `optimizer` over some epochs, warm-up included."""
+        return get_scheduler(
+            _SCHEDULES[self.config["lr_scheduler"]], self.optimizer, self.config["warmup_steps"], self.steps * epochs
         )
 
     def _build_optimizer(self, **_: Any) -> torch.optim.Optimizer:
@@ -67,8 +71,8 @@ class PackedTrainer(TrainerHooks):
             return
         parts = [loader.dataset for loader in evaluated if loader is not None]
 
-        def bar(passes: Any) -> Any:
-            return tqdm(passes, desc="Hidden states", ncols=100, disable=not show_progress)
+        def bar(sequences: int) -> Any:
+            return tqdm(total=sequences, desc="Hidden states", ncols=100, disable=not show_progress)
 
         self.model.fill_state_cache(parts, self.run_folder, bar)
         if torch.device(self.device).type == "cuda":
@@ -83,6 +87,7 @@ class PackedTrainer(TrainerHooks):
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> float:
         """Train one epoch and return the mean loss over its steps."""
+        self.model.before_epoch(epoch_idx)
         self.model.train()
         losses: list[Tensor] = []
         shown = time.monotonic()

@@ -12,11 +12,12 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 
-from recbole_llm.config.hooks import hooks_of
+from recbole_llm.config.hooks import ModelHooks, hooks_of
 from recbole_llm.errors import TrainingError
 from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs.context import RunContext
+from recbole_llm.runs.outside_state import OutsideState
 from recbole_llm.trainer.device_steps import DeviceSteps
 from recbole_llm.trainer.hooks import TrainerHooks
 
@@ -62,7 +63,9 @@ class RunFolderMixin(TrainerHooks):
         self.finished = False
         self.seconds_before = 0.0
         self.history: list[dict[str, Any]] = []
-        self._loader_generator: torch.Generator | None = None
+        self._loader_generators: list[torch.Generator] = []
+        # Models of this package store all that they train with; what else they hold are stored states, made again.
+        self._outside = None if isinstance(model, ModelHooks) else OutsideState(model)
         self._started = self._stored = time.monotonic()
         self._best: checkpoint.Snapshot | None = None  # best weights that are not on the disk yet
 
@@ -86,7 +89,7 @@ class RunFolderMixin(TrainerHooks):
             TrainingError: if the loss is not a number.
         """
         self._started = self._stored = time.monotonic()
-        self._loader_generator = getattr(train_data, "generator", None)
+        self._loader_generators = _generators(train_data)
         if self.finished:
             self.eval_collector.data_collect(train_data)  # what some metrics read, such as ItemCoverage
             return self.best_valid_score, self.best_valid_result
@@ -142,6 +145,13 @@ class RunFolderMixin(TrainerHooks):
             checkpoint.save_weights(Path(self.saved_model_file), self._best, self.description)
             self._best = None
 
+    def restore_best(self) -> None:
+        """Give the model the best weights of the run so far; nothing if no validation has chosen any."""
+        self._write_best()
+        path = Path(self.saved_model_file)
+        if path.exists():
+            checkpoint.load_weights(path, self.model, self.description, hooks_of(self.model))
+
     def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
         """Store a pre-trained model (S3Rec) as safetensors; repairs `recbole/trainer/trainer.py:755`."""
         self._save_checkpoint(epoch)
@@ -170,7 +180,8 @@ class RunFolderMixin(TrainerHooks):
             "model": {name: tensor.detach().cpu() for name, tensor in hooks_of(self.model).stored_state().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()},
             "random": checkpoint.random_states(),
-            "loader": None if self._loader_generator is None else self._loader_generator.get_state(),
+            "loaders": [generator.get_state() for generator in self._loader_generators],
+            "outside": {} if self._outside is None else self._outside.changed(),
             "more": self.more_resume_state(),
         }
 
@@ -180,12 +191,14 @@ class RunFolderMixin(TrainerHooks):
         Training is not resumed from here, so neither the last weights nor the optimiser's state are stored.
         """
         self.finished = True
-        state = {**self._resume_state(finished=True), "model": {}, "optimizers": {}, "more": {}}
+        state = {**self._resume_state(finished=True), "model": {}, "optimizers": {}, "more": {}, "outside": {}}
         checkpoint.save_resume(self.run_folder / checkpoint.RESUME, state)
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        # RecVAE's trainer has one for the encoder and one for the decoder beside `optimizer`.
-        return {name: value for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)}
+        # RecVAE's trainer has one for the encoder and one for the decoder; its `optimizer` is one of the two in turn.
+        found = {name: value for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)}
+        others = [value for name, value in found.items() if name != "optimizer"]
+        return {name: value for name, value in found.items() if name != "optimizer" or value not in others}
 
     _pending: dict[str, Any] | None = None
 
@@ -199,9 +212,11 @@ class RunFolderMixin(TrainerHooks):
         state = checkpoint.load_resume(path, self.description)
         if not state["finished"]:
             checkpoint.load_state(path, self.model, state["model"], hooks_of(self.model))
-            for name, optimizer in self._optimizers().items():
-                optimizer.load_state_dict(state["optimizers"][name])
+            for name, stored in state["optimizers"].items():
+                getattr(self, name).load_state_dict(stored)
             self.load_more_resume_state(state["more"])
+            if self._outside is not None:
+                self._outside.put_back(state.get("outside", {}))
         self.start_epoch = self.epochs_done = state["epoch"]
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
@@ -216,8 +231,9 @@ class RunFolderMixin(TrainerHooks):
 
     def _restore_random_states(self, state: dict[str, Any]) -> None:
         checkpoint.set_random_states(state["random"])
-        if self._loader_generator is not None and state["loader"] is not None:
-            self._loader_generator.set_state(state["loader"])
+        older = [state["loader"]] if state.get("loader") is not None else []  # states of older versions have one
+        for generator, found in zip(self._loader_generators, state.get("loaders", older), strict=False):
+            generator.set_state(found)
         self._pending = None
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
@@ -266,6 +282,12 @@ class RunFolderMixin(TrainerHooks):
     def _add_mrr(self, result: Any, ranks: np.ndarray) -> None:
         reciprocal = mean_reciprocal_rank(self.eval_collector.lists(), ranks)
         result["mrr"] = round(reciprocal, self.config["metric_decimal_place"])
+
+
+def _generators(train_data: Any) -> list[torch.Generator]:
+    """Return what a training loader draws its order from; that of a knowledge graph has two loaders in it."""
+    loaders = [train_data, *(getattr(train_data, f"{kind}_dataloader", None) for kind in ("general", "kg"))]
+    return [loader.generator for loader in loaders if hasattr(loader, "generator")]
 
 
 def _plain(result: Any) -> dict[str, float] | None:

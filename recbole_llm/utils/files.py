@@ -15,6 +15,7 @@ from typing import IO, Any
 import yaml
 
 from recbole_llm.errors import DataError, StorageError
+from recbole_llm.utils.yaml_nodes import check
 
 
 def _explain(error: OSError, path: Path) -> StorageError:
@@ -137,18 +138,57 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_text(path: str | os.PathLike[str], what: str = "file") -> str:
+    """Return the text of a UTF-8 file.
+
+    Args:
+        path: of the file; what is no file, such as a pipe, is never opened: it might never end.
+        what: what the file is, for messages, such as ``comparison``.
+
+    Raises:
+        DataError: if there is no such file, or it cannot be read.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise DataError(f"{path} is a folder, but a {what} is a file: name the file in it")
+        if not stat.S_ISREG(mode):
+            raise DataError(f"{path} is no file but a pipe or a device: write the {what} into a file, and name that")
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"the {what} {path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"the {what} {path} is not UTF-8 text: convert it ({error.reason})") from None
+    except OSError as error:
+        raise DataError(f"the {what} {path} cannot be read: {_why(error)}") from None
+    except ValueError as error:  # a zero byte in the name
+        raise DataError(f"the {what} {str(path)!r} cannot be read: {error}") from None
+
+
+def _why(error: OSError) -> str:
+    return "its links lead in a circle" if error.errno == errno.ELOOP else str(error.strerror or error)
+
+
+def in_words(error: OSError) -> str:
+    """Return in words what the system refused, and of which file, for an error that nobody else explains."""
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return f"{' and '.join(names) or 'a file'}: {_why(error)}"
+
+
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the mapping in a YAML file, empty for an empty file.
 
     Raises:
-        DataError: if the file is missing, is not YAML, or holds something other than a mapping.
+        DataError: if the file is missing, is not YAML, names something twice or within itself, or holds something other
+            than a mapping.
     """
+    text = read_text(path)
     try:
-        value = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except FileNotFoundError:
-        raise DataError(f"the file {path} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise DataError(f"{path} is not valid YAML: its lists and mappings are too deep") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -171,11 +211,10 @@ def read_json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"it holds {constant}, which is not a number")
 
+    text = read_text(path, what)
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
-    except FileNotFoundError:
-        raise DataError(f"the {what} {path} does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:
+        value = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not a readable {what}: {error}") from None
     if not isinstance(value, dict):
         raise DataError(f"{path} is not a {what}: it holds a {type(value).__name__}")
@@ -184,6 +223,12 @@ def read_json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
 
 class _Loader(yaml.SafeLoader):
     """yaml.SafeLoader that also reads ``5e-5`` as a number (YAML 1.2), as RecBole's own loader does."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Return the one node of the text. Raises `yaml.YAMLError` for what `yaml_nodes.check` refuses."""
+        node = super().get_single_node()
+        check(node)
+        return node
 
 
 _Loader.add_implicit_resolver(

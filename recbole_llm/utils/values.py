@@ -7,6 +7,10 @@ from typing import Any
 
 import yaml
 
+from recbole_llm.errors import SettingError
+from recbole_llm.utils.yaml_nodes import check
+
+_LONGEST_SHOWN = 100  # characters of a value in a message
 _NUMBER = r"[0-9][0-9_]*"
 _EXPONENT = r"[eE][-+]?[0-9]+"
 # The scalars of YAML 1.2, and Python's None. PyYAML's own rules are those of YAML 1.1, which read 2014-01-02 as a date,
@@ -48,6 +52,9 @@ def parse_value(text: str) -> Any:
     ``~``, ``null`` and ``None`` are nothing, and ``'5'`` is text. Any other text is itself: ``no``, ``on``, ``0123``
     and ``2014-01-02`` as well, and ``{title}``, whose braces hold no value. Python's literals that YAML does not have,
     such as ``(1, 2)`` and ``1,2``, are read as in Python. Nothing is ever executed.
+
+    Raises:
+        SettingError: for a mapping that names something twice, and for a value that contains itself.
     """
     stripped = text.strip()
     value = _container(stripped) if stripped[:1] in ("[", "{", "'", '"') else _scalar(stripped)
@@ -86,6 +93,14 @@ def _container(text: str) -> Any:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    try:
+        check(node)
+    except (yaml.YAMLError, RecursionError) as error:
+        why = getattr(error, "problem", None) or error
+        raise SettingError(f"the value {text[:_LONGEST_SHOWN]} is not understood: {why}") from None
+    try:
         return None if node is None or _lacks_value(node) else loader.construct_document(node)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         return None

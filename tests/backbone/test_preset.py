@@ -21,6 +21,7 @@ GOOD = {"name": "x", "kind": "decoder", "pooling": "last", "padding_side": "left
 def test_shipped_presets_are_those_of_the_papers():
     found = {name: find_preset(name) for name in preset_names()}
     assert {name: (p.hub, p.kind, p.pooling, p.num_layers) for name, p in found.items()} == {
+        "bert-base": ("google-bert/bert-base-uncased", "encoder", "cls", 12),
         "bge-base": ("BAAI/bge-base-en-v1.5", "encoder", "cls", 12),
         "bge-large": ("BAAI/bge-large-en-v1.5", "encoder", "cls", 24),
         "bge-small": ("BAAI/bge-small-en-v1.5", "encoder", "cls", 12),

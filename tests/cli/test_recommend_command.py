@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
 from small_data import HISTORIES, TITLES, small_settings, write_dataset
@@ -47,7 +48,7 @@ def expected_rows(found):
 def test_histories_from_a_file(finished, capsys, tmp_path):
     expected = recommender(finished).recommend([["a", "b", "c"], ["h"]], 3, exclude_seen=True)
     file = tmp_path / "histories.txt"
-    file.write_text("a b c\nh\n")
+    file.write_text("a,b,c\nh\n")
     given = (f"--run={finished}", f"--histories={file}", "--k=3", "--exclude_seen=true")
     rows = csv_rows(printed(capsys, *given))  # not a terminal, and several: CSV
     assert [*rows[0]] == ["history", "rank", "item", "title", "score"]
@@ -63,7 +64,7 @@ def test_histories_from_a_file(finished, capsys, tmp_path):
 
 def test_a_history_by_hand_is_a_table(finished, capsys):
     found = recommender(finished).recommend(["a", "b", "c"], len(TITLES))
-    text = printed(capsys, f"--run={finished}", "--history=a b c", f"--k={len(TITLES)}")
+    text = printed(capsys, f"--run={finished}", "--history=a, b, c", f"--k={len(TITLES)}")
     assert printed(capsys, f"--run={finished}", "--history=a,b,c", f"--k={len(TITLES)}") == text
     head, _, names, _, *rows = text.splitlines()
     assert head == f"history 1: 3 items, the last {TITLES['c']}"
@@ -115,13 +116,13 @@ def test_a_file_is_written_whole_or_not_at_all(finished, capsys, tmp_path, monke
     monkeypatch.setattr("recbole_llm.cli.recommend._AT_ONCE", 1)
     folder = tmp_path / "out"
     histories = tmp_path / "histories.txt"
-    histories.write_text("a b\nc\n")
+    histories.write_text("a,b\nc\n")
     given = (f"--run={finished}", f"--histories={histories}", "--k=2")
     for name, form in (("best.csv", "csv"), ("best.jsonl", "jsonl"), ("best.txt", "csv")):
         assert printed(capsys, *given, f"--out={folder / name}") == f"{folder / name}\n"
         assert (folder / name).read_text() == printed(capsys, *given, f"--format={form}")
     kept = (folder / "best.csv").read_text()
-    histories.write_text("a b\nnobody\n")  # the first is answered before the second is read
+    histories.write_text("a,b\nnobody\n")  # the first is answered before the second is read
     assert main(["recommend", *given, f"--out={folder / 'best.csv'}"]) == 1
     assert "there is no item 'nobody' in small" in capsys.readouterr().err
     assert (folder / "best.csv").read_text() == kept
@@ -163,12 +164,145 @@ def test_a_model_that_reads_no_history(pop, capsys):
         (["--run=R", "--history=a", "--k=many"], "k=many must be a whole number"),
         (["--run=R", "--history=a", "--k=99"], "k=99 is more than the 8 items of small"),
         (["--run=R", "--history=nobody", "--k=2"], "there is no item 'nobody' in small"),
+        (["--run=R", "--history=a b", "--k=2"], "no item 'a b' in small, whose items may have blanks in their names"),
+        (["--run=R", '--history="a', "--k=2"], "the history '\"a' is not understood"),
     ],
 )
 def test_bad_input(finished, capsys, workdir, arguments, message):
     (workdir / "empty.txt").write_text("")
-    (workdir / "gap.txt").write_text("a b\n\nc\n")
+    (workdir / "gap.txt").write_text("a,b\n\nc\n")
     assert main(["recommend", *[a.replace("--run=R", f"--run={finished}") for a in arguments]]) in (1, 2)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
+
+
+ODD = {"a": "red pump", "b": 'say "hi", you', "c": "=1+1", "d": "\x1b[31mred", "e": "e", "f": "-5"}
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """A run on items whose tokens and titles hold blanks, commas, quotes, formulas and control characters."""
+    histories = {
+        user: [ODD[item] for item in text] for user, text in {"u 1": "abcde", "=u2": "fedcba", "u3": "acf"}.items()
+    }
+    titles = {token: f"{token} \x9b2J \u2028" for token in ODD.values()}
+    root = write_dataset(tmp_path_factory.mktemp("odd"), histories, titles)
+    return run(settings=small_settings(root, model="SASRec", epochs=1, loss_type="CE", train_neg_sample_args=None))[
+        "path"
+    ].removesuffix("/result.json")
+
+
+def test_tokens_with_blanks_and_commas(odd, capsys, tmp_path):
+    asked = 'red pump,"say ""hi"", you", e'
+    found = recommender(odd).recommend(["red pump", ODD["b"], "e"], 6)
+    (line,) = printed(capsys, f"--run={odd}", f"--history={asked}", "--k=6", "--format=jsonl").splitlines()
+    shown = json.loads(line)
+    assert shown["history"] == ["red pump", ODD["b"], "e"]
+    assert [row["item"] for row in shown["items"]] == list(found.items)
+    (tmp_path / "many.txt").write_text(f"{asked}\ne\n")
+    lines = printed(capsys, f"--run={odd}", f"--histories={tmp_path}/many.txt", "--k=6", "--format=jsonl").splitlines()
+    assert [json.loads(line)["history"] for line in lines] == [shown["history"], ["e"]]
+
+
+@pytest.mark.parametrize("shown", ["table", "jsonl", "csv"])
+def test_no_control_character_is_printed(odd, capsys, shown):
+    text = printed(capsys, f"--run={odd}", "--users=all", "--k=6", f"--format={shown}")
+    assert "\n" in text
+    assert all(character.isprintable() or character == "\n" for character in text)
+    if shown == "csv":
+        rows = csv_rows(text)
+        assert len(rows) == 3 * 6
+        assert {row["user"] for row in rows} == {"u 1", "'=u2", "u3"}
+        assert {row["item"] for row in rows} == {"red pump", ODD["b"], "'=1+1", "\ufffd[31mred", "e", "-5"}
+
+
+def test_an_unfinished_run(odd, capsys, tmp_path):
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(odd, unfinished)
+    (unfinished / "result.json").unlink()
+    assert main(["recommend", f"--run={unfinished}", "--users=all"]) == 1
+    assert f"the run {unfinished} is not finished: resume it with recbole-llm run" in capsys.readouterr().err
+
+
+# -- items that the model was never trained on -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def by_texts(tiny, tmp_path_factory):
+    """The folders of a run of each model that ranks new items."""
+    root = write_dataset(tmp_path_factory.mktemp("by_texts"))
+    own = {"hidden_size": 8, "inner_size": 8, "n_layers": 1, "n_heads": 2, "epochs": 2, "learning_rate": 0.01}
+    more = {"AlphaFuse": {"null_size": 4}, "UniSRec": {"item_ids": True}, "ZESRec": {}}
+    return {
+        model: run(settings=small_settings(root, model=model, backbone=str(tiny["bert"]), **own, **settings))[
+            "path"
+        ].removesuffix("/result.json")
+        for model, settings in more.items()
+    }
+
+
+@pytest.fixture
+def new_items(tmp_path):
+    """A file with a twin of the item d, another item, and a column that nobody reads."""
+    file = tmp_path / "new.item"
+    file.write_text(f"item_id:token\tprice:float\ttitle:token_seq\ntwin\t1\t{TITLES['d']}\nother\t2\tUSB &amp; Cable\n")
+    return file
+
+
+@pytest.mark.parametrize("model", ["ZESRec", "UniSRec", "AlphaFuse"])
+def test_new_items_are_ranked_among_the_others(model, by_texts, new_items, capsys):
+    """All are ranked; the others have the scores that they had, and a twin that of the item whose text it has."""
+    given = (f"--run={by_texts[model]}", "--history=a,b,c", "--format=jsonl")
+    before = json.loads(printed(capsys, *given, "--k=8"))["items"]
+    found = json.loads(printed(capsys, *given, "--k=10", f"--new_items={new_items}"))["items"]
+    scores = {row["item"]: row["score"] for row in found}
+    assert set(scores) == {*TITLES, "twin", "other"}
+    assert [row["score"] for row in found] == sorted(scores.values(), reverse=True)
+    assert {row["item"]: row["score"] for row in before}.items() <= scores.items()
+    assert {row["item"]: row["title"] for row in found}["other"] == "USB & Cable"
+    if model == "ZESRec":  # the others also have learned vectors, which a new item lacks
+        assert scores["twin"] == pytest.approx(scores["d"], abs=1e-5)
+    else:
+        assert scores["twin"] != pytest.approx(scores["d"], abs=1e-5)
+
+
+def test_a_new_item_may_stand_in_a_history(by_texts, new_items, capsys):
+    """For a text model it reads as its twin does; one that knows items by id as well must be allowed to."""
+    given = ("--format=jsonl", "--k=10", f"--new_items={new_items}")
+    ranked = [
+        json.loads(printed(capsys, f"--run={by_texts['ZESRec']}", f"--history=a,{item}", *given))["items"]
+        for item in ("d", "twin")
+    ]
+    by_item = [{row["item"]: row["score"] for row in rows} for rows in ranked]
+    assert by_item[0] == pytest.approx(by_item[1], abs=1e-5)
+    line = ["recommend", f"--run={by_texts['UniSRec']}", "--history=a,twin", *given]
+    assert main(line) == 1
+    assert "item 'twin' of small was never trained on" in capsys.readouterr().err
+    assert main([*line, "--allow_untrained"]) == 0
+
+
+def test_users_are_recommended_new_items(by_texts, new_items, capsys):
+    """Every one of them, among all."""
+    rows = csv_rows(
+        printed(capsys, f"--run={by_texts['ZESRec']}", "--users=u1,u2", "--k=10", f"--new_items={new_items}")
+    )
+    assert [sum(row["item"] == "other" for row in rows if row["user"] == user) for user in ("u1", "u2")] == [1, 1]
+
+
+def test_new_items_that_cannot_be_ranked(by_texts, finished, pop, new_items, tmp_path, capsys):
+    """One sentence each: a known item, none, no text, no such column, and models that know items by id."""
+
+    def error(folder, text=None, who="--history=a"):
+        file = tmp_path / "bad.item"
+        file.write_text(text or new_items.read_text())
+        assert main(["recommend", f"--run={folder}", who, f"--new_items={file}"]) in (1, 2)
+        return capsys.readouterr().err
+
+    head, model = "item_id:token\ttitle:token_seq\n", by_texts["ZESRec"]
+    assert "the new item 'a' is in small, which ranks it already" in error(model, f"{head}a\tToy\n")
+    assert "names no item" in error(model, head)
+    assert "the new item 'z' has no text in 'title'" in error(model, f"{head}z\t\n")
+    assert "has no column 'title'; did you mean 'titel'?" in error(model, "item_id:token\ttitel:token_seq\nz\tToy\n")
+    assert "ST2SI scores items by ID and cannot rank one that it was never trained on" in error(finished)
+    assert "Pop scores items by ID" in error(pop, who="--user=u1")

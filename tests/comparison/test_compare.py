@@ -218,6 +218,53 @@ def test_another_comparison_in_the_same_folder_is_refused(whole, tiny, tmp_path)
     (there / "comparison.json").write_bytes(before)
 
 
+def test_a_changed_setting_of_one_model_trains_that_model_alone(whole, tiny):
+    """The other four are taken from the finished comparison, as they are by one elsewhere that is only shown apart."""
+    folder, _, expected = whole
+    runs = {cell["label"]: cell["test"] for cell in expected["cells"]}
+    before = {path: path.stat().st_mtime_ns for path in (folder / "saved").glob("*/result.json")}
+    (folder / "own.yaml").write_text("SASRec: {attn_dropout_prob: 0.1}\n")
+    quickly = "--significance=false"
+    code, out, error = forked_compare.compare(folder, five_models(tiny, "--model_settings=own.yaml", quickly))
+    assert code == 0, error
+    comparison = json.loads((folder / out.splitlines()[-1]).read_text())
+    found = {cell["label"]: cell["test"] for cell in comparison["cells"]}
+    assert all(found.values())
+    assert error.count(": taken from") == 4 and error.count(": started") == 1
+    assert "SASRec on ml-100k, seed 2020: started" in error
+    assert {label: test for label, test in found.items() if label != "SASRec"} == {
+        label: test for label, test in runs.items() if label != "SASRec"
+    }
+    shown = [a for a in five_models(tiny, quickly) if a != "--state=ERROR"]
+    code, out, error = forked_compare.compare(folder, [*shown, "--out=elsewhere", "--state=WARNING", "--rows=metrics"])
+    assert code == 0, error
+    assert error.count(": taken from") == 5 and ": started" not in error and ": resumed" not in error
+    again = json.loads((folder / "elsewhere" / "comparison.json").read_text())
+    assert {cell["label"]: cell["test"] for cell in again["cells"]} == runs
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    # in the same folder, too: what shapes no result makes no other comparison
+    code, _, error = forked_compare.compare(folder, [*shown, "--out=elsewhere", "--state=CRITICAL"])
+    assert code == 0, error
+    assert ": started" not in error
+
+
+def test_a_run_on_other_data_or_with_another_seed_is_made_again(tmp_path):
+    arguments = [
+        "--models=SASRec", "--dataset=small", "--data_path=.", "--topk=[1]", "--valid_metric=NDCG@1", "--epochs=1",
+        "--use_gpu=False", "--show_progress=False", "--state=ERROR", "--hidden_size=8", "--n_layers=1",
+    ]  # fmt: skip
+    write_dataset(tmp_path)
+    outcomes = []
+    for more in ([], ["--out=other"], ["--seed=3"], []):
+        if len(outcomes) == 3:
+            (inter,) = tmp_path.glob("**/small.inter")
+            inter.write_text("\n".join(inter.read_text().splitlines()[:-1]) + "\n")
+        code, _, error = forked_compare.compare(tmp_path, [*arguments, *more])
+        assert code == 0, error
+        outcomes.append(error.count(": started"))
+    assert outcomes == [1, 0, 1, 1]
+
+
 def test_start_run_is_the_command_line_of_this_very_package(workdir, tiny):
     """One run as compare really starts it: a new interpreter, output in the log, the lock kept open."""
     write_dataset(workdir)

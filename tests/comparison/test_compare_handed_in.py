@@ -122,7 +122,7 @@ def seeds_of(folder, weights=None, **changed):
         (copy / "result.json").write_text(json.dumps(result))
 
 
-@pytest.mark.parametrize("weights", ["id_model_path", "pretrained_backbone"])
+@pytest.mark.parametrize("weights", ["id_model_path", "pretrained_backbone", "pretrained_state"])
 def test_runs_in_folders_of_seeds_are_named_after_the_folder_above(workdir, monkeypatch, capsys, weights):
     monkeypatch.setattr(child_runs, "start_run", lambda *_: pytest.fail("a run was started"))
     seeds_of(workdir / "runs" / "SASRec-mine", weights=weights)

@@ -19,7 +19,7 @@ def settings_of_command(monkeypatch, tmp_path, *arguments):
         configs.append(Config(config_file_list=config_files, command_line=[*command_line, "--use_gpu=False"]))
         return {"path": "result.json"}
 
-    monkeypatch.setattr(config_module, "_dataset_folder", lambda dataset, data_path: tmp_path / dataset)
+    monkeypatch.setattr(config_module, "_dataset_folder", lambda named, data_path: tmp_path / named.name)
     monkeypatch.setattr(quick_start, "run", run_nothing)
     monkeypatch.setattr("recbole_llm.runs.table.result_table", lambda result: "")
     assert cli.main(["run", *arguments]) == 0
@@ -46,7 +46,7 @@ def test_rows_are_listed(capsys):
     listed = capsys.readouterr().out.splitlines()
     assert listed == list_rows()
     assert "idle_adapter/lambda/ml-1m/0.5" in listed
-    assert "st2si/table2/Games/zesrec" not in listed
+    assert "idle_adapter/table2/ml-1m/p5" not in listed
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,11 @@ def test_rows_are_listed(capsys):
         ("st2si/tabel2/Games/st2si", "no table or figure 'tabel2' in st2si .*list:st2si prints.*did you mean 'table2'"),
         ("st2si/table2/games/st2si", "no dataset 'games' in st2si/table2 .*did you mean 'Games'"),
         ("st2si/table2/Games/sasrek", "no row 'sasrek' in st2si/table2/Games .*did you mean 'sasrec'"),
-        ("st2si/table2/Games/zesrec", "not implemented"),
+        ("idle_adapter/table2/ml-1m/p5", "not implemented"),
         ("../paper/st2si/table2/Games/st2si", "paper/table/dataset/row"),
         ("list:st2si/table22", "no table or figure 'table22'"),
         ("list:st2si/table", "no table or figure 'table'"),
-        ("list:st2si/table2/Games/zesrec", "not implemented"),
+        ("list:idle_adapter/table2/ml-1m/p5", "not implemented"),
         ("list:a/b/c/d/e", "four parts"),
     ],
 )

@@ -39,7 +39,7 @@ PROTOCOL = (
     *("val_interval", "rm_dup_inter"),
 )
 PRETRAINING = (
-    *("weights", "precision", "query_token", "multi_query", "alignment", "alignment_instruction"),
+    *("weights", "precision", "query_token", "multi_query", "alignment", "alignment_instruction", "alignment_token"),
     *("max_attribute_tokens", "MAX_ITEM_LIST_LENGTH", "max_sequence_tokens", "weight_decay", "warmup_steps"),
     *("lr_scheduler", "clip_grad_norm", "train_batch_size"),
 )
@@ -153,13 +153,13 @@ def test_a_text_model_reads_prompts_and_precision():
 
 
 def test_the_hash_is_that_of_version_0_1_0(merged):
-    """Computed as it was then: all settings but those of place, and of what SASRec does not read."""
+    """Computed as it was then: all settings but those of place, of what SASRec does not read, and newer ones."""
     left_out = (
         *("device_table", "use_gpu", "gpu_id", "show_progress", "state", "checkpoint_dir", "resume_seconds"),
         *("data_path", "prompt", "prompt_item", "prompt_noun", "precision", "candidates", "candidate_seeds"),
-        "eval_memory",
+        *(name for name, setting in declared.general().items() if setting.since != FIRST_VERSION),
     )
-    then = {**merged, "mask_history": False, "repeatable": True}
-    shape = {"settings": {k: v for k, v in then.items() if k not in left_out}, "files": {"ml-100k.inter": "abc"}}
+    settings = {k: v for k, v in merged.items() if k not in left_out} | {"mask_history": False, "repeatable": True}
+    shape = {"settings": settings, "files": {"ml-100k.inter": "abc"}}
     merged["repeatable"] = True
     assert digest_of(merged) == hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:10]

@@ -102,6 +102,31 @@ def test_all_prefixes_are_laid_as_their_sequences(sequences, width):
         assert flat[end - length : end].tolist() == items
 
 
+PADDED = {
+    "behind": ({"train": [("u1", "a b 0 0", "c")], "valid": [("u2", "a", "b")]}, 1, "line 2 of small.train.inter"),
+    "before": (
+        {"valid": [("u2", "a", "b"), ("u4", "0 0 c", "d"), ("u5", "0 c", "d")]},
+        2,
+        "line 3 of small.valid.inter",
+    ),
+    "in the test": ({"test": [("u6", "a", "c"), ("u6", "a 0", "b")]}, 1, "line 3 of small.test.inter"),
+}
+
+
+@pytest.mark.parametrize(("changed", "count", "place"), PADDED.values(), ids=PADDED)
+def test_lists_that_are_filled_up_are_told(workdir, caplog, changed, count, place):
+    write_benchmark(workdir, {**ROWS, **changed})
+    parts(workdir, HistoryDataset)
+    assert f"{count} rows of small have '0' in 'item_id_list', the first in {place}" in caplog.text
+
+
+@pytest.mark.parametrize("rows", [ROWS, {**ROWS, "valid": [("u4", "0 d c b", "a"), ("u5", "h", "0")]}])
+def test_an_item_of_that_name_is_an_item(workdir, caplog, rows):
+    write_benchmark(workdir, rows)
+    parts(workdir, HistoryDataset)
+    assert "'0'" not in caplog.text
+
+
 def test_an_empty_history_is_an_error(workdir):
     write_benchmark(workdir, {**ROWS, "valid": [("u4", "", "a"), ("u5", "h", "g")]})
     with pytest.raises(DataError, match="1 rows of small have an empty history"):

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import HISTORIES, TITLES, build_parts, write_dataset
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.data.prompt_batches import PromptStyle, pack_prompts
-from recbole_llm.data.prompts import PromptLimits, Prompts, PromptTemplate, special_tokens
+from recbole_llm.data.prompts import PromptLimits, Prompts, PromptTemplate
 from recbole_llm.errors import DataError, SettingError
 
 TEXT = "Recommend {noun} the user may like based on their history: {history}."
@@ -28,7 +30,7 @@ WITHOUT_TEXT = 5
 @pytest.fixture(scope="module")
 def make(tiny, tmp_path_factory):
     """Prompts of a tiny model's tokenizer."""
-    load = functools.cache(lambda kind: AutoTokenizer.from_pretrained(tiny[kind]))
+    load = functools.cache(lambda kind: kind() if callable(kind) else AutoTokenizer.from_pretrained(tiny[kind]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RECBOLE_LLM_CACHE", str(tmp_path_factory.mktemp("cache")))
 
@@ -88,6 +90,52 @@ def test_bytes_are_those_of_the_whole_text(make, kind, text, item):
         begins = special_tokens(tokenizer)[0]
         assert found[: len(begins)] == begins == ([2] if kind == "opt" else [])
         assert tokenizer.decode(found[len(begins) :]).strip() == written(history, text, item=item)
+
+
+BEFORE = ("Items:\n", "Items: \n", "Items:\n ", "Items:\t", "Items:  ", "Items: ", "Items:\n\n", "(", "")
+BEHIND = (".", "\nWhat is next?", " and more", "\n\nNext:", ")")
+
+
+def sentence_piece():
+    """BPE as Llama 2 has it: a space is written as a character, one stands before every text, and bytes are a last
+    resort."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    # no piece is longer than a word, as there
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    every_byte = [f"<0x{number:02X}>" for number in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", *every_byte], show_progress=False)
+    tokenizer.train_from_iterator(["Items: " + title for title in TEXTS.title], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<unk>")
+
+
+def with_a_space_before_all():
+    """Byte-level BPE as RoBERTa has it where add_prefix_space is on."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(list(TEXTS.title), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="~")
+
+
+@pytest.mark.parametrize("kind", ["bert", "opt", "llama", sentence_piece, with_a_space_before_all])
+def test_white_space_around_the_history_stays(make, kind):
+    for text in [*(f"{start}{{history}}." for start in BEFORE), *(f"Items:\n{{history}}{end}" for end in BEHIND)]:
+        prompts, tokenizer = make(kind, text, tokens=1000, positions=None, item_tokens=100)
+        histories = [[4, 3, 2], [3], [6, 6]]
+        for history, found in zip(histories, tokens_of(prompts, histories), strict=True):
+            assert found == tokenizer(written(history, text))["input_ids"], text
+
+
+def test_a_longer_first_item_keeps_to_the_limit(make):
+    for kind in ("opt", "llama", sentence_piece):
+        for tokens in range(60, 90):
+            prompts, tokenizer = make(kind, "Items:\n{history}.", tokens=tokens, positions=None)
+            (found,) = tokens_of(prompts, [[4, 3, 2, 6] * 3])
+            assert len(found) <= tokens
+            whole = tokenizer(written([4, 3, 2, 6] * 3, "Items:\n{history}."))["input_ids"]
+            assert found[-20:] == whole[-20:], "the most recent stay"
 
 
 def test_braces_of_the_text_itself(make):

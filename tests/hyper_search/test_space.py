@@ -150,7 +150,8 @@ def test_names_and_values_are_checked_before_anything_runs(tmp_path, small):
 def test_shipped_files(small):
     names = {path.stem for path in (shipped("properties") / "hyper").glob("*.hyper")}
     baselines = {"ComiRec", "SASRec", "GRU4Rec", "BERT4Rec", "FDSA", "Caser", "FPMC", "BPR"}
-    assert names == {"ST2SI", "IDLEAdapter", *baselines}
+    vectors = {"AlphaFuse", "TextInitSASRec", "UniSRec", "ZESRec"}
+    assert names == {"ST2SI", "IDLEAdapter", *baselines, *vectors}
     for name in sorted(names):
         path = default_file(name)
         space = read_space(path)

@@ -57,6 +57,104 @@ class TestIDLEAdapter(ModelTests):
     reads_texts = True
 
 
+class TestLLMRec(ModelTests):
+    """With encoded negatives, as in the authors' code."""
+
+    model = "LLMRec"
+    settings: ClassVar[dict[str, Any]] = {**TEXT, "backbone": "tiny/opt", "learning_rate": 0.002}
+    reads_texts = True
+
+
+class TestLLMRecInTwoStages(ModelTests):
+    """Around a table, as ST2SI's paper ran it; the second stage begins while training is interrupted."""
+
+    model = "LLMRec"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, "backbone": "tiny/llama", "learning_rate": 0.002, "item_loss": "table", "two_stage": True,
+        "train_prefixes": "one", "similarity": "cosine", "temperature": 0.05,
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestMoRec(ModelTests):
+    """Trained end to end, by the items of the batch."""
+
+    model = "MoRec"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, **TRANSFORMER, "backbone": "tiny/bert", "backbone_learning_rate": 0.001, "item_loss": "in-batch",
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestFrozenMoRec(ModelTests):
+    """On stored vectors of a frozen language model, by one negative per position."""
+
+    model = "MoRec"
+    settings: ClassVar[dict[str, Any]] = {**TEXT, **TRANSFORMER, "backbone": "tiny/llama", "tuning": "frozen"}
+    reads_texts = True
+
+
+class TestTwinBERT(ModelTests):
+    """Towers of their own, and the residual crossing."""
+
+    model = "TwinBERT"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, "backbone": "tiny/bert", "learning_rate": 0.002, "crossing": "residual", "shared_towers": False,
+        "item_loss": "bce", "train_negatives": 2,
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestRecformer(ModelTests):
+    """With two attributes of the items, in both of its stages."""
+
+    model = "Recformer"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, "backbone": "tiny/bert", "learning_rate": 0.003, "item_text_fields": ["title", "class"],
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestZESRec(ModelTests):
+    """A GRU over mapped text vectors, with offsets in training."""
+
+    model = "ZESRec"
+    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/bert", **TRANSFORMER}
+    reads_texts = True
+
+
+class TestUniSRec(ModelTests):
+    """Text vectors alone."""
+
+    model = "UniSRec"
+    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/bert", "num_experts": 2, **TRANSFORMER}
+    reads_texts = True
+
+
+class TestUniSRecWithIds(ModelTests):
+    """Text vectors of a decoder, and learned ones."""
+
+    model = "UniSRec"
+    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/llama", "num_experts": 2, "item_ids": True, **TRANSFORMER}
+    reads_texts = True
+
+
+class TestAlphaFuse(ModelTests):
+    """Learned vectors in the null space of the texts."""
+
+    model = "AlphaFuse"
+    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/bert", **TRANSFORMER, "null_size": 4}
+    reads_texts = True
+
+
+class TestTextInitSASRec(ModelTests):
+    """Text vectors where training begins."""
+
+    model = "TextInitSASRec"
+    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/bert", **TRANSFORMER}
+    reads_texts = True
+
+
 class TestComiRec(ModelTests):
     """Several interests."""
 
@@ -127,3 +225,20 @@ class TestPop(ModelTests):
 
     model = "Pop"
     learns = False
+
+
+class TestSASRecAtAllPositions(ModelTests):
+    """One pass over every history."""
+
+    model = "SASRec"
+    settings: ClassVar[dict[str, Any]] = {**TRANSFORMER, "train_positions": "all"}
+
+
+class TestGRU4RecAtAllPositions(ModelTests):
+    """With items drawn on the device."""
+
+    model = "GRU4Rec"
+    settings: ClassVar[dict[str, Any]] = {
+        "embedding_size": 8, "hidden_size": 8, "learning_rate": 0.01, "train_positions": "all", "loss_type": "gBCE",
+        "num_negatives": 3,
+    }  # fmt: skip

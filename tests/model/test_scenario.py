@@ -47,6 +47,7 @@ VARIANTS = [
     {},
     {"multi_query": False, "max_sequence_tokens": 40},
     {"query_token": "[Q]"},
+    {"alignment_token": "[A]"},
     {"MAX_ITEM_LIST_LENGTH": 2},
     {"alignment": False, "precision": "bf16"},
 ]

@@ -81,6 +81,33 @@ def test_without_alignment_users_alone(build):
     assert by_tokens(training_inputs(build(alignment=False))) == by_tokens(USERS)
 
 
+TOKENS_OF_ALIGNMENT = {None: Q, ".": Q, "Ċ": [198], "<|im_end|>": [2]}
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"multi_query": False}, {"query_token": "Ċ"}, {"alignment": False}], ids=lambda more: str(more)
+)
+@pytest.mark.parametrize("token", TOKENS_OF_ALIGNMENT)
+def test_alignment_inputs_end_in_their_own_token(build, token, more):
+    samples = training_inputs(build(alignment_token=token, **more))
+    plain = training_inputs(build(**more))
+    query = {"Ċ": [198]}.get(more.get("query_token"), Q)
+    own = query if token is None else TOKENS_OF_ALIGNMENT[token]
+    items = [([*tokens[:-1], *own], labels) for tokens, labels in ITEMS] if more.get("alignment", True) else []
+    assert by_tokens(samples[len(samples) - len(items) :]) == by_tokens(items)
+    users = len(plain) - len(items)
+    assert by_tokens(samples[: len(samples) - len(items)]) == by_tokens(plain[:users])
+
+
+def test_alignment_token_that_is_added_has_an_embedding(build):
+    parts = build(alignment_token="[A]")
+    added = len(AutoTokenizer.from_pretrained(parts.config["backbone"]))
+    assert parts.model.inputs.alignment_query == added
+    assert [tokens[-1] for tokens, _ in training_inputs(parts)[2:]] == [added] * 4
+    embedding = parts.model.backbone.get_input_embeddings().weight
+    torch.testing.assert_close(embedding[added], embedding[:added].float().mean(dim=0))
+
+
 def test_brand_as_second_attribute_by_hand(build):
     titles = {item: (TITLES[item], BRANDS[item]) for item in TITLES}
     parts = build(titles, ("title", "brand"), item_text_fields=["title", "brand"])

@@ -1,6 +1,7 @@
 """A library call leaves the process as it found it, and each run has a log file of its own."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def root(request):
 def state(logger):
     cudnn = torch.backends.cudnn
     flags = cudnn.benchmark, cudnn.deterministic, torch.is_anomaly_enabled()
-    return logger.level, list(logger.handlers), flags, sys.stdout, sys.stderr
+    flags += torch.are_deterministic_algorithms_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+    return logger.level, list(logger.handlers), flags, sys.stdout, sys.stderr, dict(os.environ), list(sys.path)
 
 
 def log_files():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from recbole_llm.config import config, names
 from recbole_llm.config.config import Config
 from recbole_llm.errors import BackboneError, CheckpointError, SettingError
 from recbole_llm.model.sequential_recommender.idleadapter.trainer import AdapterTrainer
+from recbole_llm.quick_start import build
 from recbole_llm.quick_start import run as quick_start
 from recbole_llm.quick_start.run import load, run
 from recbole_llm.runs.ranks import read_ranks
 from recbole_llm.stages import id_model
+from recbole_llm.stages.fulfil import fulfil
 from recbole_llm.stages.store import digest as digest_of
 
 COMIREC = {"embedding_size": 8, "epochs": 2}
@@ -61,6 +64,21 @@ def scores_of(parts):
 
 
 # -- found again -------------------------------------------------------------------------------------------------------
+
+
+def test_seconds_of_what_was_made_first_are_told_only_if_it_was_made(finished, tiny, monkeypatch):
+    """However long it took to find what was there already."""
+    data, _, first = finished
+
+    def slow(*arguments):
+        time.sleep(0.2)
+        return fulfil(*arguments)
+
+    monkeypatch.setattr(build, "fulfil", slow)
+    second = run(settings=settings_of(data, tiny, num_virtual_tokens=1))
+    assert set(first["seconds"]) == {"pretrain", "prepare", "fit", "evaluate"}
+    assert set(second["seconds"]) == {"prepare", "fit", "evaluate"}
+    assert second["seconds"]["prepare"] >= 0.2
 
 
 def test_second_run_finds_the_id_model(finished, tiny):

@@ -19,6 +19,7 @@ from recbole_llm.data.sources import TEXT, read_source, write_union
 from recbole_llm.errors import DataError, RecBoleLLMError, SettingError
 from recbole_llm.quick_start import run as quick_start
 from recbole_llm.stages import pretraining
+from recbole_llm.stages.pretraining_trainer import PretrainingTrainer
 
 FOOD = {"a": "Green Tea", "b": "Dark Chocolate 70%", "c": "Olive Oil, 1 litre", "d": 'Salt "fine"'}
 CELL = {"a": "Phone Case, black", "x": "USB Cable", "y": "Charger", "b": "Dark Chocolate 70%"}  # one item as in FOOD
@@ -224,7 +225,7 @@ def test_projected_opt_and_full_tuning(settings, tiny):
 
 def test_interrupted_pretraining_goes_on_to_the_same_end(settings, trainings, monkeypatch, tiny):
     whole = weights(quick_start.pretrain(settings=settings(pretrain_epochs=4, checkpoint_dir="whole")))
-    real, epochs = pretraining.PretrainingTrainer._train_epoch, []
+    real, epochs = PretrainingTrainer._train_epoch, []
 
     def interrupted(self, data, epoch, *arguments, **more):
         epochs.append(epoch)
@@ -232,7 +233,7 @@ def test_interrupted_pretraining_goes_on_to_the_same_end(settings, trainings, mo
             raise KeyboardInterrupt
         return real(self, data, epoch, *arguments, **more)
 
-    monkeypatch.setattr(pretraining.PretrainingTrainer, "_train_epoch", interrupted)
+    monkeypatch.setattr(PretrainingTrainer, "_train_epoch", interrupted)
     own = settings(pretrain_epochs=4)
     if "resume_seconds" in Config(config_dict=own).merged:
         own["resume_seconds"] = 0

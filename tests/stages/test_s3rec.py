@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 
 from recbole_llm.config import registry
 from recbole_llm.config.config import Config
+from recbole_llm.data.build import file_hashes
+from recbole_llm.data.fingerprint import FINGERPRINT, run_fingerprint
 from recbole_llm.errors import SettingError
-from recbole_llm.quick_start.run import build, load, run
+from recbole_llm.quick_start.run import build, fit, load, run
 from recbole_llm.stages import s3rec
 from recbole_llm.utils.files import read_yaml
 
@@ -58,6 +60,17 @@ def test_one_run_is_recboles_two(data, workdir, trainings):
     assert once["seconds"]["pretrain"] > 0
     stored = read_yaml(Path(once["path"]).parent / "config.yaml")
     assert (stored["train_stage"], stored["pre_model_path"]) == ("finetune", str(trainings[0]))
+
+
+def test_a_resumed_run_depends_on_what_the_started_one_did(data, workdir):
+    """Though it begins with the settings that its stage has found; with another setting it is another run."""
+    settings = settings_of(data, epochs=1)
+    config = Config("S3Rec", config_dict=settings)
+    for name, more in (("same", {}), ("other", {"attn_dropout_prob": 0.1})):
+        fit(Config("S3Rec", config_dict=settings), workdir / name)
+        result = run(resume=workdir / name, settings=more)
+        assert (result["fingerprint"] == run_fingerprint(config.merged, file_hashes(config))) == (name == "same")
+        assert not (workdir / name / FINGERPRINT).exists()
 
 
 def test_pretraining_is_found_by_what_shapes_it(data, workdir):

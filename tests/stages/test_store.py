@@ -18,6 +18,9 @@ class Things:
         self.root, self.made = root, []
 
     def get(self, shape=SHAPE, make=None, **more):
+        return self.find(shape, make, **more).folder
+
+    def find(self, shape=SHAPE, make=None, **more):
         return find_or_make(
             self.root, "thing", shape, lambda folder: (folder / "whole").exists(), make or self.make, **more
         )
@@ -40,6 +43,10 @@ def test_it_is_found_again(things):
     assert folder == things.root / f"thing-{digest(SHAPE)}"
     assert things.get() == folder
     assert things.made == [folder]
+
+
+def test_it_says_whether_it_was_made(things):
+    assert [things.find().made, things.find().made] == [True, False]
 
 
 def test_the_order_of_settings_is_no_difference_and_their_values_are(things):

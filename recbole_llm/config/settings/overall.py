@@ -15,6 +15,7 @@ from recbole_llm.config.kinds import (
     Whole,
 )
 from recbole_llm.config.schema import Role, Section, Setting
+from recbole_llm.config.settings.one_pass import ONE_PASS
 from recbole_llm.config.settings.recbole_run import EVAL_ARGS, METRICS, TOPK, VALID_METRIC
 
 TITLE = "Defaults of every run, on top of RecBole's own overall.yaml. One protocol for every model of a table."
@@ -28,7 +29,7 @@ OVERALL = (
                 EVAL_ARGS,
                 {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
                 Role.PROTOCOL,
-                "Leave-one-out in time order, ranked among all items.",
+                "Leave-one-out in time order, ranked among all items. Where some parts are set, the others stay.",
             ),
             Setting(
                 "repeatable",
@@ -185,4 +186,5 @@ OVERALL = (
             ),
         ),
     ),
+    ONE_PASS,
 )

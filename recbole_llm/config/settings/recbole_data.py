@@ -40,13 +40,16 @@ FILES = Section(
             Role.FORMAT,
             ("field_separator", Text(), "What separates the columns of a file."),
             ("seq_separator", Text(), "What separates the values of one cell."),
-            ("encoding", Maybe(ENCODING), "The encoding of the files; ~: utf-8."),
+            ("encoding", Maybe(ENCODING), "The encoding of the files; ~: utf-8, with or without a byte order mark."),
         ),
         *_fields(
             ("USER_ID_FIELD", "The column of users."),
             ("ITEM_ID_FIELD", "The column of items."),
             ("RATING_FIELD", "The column of ratings."),
-            ("TIME_FIELD", "The column of times."),
+            (
+                "TIME_FIELD",
+                "The column of times, such as seconds since 1970; rows of equal time stay as the file has them.",
+            ),
             ("LABEL_FIELD", "What the column of labels is called that `threshold` makes."),
             ("NEG_PREFIX", "What is put before the names of columns for negative samples."),
             ("LIST_SUFFIX", "What is put behind the name of a column for its values along a history."),
@@ -60,7 +63,7 @@ FILES = Section(
         *_read(
             Role.FORMAT,
             ("load_col", _LOADED, "Which columns of each file are loaded, all with '*'; ~: all of all files."),
-            ("unload_col", _LEFT_OUT, "Which columns of each file are not loaded."),
+            ("unload_col", _LEFT_OUT, "Which columns of each file are not loaded; alone, all others of that file are."),
             ("unused_col", _LEFT_OUT, "Which columns are loaded to prepare the data, and dropped then."),
             (
                 "additional_feat_suffix",
@@ -68,7 +71,11 @@ FILES = Section(
                 "The endings of further files to load.",
             ),
             ("seq_len", Maybe(Pairs(SIZE, "{tags: 10}")), "Maximum number of values of a cell, by column."),
-            ("threshold", Maybe(Pairs(NUMBER, "{rating: 4}")), "From which value of a column on the label is 1."),
+            (
+                "threshold",
+                Maybe(Pairs(NUMBER, "{rating: 4}")),
+                "From which value of a column on the label is 1; read where the mode of eval_args is labeled.",
+            ),
             ("numerical_features", Maybe(COLUMNS), "Columns of numbers that get an embedding."),
             (
                 "discretization",

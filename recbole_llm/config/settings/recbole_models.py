@@ -31,6 +31,7 @@ from recbole_llm.config.kinds import (
     Text,
 )
 from recbole_llm.config.schema import Role, Setting
+from recbole_llm.config.settings.one_pass import ONE_PASS_LOSSES
 from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.paths import recbole_folder
 
@@ -65,8 +66,9 @@ _COMMON: dict[str, tuple[tuple[Kind, ...], str]] = {
     "layer_norm_eps": ((POSITIVE,), "A value added to the denominator for numerical stability."),
     "initializer_range": ((FROM_ZERO,), "Standard deviation of the initial weights."),
     "loss_type": (
-        (Choice("CE", "BPR"), Choice("BCE", "MSE")),
-        "The loss; CE: softmax over all items, BPR: one sampled item.",
+        (Choice("BCE", "MSE"), Choice("CE", "BPR", *ONE_PASS_LOSSES)),
+        "The loss; CE: softmax over all items, BPR: one sampled item; with train_positions: all also BCE, gBCE (k "
+        "sampled items) and SampledCE.",
     ),
     "reg_weight": ((FROM_ZERO, _WEIGHTS), "The weight of the regularisation."),
     "reg_weights": ((_WEIGHTS,), "The weights of the regularisation."),

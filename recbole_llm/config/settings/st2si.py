@@ -98,6 +98,16 @@ _INPUT = Section(
             "The text before the item in an alignment input.",
             pretraining=True,
         ),
+        Setting(
+            "alignment_token",
+            Maybe(Text("a token", numbers=True)),
+            None,
+            Role.INPUT,
+            "The token after the item in an alignment input, as the authors' code can have one of its own; one that "
+            "the tokenizer lacks is added to it. ~: query_token, as in the paper and its logs.",
+            pretraining=True,
+            since="0.3.0",
+        ),
     ),
 )
 
@@ -110,7 +120,7 @@ _OPTIMISATION = Section(
                 "learning_rate": None,
                 "warmup_steps": 100,
                 "lr_scheduler": "cosine",
-                "clip_grad_norm": {"max_norm": 1.0},
+                "clip_grad_norm": None,
                 "head_dropout": 0.0,
                 "weight_average": None,
                 "train_batch_size": 128,

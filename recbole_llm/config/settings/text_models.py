@@ -157,4 +157,13 @@ def budgets(train_tokens: int, role: Role, remark: str) -> tuple[Setting, ...]:
             "Maximum number of tokens of one packed pass without gradients.",
             pretraining=True,
         ),
+        Setting(
+            "stored_states_gb",
+            FROM_ZERO,
+            20,
+            Role.MACHINE,
+            "Gigabytes that hidden states of backbones that are not trained may take in the cache, where other runs "
+            "find them; the least recently used leave first; 0 stores none.",
+            since="0.3.0",
+        ),
     )

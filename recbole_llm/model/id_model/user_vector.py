@@ -85,7 +85,7 @@ _CALLS: dict[str, Callable[[Any, Interaction], Tensor]] = {
     "SRGNN": _history_and_length,
     "STAMP": _history_and_length,
 }
-_OURS = ("ComiRec", "MLP4Rec", "S3Rec")
+_OURS = ("ComiRec", "MLP4Rec", "S3Rec", "ZESRec", "UniSRec", "AlphaFuse", "TextInitSASRec")
 
 
 def require_user_vector(model_class: type) -> None:

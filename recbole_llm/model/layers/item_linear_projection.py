@@ -39,18 +39,36 @@ class ItemLinearProjection(nn.Module):
             labels: int64 [queries], item ids from 1; a query with label 0 is left out.
             dtype: of the matrix products; the softmax is float32 in any case.
         """
-        return _LinearCrossEntropy.apply(states, self.weight, labels, dtype)
+        return cross_entropy_sum(states, self.weight, labels, dtype)
+
+
+def cross_entropy_sum(
+    states: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32, padding_class: bool = False
+) -> Tensor:
+    """Return the sum over queries of -log softmax(W h)_label, float32, see `ItemLinearProjection.loss`.
+
+    Args:
+        states: h, [queries, width].
+        weight: W, [items, width].
+        labels: int64 [queries], item ids from 1; a query with label 0 is left out.
+        dtype: of the matrix products; the softmax is float32 in any case.
+        padding_class: whether row 0 is a class of the softmax, as in RecBole's models; else it takes no probability.
+    """
+    loss: Tensor = _LinearCrossEntropy.apply(states, weight, labels, dtype, padding_class)
+    return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of ``states @ weight.T`` without column 0.
+    """Sum of cross-entropies of ``states @ weight.T``, without column 0 or with it.
 
     The gradients are computed in the forward pass, piece by piece, while the logits are there: with p = softmax(z),
     d loss / d z = p - onehot(label), so d loss / d h = (p - onehot) W and d loss / d W = (p - onehot)^T h.
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, padding_class: bool
+    ) -> Tensor:
         low_states, low_weight = states.to(dtype), weight.to(dtype)
         piece = max(_LOGITS_BYTES // (4 * len(weight)), 1)
         state_gradient = torch.empty_like(low_states) if ctx.needs_input_grad[0] else None
@@ -60,31 +78,32 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = slice(part, part + piece)
             target = labels[rows, None]
             logits = (low_states[rows] @ low_weight.T).float()
-            logits[:, 0] = float("-inf")
-            normaliser = logits.logsumexp(dim=1, keepdim=True)
+            if not padding_class:
+                logits[:, 0] = float("-inf")
+            logits = logits.log_softmax(dim=1)
             unlabelled = target == 0
-            expected = logits.gather(1, target)
-            loss += (normaliser - expected).masked_fill(unlabelled, 0).sum()
+            loss -= logits.gather(1, target).masked_fill(unlabelled, 0).sum()
             if not any(ctx.needs_input_grad):
                 continue
-            # In place: this is the largest tensor there is.
-            difference = logits.sub_(normaliser).exp_()
+            # In place, and queries without a label are left out where tensors are small: this is the largest there is.
+            difference = logits.exp_()
             difference.scatter_add_(1, target, torch.full_like(target, -1, dtype=difference.dtype))
-            low_difference = difference.masked_fill_(unlabelled, 0).to(dtype)
+            low_difference = difference.to(dtype)
             if state_gradient is not None:
-                state_gradient[rows] = low_difference @ low_weight
+                state_gradient[rows] = (low_difference @ low_weight).masked_fill(unlabelled, 0)
             if ctx.needs_input_grad[1]:
-                part_gradient = (low_difference.T @ low_states[rows]).to(weight.dtype)
+                labelled_states = low_states[rows].masked_fill(unlabelled, 0)
+                part_gradient = (low_difference.T @ labelled_states).to(weight.dtype)
                 weight_gradient = part_gradient if weight_gradient is None else weight_gradient.add_(part_gradient)
         ctx.save_for_backward(state_gradient, weight_gradient)
         ctx.state_dtype = states.dtype
         return loss
 
     @staticmethod
-    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         state_gradient, weight_gradient = ctx.saved_tensors
         if state_gradient is not None:
             state_gradient = state_gradient.to(ctx.state_dtype) * output_gradient.to(ctx.state_dtype)
         if weight_gradient is not None:
             weight_gradient = weight_gradient * output_gradient
-        return state_gradient, weight_gradient, None, None
+        return state_gradient, weight_gradient, None, None, None

@@ -1,5 +1,6 @@
 """The inputs of IDLE-Adapter: prefixes to train on, and histories to predict from, as packed prompts."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -7,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.backbone.feature_cache import FeatureStore
+from recbole_llm.backbone.feature_cache import SharedRows
 from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
 from recbole_llm.data.prompt_batches import PackedPrompts, PromptStyle, pack_prompts
 from recbole_llm.data.prompts import Prompts
-from recbole_llm.packing.sequences import Sequences, within_budget
+from recbole_llm.packing.sequences import Sequences, digests, distinct, within_budget
+
+_ROWS = 4096  # whose prompts are laid out at once
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class AdapterInputs:
         self.offsets = prompts.token_offsets(self.items)
         self.ends = dataset.inter_feat[HISTORY_END].numpy()
         self.lengths = dataset.inter_feat[dataset.item_list_length_field].numpy()
-        self.language_states: FeatureStore | None = None
+        self.language_states: SharedRows | None = None
 
     def training_prefixes(self) -> Prefixes:
         """Return the rows of one epoch: all of the training part (eq. 13)."""
@@ -92,10 +95,26 @@ class AdapterInputs:
             parts.append(AdapterBatch(packed, torch.from_numpy(samples.rows[group]), without))
         return parts
 
-    def plain_passes(self, budget: int, steps: int = 4096) -> Iterator[PackedPrompts]:
-        """Yield the prompts of all rows of the training part in order, without placeholders, some at a time."""
-        for begin in range(0, len(self.ends), steps):
-            sequences = self._sequences(np.arange(begin, min(begin + steps, len(self.ends))), virtual=False)
+    def distinct_prompts(self) -> tuple[np.ndarray, np.ndarray, str]:
+        """Return which prompts without placeholders the training part has.
+
+        A prompt of the last items is that of many rows.
+
+        Returns:
+            The rows that have each prompt first, int64 [prompts]; which prompt each row has, int64 [rows]; and a hash
+            of all prompts in their order.
+        """
+        keys: list[bytes] = []
+        for begin in range(0, len(self.ends), _ROWS):
+            rows = np.arange(begin, min(begin + _ROWS, len(self.ends)))
+            keys += digests(self._sequences(rows, virtual=False), self.prompts.table)
+        first, index = distinct(keys)
+        return first, index, hashlib.sha256(b"".join(keys[row] for row in first)).hexdigest()
+
+    def plain_passes(self, rows: np.ndarray, budget: int) -> Iterator[PackedPrompts]:
+        """Yield the prompts of rows of the training part in order, without placeholders, some at a time."""
+        for begin in range(0, len(rows), _ROWS):
+            sequences = self._sequences(rows[begin : begin + _ROWS], virtual=False)
             for group in within_budget(sequences.tokens(self.prompts.table), budget):
                 yield self._packed(sequences.select(group), 0)
 

@@ -22,6 +22,7 @@ from recbole_llm.backbone.attention import use_packed_attention
 from recbole_llm.backbone.loading import Backbone, first_position, load_backbone
 from recbole_llm.backbone.precision import resolve_precision
 from recbole_llm.backbone.resolve import resolve
+from recbole_llm.backbone.stored_states import files_key
 from recbole_llm.backbone.tuning import prepare_for_tuning
 from recbole_llm.backbone.virtual_tokens import (
     PooledInputs,
@@ -91,6 +92,7 @@ class IDLEAdapter(ProjectedRecommender):
         interests, size = user_vector_shape(self.id_model)
         loaded = load_backbone(settings.backbone, dtype=self.precision)
         self.backbone = loaded.model
+        self.backbone_files = files_key(loaded)
         self.layers = len(loaded.layers)
         self.width = int(loaded.model.config.hidden_size)
         self.virtual = interests * settings.virtual_tokens

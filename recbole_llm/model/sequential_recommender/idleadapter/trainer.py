@@ -1,13 +1,16 @@
 """Training on a frozen ID model and a frozen language model: what neither changes is computed once."""
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from recbole_llm.backbone.feature_cache import FeatureStore
+from recbole_llm.backbone.feature_cache import SharedRows, stored_or_computed, storing_budget
+from recbole_llm.backbone.stored_states import states_key
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 
 _ROWS = 8192  # histories of one pass of the ID model
@@ -40,16 +43,25 @@ class AdapterTrainer(PackedTrainer):
         model, inputs = self.model, self.model.inputs
         if not model.settings.mmd_weight:
             return
+        first, index, content = inputs.distinct_prompts()
         device, width = torch.device(self.device), model.layers * model.width
-        size = len(inputs.ends) * width * model.precision.itemsize
+        size = len(first) * width * model.precision.itemsize
         room = _SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _HOST_BYTES
         if size > room:
             logging.getLogger().info("%.1f GB of language model states do not fit: computed in every step", size / 1e9)
             return
-        store = FeatureStore(len(inputs.ends), width, model.precision, device, self.run_folder, in_memory=size)
-        with tqdm(total=len(inputs.ends), desc="Hidden states", ncols=100, disable=not show_progress) as bar:
-            for prompts in inputs.plain_passes(model.settings.eval_batch_tokens):
-                states = model.language_states(prompts.to(device))
-                store.append(states.flatten(1))
-                bar.update(len(states))
-        inputs.language_states = store
+        budget = storing_budget(device, model.settings.eval_batch_tokens)
+
+        def parts() -> Iterator[Tensor]:
+            with tqdm(total=len(first), desc="Hidden states", ncols=100, disable=not show_progress) as bar:
+                for prompts in inputs.plain_passes(first, budget):
+                    states = model.language_states(prompts.to(device))
+                    yield states.flatten(1)
+                    bar.update(len(states))
+
+        how = {"model": "IDLEAdapter", "style": inputs.style, "precision": model.precision}
+        key = states_key(model.backbone_files, content, **how, device=device.type, budget=budget)
+        limit = self.config["stored_states_gb"] * 1e9
+        shape = len(first), width
+        store = stored_or_computed(key, shape, model.precision, device, self.run_folder, limit, parts, in_memory=size)
+        inputs.language_states = SharedRows(store, torch.from_numpy(index).to(device))

@@ -25,11 +25,12 @@ class CatalogueInputs:
         instruction: token ids of the alignment instruction.
         limits: the most that a window holds.
         multi_query: whether a query follows every item, or the last one alone.
+        alignment_query: id of the token after an alignment input; None for the query token.
 
     Attributes:
         items: number of item ids, the padding id included.
         table: row v is T_v^q = {T_v, [Q]}; row `items` is the instruction; without multi-query, row ``items + 1 + v``
-            is T_v without a query.
+            is T_v without a query; at the end, where alignment has a token of its own, a row of each item with it.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class CatalogueInputs:
         instruction: list[int],
         limits: WindowLimits,
         multi_query: bool,
+        alignment_query: int | None = None,
     ) -> None:
         self.items = len(text)
         self.text = text
@@ -46,6 +48,7 @@ class CatalogueInputs:
         self.instruction = instruction
         self.limits = limits
         self.multi_query = multi_query
+        self.alignment_query = alignment_query
         self.table = text.with_row_ends(query).with_row(instruction)
         self._item_tokens = self.table.lengths[: self.items]
         if not multi_query:
@@ -53,13 +56,17 @@ class CatalogueInputs:
             self._item_tokens = text.lengths
             limits = WindowLimits(limits.items, limits.tokens - 1)  # the one query takes a token
         self._window_limits = limits
+        self._aligned = 0  # the row of the padding item's alignment input
+        if alignment_query is not None and alignment_query != query:
+            self._aligned = len(self.table)
+            self.table = self.table.followed_by(text.with_row_ends(alignment_query))
 
     def alignment_sequences(self) -> Sequences:
         """Return X_I = {T_I, T_v, [Q]} with label v for every item v that has a text."""
         items = np.flatnonzero(self.table.lengths[: self.items] > 1)
-        rows = np.stack([np.full_like(items, self.items), items], axis=1).ravel()
+        rows = np.stack([np.full_like(items, self.items), self._aligned + items], axis=1).ravel()
         query_mask = np.tile([False, True], len(items))
-        return Sequences(rows, np.full(len(items), 2), query_mask, np.where(query_mask, rows, 0))
+        return Sequences(rows, np.full(len(items), 2), query_mask, np.where(query_mask, rows - self._aligned, 0))
 
     def prefix_sequences(self, histories: np.ndarray, lengths: np.ndarray) -> Sequences:
         """Return the windows of given histories, read at their last query.
@@ -104,6 +111,7 @@ class ST2SIInputs(CatalogueInputs):
         train_window: random, full or recent.
         multi_query: see there.
         alignment: whether `training_sequences` holds alignment inputs.
+        alignment_query: see `CatalogueInputs`.
 
     Attributes:
         histories: all users' items, from which windows are cut.
@@ -120,8 +128,9 @@ class ST2SIInputs(CatalogueInputs):
         train_window: str,
         multi_query: bool,
         alignment: bool,
+        alignment_query: int | None = None,
     ) -> None:
-        super().__init__(text, query, instruction, limits, multi_query)
+        super().__init__(text, query, instruction, limits, multi_query, alignment_query)
         self.train_window = train_window
         self.alignment = alignment
         flat, user_start = dataset.history_items.numpy(), dataset.history_start.numpy()

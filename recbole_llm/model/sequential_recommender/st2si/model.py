@@ -20,15 +20,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
-from recbole_llm.backbone.feature_cache import CachedQueries, FeatureStore, QueryStateCache, shared_passes
+from recbole_llm.backbone.feature_cache import (
+    CachedQueries,
+    FeatureStore,
+    StateMemory,
+    stored_or_computed,
+    storing_budget,
+)
 from recbole_llm.backbone.loading import Backbone, load_backbone
 from recbole_llm.backbone.precision import resolve_precision
 from recbole_llm.backbone.preset import BackbonePreset
 from recbole_llm.backbone.query_token import query_token_id
 from recbole_llm.backbone.resolve import resolve
+from recbole_llm.backbone.stored_states import files_key, read_states, states_key
 from recbole_llm.backbone.tuning import prepare_for_tuning
 from recbole_llm.config import registry
-from recbole_llm.data.dataset import HISTORY_END, HistoryDataset, row_ends
+from recbole_llm.data.dataset import HistoryDataset, row_ends
 from recbole_llm.data.item_text import tokenize_items
 from recbole_llm.data.windows import WindowLimits
 from recbole_llm.errors import BackboneError, DataError, SettingError
@@ -41,9 +48,10 @@ from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
 from recbole_llm.model.sequential_recommender.st2si.scenario import save_scenario
 from recbole_llm.model.sequential_recommender.st2si.settings import ST2SISettings
 from recbole_llm.model.sequential_recommender.st2si.single_history import SingleHistory
+from recbole_llm.model.sequential_recommender.st2si.stored import QueryPlan, plan_queries
 from recbole_llm.packing.batch import PackedBatch
-from recbole_llm.packing.ragged import RaggedTable
-from recbole_llm.packing.sequences import Sequences, concatenate, pack, within_budget
+from recbole_llm.packing.ragged import ranges
+from recbole_llm.packing.sequences import Sequences, digests, distinct, pack, within_budget
 from recbole_llm.runs.checkpoint import trained_state
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 
@@ -90,6 +98,8 @@ class ST2SI(ProjectedRecommender):
         loaded = load_backbone(self.settings.backbone, dtype=self.settings.tuning.load_dtype(self.precision))
         self._check_backbone(loaded)
         self.backbone = loaded.model
+        self.backbone_files = files_key(loaded)
+        self._memory = StateMemory()
         self.tokenizer = loaded.tokenizer
         self.inputs = self._inputs(dataset, loaded)
         use_packed_attention(self.backbone)
@@ -144,6 +154,9 @@ class ST2SI(ProjectedRecommender):
             )
         # The query token is looked up last: a token added to the tokenizer must not change how texts are cut.
         query = query_token_id(loaded.tokenizer, loaded.model, settings.query_token)
+        aligned = None
+        if settings.alignment_token is not None:
+            aligned = query_token_id(loaded.tokenizer, loaded.model, settings.alignment_token)
         limits = WindowLimits(settings.max_items, settings.max_sequence_tokens)
         return ST2SIInputs(
             dataset,
@@ -154,6 +167,7 @@ class ST2SI(ProjectedRecommender):
             settings.train_window,
             settings.multi_query,
             settings.alignment,
+            aligned,
         )
 
     def train(self, mode: bool = True) -> "ST2SI":
@@ -208,9 +222,19 @@ class ST2SI(ProjectedRecommender):
 
     @torch.no_grad()
     def states_of(self, sequences: Sequences) -> Tensor:
-        """Return the states of all queries of `sequences` [queries, width], in passes within `eval_batch_tokens`."""
-        passes = self.passes(sequences, self.settings.eval_batch_tokens)
-        return torch.cat([self.query_states(pack(part, self.inputs.table)) for part in passes])
+        """Return the states of all queries of `sequences` [queries, width], in passes within `eval_batch_tokens`.
+
+        Sequences of the same tokens, read at the same places, are read once.
+        """
+        first, index = distinct(digests(sequences, self.inputs.table))
+        read = sequences.select(first) if len(first) < len(sequences) else sequences
+        passes = self.passes(read, self.settings.eval_batch_tokens)
+        states = torch.cat([self.query_states(pack(part, self.inputs.table)) for part in passes])
+        if len(first) == len(sequences):
+            return states
+        queries = read.queries()
+        places = ranges((np.cumsum(queries) - queries)[index], queries[index])
+        return states.index_select(0, torch.from_numpy(places).to(states.device))
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Return the mean cross-entropy of a RecBole batch of prefix rows (one query each, at the end).
@@ -237,8 +261,15 @@ class ST2SI(ProjectedRecommender):
         """Return the states at the last query of each row: [batch, width], float32."""
         ends = self._ends(interaction)
         if self.state_cache is None or ends is None:
-            return self.states_of(self._prefixes(interaction)).float()
-        return self.state_cache.lookup(ends, lambda rows: self.states_of(self._prefixes(interaction[rows]))).float()
+            return self._last_states(self._prefixes(interaction)).float()
+        return self.state_cache.lookup(ends, lambda rows: self._last_states(self._prefixes(interaction[rows]))).float()
+
+    def _last_states(self, sequences: Sequences) -> Tensor:
+        """Return the state at the one query of each sequence; those of a frozen backbone are remembered."""
+        if not self.settings.frozen:
+            return self.states_of(sequences)
+        keys = digests(sequences, self.inputs.table)
+        return self._memory.take(keys, lambda missing: self.states_of(sequences.select(missing)))
 
     @torch.no_grad()
     def extra_results(self) -> dict[str, Any]:
@@ -296,37 +327,43 @@ class ST2SI(ProjectedRecommender):
         Args:
             evaluated: validation and test parts.
             folder: where a large table may be memory-mapped.
-            progress: wraps the list of passes, such as `tqdm.tqdm`.
+            progress: from the number of sequences to a bar, such as `tqdm.tqdm`.
         """
-        histories = self.inputs.histories
-        windows = self.inputs.training_windows(np.random.default_rng(0))
-        users = self.inputs.window_sequences(windows)
-        positions, counts = windows.positions()
-        starts = [np.repeat(windows.starts, counts)[users.query_mask]]
-        wanted = [positions[users.query_mask]]
-        for part in evaluated:
-            ends = part.inter_feat[HISTORY_END].numpy()
-            starts.append(histories.window_starts(histories.user_start[ends], ends))
-            wanted.append(ends - 1)
-        all_starts, all_wanted = np.concatenate(starts), np.concatenate(wanted)
-        passes, index = shared_passes(histories.items, all_starts, all_wanted)
-        trained = len(starts[0])
-        state_before = np.full(len(histories.items) + 1, -1, dtype=np.int64)
-        state_before[all_wanted[trained:] + 1] = index[trained:]
-        samples = RaggedTable(index[:trained], np.concatenate([[0], np.cumsum(users.queries())]))
-        labels, aligned = users.labels[users.query_mask], np.arange(0)
-        if self.settings.alignment:
-            items = self.inputs.alignment_sequences()
-            aligned = int(passes.query_mask.sum()) + np.arange(len(items))
-            samples = samples.followed_by(RaggedTable(aligned, np.arange(len(items) + 1)))
-            labels = np.concatenate([labels, items.labels[items.query_mask]])
-            passes = concatenate([passes, items])
-        width, device = self.projection.weight.shape[1], torch.device(self.device)
-        store = FeatureStore(int(passes.query_mask.sum()), width, self.precision, device, folder)
+        plan = plan_queries(self.inputs, evaluated, self.settings.alignment)
+        device = torch.device(self.device)
         self.eval()
-        for part in progress(self.passes(passes, self.settings.eval_batch_tokens)):
-            store.append(self.states_of(part))
-        self.state_cache = QueryStateCache(store, samples, labels, state_before, aligned)
+
+        def parts() -> Iterator[Tensor]:
+            with progress(len(plan.passes)) as bar:
+                for part in self.passes(plan.passes, storing_budget(device, self.settings.eval_batch_tokens)):
+                    yield self.states_of(part)
+                    bar.update(len(part))
+
+        shape = plan.states, self.projection.weight.shape[1]
+        limit = self.settings.stored_states_gb * 1e9
+        store = stored_or_computed(self._states_key(plan), shape, self.precision, device, folder, limit, parts)
+        self.state_cache = plan.cache(store)
+
+    def use_stored_states(self, evaluated: list[HistoryDataset]) -> None:
+        """Read the states that a run has stored on the disk, where they still are. See `ModelHooks`."""
+        if not self.states_never_change:
+            return
+        plan = plan_queries(self.inputs, evaluated, self.settings.alignment)
+        shape = plan.states, self.projection.weight.shape[1]
+        known = read_states(self._states_key(plan), *shape, self.precision)
+        if known is not None:  # they stay on the disk: few of them may be asked for
+            self.state_cache = plan.cache(FeatureStore.of(known, torch.device(self.device), in_memory=0))
+
+    def _states_key(self, plan: QueryPlan) -> str:
+        device = torch.device(self.device)
+        return states_key(
+            self.backbone_files,
+            plan.content(self.inputs.table),
+            model="ST2SI",
+            precision=self.precision,
+            device=device.type,
+            budget=storing_budget(device, self.settings.eval_batch_tokens),
+        )
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 

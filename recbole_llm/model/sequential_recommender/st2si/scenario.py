@@ -53,6 +53,7 @@ class Scenario:
         max_attribute_tokens: maximum number of tokens of one field; `text` is cut already.
         item_text_fields: the columns that `text` was made of.
         multi_query: whether a query follows every item, or the last one alone.
+        alignment_query: id of the token after an alignment input; None for the query token.
     """
 
     dataset: str
@@ -69,6 +70,7 @@ class Scenario:
     max_attribute_tokens: int
     item_text_fields: list[str]
     multi_query: bool
+    alignment_query: int | None = None
 
     @property
     def catalogue(self) -> str:
@@ -78,7 +80,7 @@ class Scenario:
     def inputs(self) -> CatalogueInputs:
         """Return what the model reads of the catalogue."""
         limits = WindowLimits(self.max_items, self.max_sequence_tokens)
-        return CatalogueInputs(self.text, self.query, self.instruction, limits, self.multi_query)
+        return CatalogueInputs(self.text, self.query, self.instruction, limits, self.multi_query, self.alignment_query)
 
 
 # Fields of the header; the others are tensors.
@@ -123,6 +125,7 @@ def scenario_of(model: Any, dataset: Any) -> Scenario:
         max_attribute_tokens=settings.max_attribute_tokens,
         item_text_fields=list(settings.item_text_fields),
         multi_query=inputs.multi_query,
+        alignment_query=inputs.alignment_query,
     )
 
 
@@ -135,6 +138,8 @@ def save_scenario(model: Any, dataset: Any, path: str | Path) -> Path:
     """
     found = scenario_of(model, dataset)
     header = {name: getattr(found, name) for name in _IN_HEADER}
+    if found.alignment_query is not None:  # earlier versions read a header without it
+        header["alignment_query"] = found.alignment_query
     tensors = {
         "projection": found.weight.contiguous(),
         "tokens": torch.frombuffer(bytearray("\n".join(found.tokens).encode()), dtype=torch.uint8),

@@ -30,8 +30,10 @@ class ST2SISettings:
         train_window: random, full or recent.
         alignment: whether alignment inputs are trained too.
         alignment_instruction: the text before the item in an alignment input.
+        alignment_token: the token after it; None for the query token.
         train_batch_tokens: maximum number of tokens of a packed pass with gradients.
         eval_batch_tokens: maximum number of tokens of a packed pass without.
+        stored_states_gb: gigabytes that hidden states may take on the disk.
         learning_rate: of the backbone and the projection.
         id_model: the model whose scores are mixed in, or the folder of its run; None without one.
         head_dropout: of the hidden states before the projection.
@@ -52,8 +54,10 @@ class ST2SISettings:
     train_window: str
     alignment: bool
     alignment_instruction: str
+    alignment_token: str | None
     train_batch_tokens: int
     eval_batch_tokens: int
+    stored_states_gb: float
     learning_rate: float
     id_model: str | None
     head_dropout: float
@@ -91,8 +95,10 @@ class ST2SISettings:
             train_window=config["train_window"] or ("random" if drawn else "full"),
             alignment=config["alignment"],
             alignment_instruction=config["alignment_instruction"],
+            alignment_token=None if config["alignment_token"] is None else str(config["alignment_token"]),
             train_batch_tokens=config["train_batch_tokens"],
             eval_batch_tokens=config["eval_batch_tokens"],
+            stored_states_gb=config["stored_states_gb"],
             learning_rate=rates[tuning.tuning] if rate is None else rate,
             id_model=config["id_model_path"] or config["id_model"] or None,
             head_dropout=config["head_dropout"],

@@ -1,0 +1,52 @@
+"""Settings of training at all positions of one pass over a history, written to properties/overall.yaml."""
+
+from recbole_llm.config.kinds import SIZE, Choice, Number
+from recbole_llm.config.schema import Role, Section, Setting
+
+ONE_PASS_BATCH = 16  # histories of an optimiser step; RecBole's 2048 are rows
+# Losses that RecBole's models do not have: they need the states of all positions.
+ONE_PASS_LOSSES = ("BCE", "gBCE", "SampledCE")
+_SINCE = "0.3.0"
+
+ONE_PASS = Section(
+    "One pass over a history",
+    (
+        Setting(
+            "train_positions",
+            Choice("last", "all", "recent"),
+            "last",
+            Role.TRAINING,
+            "last: RecBole's rows, a prefix each. all: every position of one pass over a history (SASRec, "
+            f"GRU4Rec, ...); train_batch_size then counts histories, {ONE_PASS_BATCH} unless given. recent: the same, "
+            "the last MAX_ITEM_LIST_LENGTH items alone.",
+            since=_SINCE,
+        ),
+        Setting(
+            "num_negatives",
+            SIZE,
+            256,
+            Role.TRAINING,
+            "With loss_type BCE and gBCE, how many items are drawn against every prediction; with SampledCE, how many "
+            "are drawn for all predictions of a step.",
+            since=_SINCE,
+        ),
+        Setting(
+            "gbce_calibration",
+            Number(low=0, high=1),
+            0.75,
+            Role.TRAINING,
+            "With loss_type gBCE, its t: 0 is BCE, 1 calibrates the scores as a softmax over all items.",
+            since=_SINCE,
+        ),
+        Setting(
+            "negative_sampling",
+            Choice("uniform", "popularity", "mixed"),
+            "mixed",
+            Role.TRAINING,
+            "With loss_type SampledCE, what items are drawn from: all alike, by how often they are a training target, "
+            "or half and half; the logits are corrected for it.",
+            since=_SINCE,
+        ),
+    ),
+    "With train_positions: all. `loss_type` may then also be BCE, gBCE or SampledCE.",
+)

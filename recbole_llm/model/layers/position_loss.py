@@ -1,0 +1,161 @@
+"""Losses of many user vectors and the items that follow, for models that predict at every position of one pass.
+
+All are means over the labelled queries; label 0 is no label. With z_j the product of a user vector and the vector of
+item j, y the next item and N the number of items:
+
+* CE: -log softmax(z)_y over all rows of the item table, the padding id among them, as in RecBole's models: it is never
+  a label, so training only lowers it.
+* BPR: -log(1e-10 + sigma(z_y - z_j)), j drawn from the other items (`recbole.model.loss.BPRLoss`).
+* BCE: -log sigma(z_y) - sum of log(1 - sigma(z_j)) over k items j drawn from the others (Kang & McAuley, ICDM 2018,
+  with k = 1).
+* gBCE: as BCE with beta log sigma(z_y), alpha = k / (N - 1) and beta = alpha (t (1 - 1 / alpha) + 1 / alpha) (Petrov &
+  Macdonald, RecSys 2023, eq. 9 to 11); t = 0 is BCE, t = 1 the calibration of a full softmax.
+* SampledCE: softmax over y and m items that a step draws from a distribution q, with the correction of their logits
+  z_j - log(m q_j) (Bengio & Senecal 2008). The label is not drawn, and so not corrected; with P_y its probability among
+  them, the loss is (1 - P_y)(-z_y + log of the sum of exp(z_j - log(m q_j)) over the drawn j other than y), where 1 -
+  P_y has no gradient: the gradient of the full softmax, its expectation over items drawn (Khrylchenko et al.,
+  "Correcting the LogQ Correction", RecSys 2025).
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_llm.errors import SettingError
+from recbole_llm.model.layers.item_linear_projection import cross_entropy_sum
+
+_DENSE = 16  # scores of k items come from a product with the whole table, if that has at most so many times k rows
+_BPR_FLOOR = 1e-10  # of recbole.model.loss.BPRLoss
+_HIDDEN = -1e30  # the logit of a drawn item that is the label; minus infinity would have no gradient where all are
+
+
+def scores_of(states: Tensor, table: Tensor, items: Tensor) -> Tensor:
+    """Return the scores [queries, k] of items [queries, k] for states [queries, size]."""
+    if len(table) <= _DENSE * items.shape[1]:
+        return (states @ table.T).gather(1, items)
+    return (table[items] @ states[:, :, None]).squeeze(2)
+
+
+def bpr(states: Tensor, table: Tensor, labels: Tensor, negatives: Tensor) -> Tensor:
+    """Return BPR [queries] against items [queries, 1]."""
+    difference = scores_of(states, table, labels[:, None]) - scores_of(states, table, negatives)
+    return -torch.log(_BPR_FLOOR + torch.sigmoid(difference)).squeeze(1)
+
+
+def binary(states: Tensor, table: Tensor, labels: Tensor, negatives: Tensor, beta: float = 1.0) -> Tensor:
+    """Return (generalised) binary cross-entropies [queries] against items [queries, k]."""
+    scores = scores_of(states, table, torch.cat([labels[:, None], negatives], dim=1))
+    # log(1 - sigma(z)) = log sigma(-z)
+    return -beta * F.logsigmoid(scores[:, 0]) - F.logsigmoid(-scores[:, 1:]).sum(dim=1)
+
+
+def calibrated_beta(calibration: float, negatives: int, items: int) -> float:
+    """Return beta of gBCE.
+
+    Args:
+        calibration: t, from 0 to 1.
+        negatives: k.
+        items: N, the padding id left out.
+    """
+    share = negatives / (items - 1)
+    return share * (calibration * (1 - 1 / share) + 1 / share)
+
+
+def sampled_softmax(states: Tensor, table: Tensor, labels: Tensor, drawn: Tensor, log_expected: Tensor) -> Tensor:
+    """Return sampled cross-entropies [queries] with the corrected correction.
+
+    Args:
+        states: [queries, size].
+        table: [items, size].
+        labels: int64 [queries].
+        drawn: int64 [m], items that all queries share; one may be drawn more than once.
+        log_expected: [m], log(m q_j) of each.
+    """
+    label_logits = (states * table[labels]).sum(dim=1)
+    logits = states @ table[drawn].T - log_expected
+    others = logits.masked_fill(drawn == labels[:, None], _HIDDEN).logsumexp(dim=1)
+    missed = torch.sigmoid(others - label_logits).detach()  # 1 - P_y
+    return missed * (others - label_logits)
+
+
+class PositionLoss(nn.Module):
+    """One of the losses above, chosen by `loss_type`. It has no weights, and a checkpoint holds nothing of it.
+
+    Args:
+        loss_type: CE, BPR, BCE, gBCE or SampledCE.
+        popularity: float [items], how often each item is a training target; the padding id's is 0.
+        negatives: k of BCE and gBCE, m of SampledCE.
+        calibration: t of gBCE.
+        sampling: q of SampledCE: uniform, popularity (items that are never a target are never drawn), or mixed, the
+            mean of both.
+
+    Raises:
+        SettingError: if gBCE or BCE shall draw more items than there are.
+    """
+
+    log_share: Tensor
+    up_to: Tensor
+
+    def __init__(
+        self,
+        loss_type: str,
+        popularity: Tensor,
+        negatives: int = 256,
+        calibration: float = 0.75,
+        sampling: str = "mixed",
+    ) -> None:
+        super().__init__()
+        self.loss_type, self.negatives = loss_type, negatives
+        self.items = len(popularity) - 1
+        if loss_type in ("BCE", "gBCE") and negatives >= self.items:
+            raise SettingError(
+                f"num_negatives={negatives} of {loss_type} must be below {self.items}, the number of items"
+            )
+        self.beta = calibrated_beta(calibration, negatives, self.items) if loss_type == "gBCE" else 1.0
+        popular = popularity.double() / popularity.sum()
+        uniform = torch.full_like(popular, 1 / self.items)
+        uniform[0] = 0
+        share = {"uniform": uniform, "popularity": popular, "mixed": (uniform + popular) / 2}[sampling]
+        self.register_buffer("log_share", share.log().float(), persistent=False)
+        self.register_buffer("up_to", share.cumsum(0), persistent=False)
+
+    @classmethod
+    def from_config(cls, config: Any, dataset: Any) -> "PositionLoss":
+        """Return the loss of a run with its training part."""
+        popularity = torch.bincount(dataset.inter_feat[dataset.iid_field], minlength=dataset.item_num)
+        return cls(
+            config["loss_type"], popularity, config["num_negatives"], config["gbce_calibration"],
+            config["negative_sampling"],
+        )  # fmt: skip
+
+    def forward(self, states: Tensor, table: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss over the labelled queries, 0 without any. Nothing waits for a GPU.
+
+        Args:
+            states: user vectors [queries, size].
+            table: item vectors [items, size], row 0 the padding id's.
+            labels: int64 [queries], the next items; 0 for none.
+        """
+        labelled = labels > 0
+        count = labelled.sum().clamp(min=1)
+        if self.loss_type == "CE":
+            return cross_entropy_sum(states, table, labels, table.dtype, padding_class=True) / count
+        return self._drawn(states, table, labels).masked_fill(~labelled, 0).sum() / count
+
+    def _drawn(self, states: Tensor, table: Tensor, labels: Tensor) -> Tensor:
+        if self.loss_type == "SampledCE":
+            place = torch.rand(self.negatives, dtype=torch.double, device=labels.device) * self.up_to[-1]
+            drawn = torch.searchsorted(self.up_to, place, right=True).clamp(max=self.items)
+            log_expected = self.log_share[drawn] + math.log(self.negatives)
+            return sampled_softmax(states, table, labels, drawn, log_expected)
+        if self.loss_type == "BPR":
+            return bpr(states, table, labels, self._others(labels, 1))
+        return binary(states, table, labels, self._others(labels, self.negatives), self.beta)
+
+    def _others(self, labels: Tensor, number: int) -> Tensor:
+        """Return int64 [queries, number]: for each query, items drawn evenly from all but its label."""
+        drawn = torch.randint(1, self.items, (len(labels), number), device=labels.device)
+        return drawn + (drawn >= labels[:, None].clamp(min=1))

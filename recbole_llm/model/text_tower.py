@@ -1,0 +1,66 @@
+"""A language model as a text tower: packed texts in, one vector per text out, with gradients in bounded memory."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
+from recbole_llm.backbone.loading import Backbone
+from recbole_llm.backbone.tuning import TuningSettings, prepare_for_tuning
+from recbole_llm.data.history_texts import PackedTexts
+
+
+class TextTower(nn.Module):
+    """Pooled last hidden states of a backbone.
+
+    Args:
+        loaded: the backbone; it is prepared for packed batches and for its tuning here.
+        tuning: how much of it is trained.
+        precision: of its arithmetic.
+
+    Attributes:
+        backbone: the language model, without a head.
+        width: of the vectors.
+    """
+
+    def __init__(self, loaded: Backbone, tuning: TuningSettings, precision: torch.dtype) -> None:
+        super().__init__()
+        self.backbone = loaded.model
+        self.width = loaded.width
+        self._frozen = tuning.tuning == "frozen"
+        # float32 weights are multiplied in the run's precision; others already have it.
+        self._autocast = precision == torch.bfloat16 and tuning.load_dtype(precision) == torch.float32
+        use_packed_attention(self.backbone)
+        prepare_for_tuning(loaded, tuning)
+
+    def train(self, mode: bool = True) -> "TextTower":
+        """Set training mode; a frozen backbone stays in eval mode, without dropout."""
+        super().train(mode)
+        if self._frozen:
+            self.backbone.eval()
+        return self
+
+    def forward(self, texts: PackedTexts) -> Tensor:
+        """Return the vectors of the texts of one pass: [texts, width], float32."""
+        device = next(self.backbone.parameters()).device
+        texts = texts.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
+            hidden = packed_hidden_states(self.backbone, texts.packed, **self.embeddings(texts))
+        return texts.segments.pool(hidden)
+
+    def embeddings(self, texts: PackedTexts) -> dict[str, Tensor]:
+        """Return what is fed in place of the word embeddings, as ``inputs_embeds``; by default nothing."""
+        del texts
+        return {}
+
+    def encode(self, passes: Sequence[PackedTexts]) -> Tensor:
+        """Return the vectors of all passes: [texts, width], float32.
+
+        With gradients, the activations of one pass at a time are kept: where there are several, each is computed again
+        in the backward pass, with the same dropout. So the number of passes changes no gradient.
+        """
+        if len(passes) == 1 or not torch.is_grad_enabled():
+            return torch.cat([self(texts) for texts in passes])
+        return torch.cat([checkpoint(self, texts, use_reentrant=False) for texts in passes])

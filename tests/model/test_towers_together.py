@@ -1,0 +1,155 @@
+"""What models with text towers do together with others: new items, other models that read them, pre-training."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from recbole.data.interaction import Interaction
+from safetensors.torch import load_file
+from small_data import SHORT, build_parts, small_settings, write_dataset
+from st2si_parts import prefix_rows
+
+from recbole_llm.errors import CheckpointError, DataError
+from recbole_llm.inference.recommender import Recommender
+from recbole_llm.model.id_model.scores import log_probabilities
+from recbole_llm.quick_start import run as quick_start
+
+SIZES = {"hidden_size": 8, "inner_size": 8, "n_layers": 1, "n_heads": 2}
+MODELS = {
+    "LLMRec": ({"item_loss": "table", "two_stage": True}, "opt"),
+    "MoRec": (SIZES, "bert"),
+    "Recformer": ({}, "bert"),
+    "TwinBERT": ({"crossing": "residual", "item_loss": "bce"}, "bert"),
+    "FrozenMoRec": ({"tuning": "frozen", **SIZES}, "llama"),
+}
+FOOD = {"a": "Green Tea", "b": "Dark Chocolate 70%", "c": "Olive Oil, 1 litre", "d": 'Salt "fine"'}
+CELL = {"a": "Phone Case, black", "x": "USB Cable", "y": "Charger", "b": "White Chocolate"}
+
+
+@pytest.fixture
+def make(small, rough_models):
+    write_dataset(small, titles=SHORT)
+
+    def parts(name, **more):
+        own, backbone = MODELS[name]
+        model = name.removeprefix("Frozen")
+        built = build_parts(small, model=model, backbone=str(rough_models[backbone]), **{**own, **more})
+        built.model.eval()
+        return built
+
+    return parts
+
+
+@pytest.mark.parametrize("second_stage", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_new_item_is_what_its_text_says(make, name, second_stage):
+    """A twin scores as its item does, wherever either stands; all others score as before."""
+    parts = make(name)
+    model = parts.model
+    if second_stage:
+        if model.training_stages != 2:
+            pytest.skip("one stage")
+        model.begin_stage(2)
+    rows = next(prefix_rows(parts.test))[0]
+    before = model.full_sort_predict(rows)
+    twin = model.n_items
+    recommender = Recommender(
+        model, parts.train._dataset, new_items=pd.DataFrame({"title": [SHORT["d"], "USB Cable"]}, index=["twin", "usb"])
+    )
+    after = model.full_sort_predict(rows)
+    d = parts.dataset.token2id("item_id", "d")
+    torch.testing.assert_close(after[:, :twin], before, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(after[:, twin], before[:, d], atol=1e-4, rtol=1e-5)
+    assert (after[:, twin + 1] - before[:, d]).abs().max() > 1e-4
+    by_twin, by_item = (recommender.recommend(["a", item], k=10) for item in ("twin", "d"))
+    ranked = [dict(zip(found.items, found.scores, strict=True)) for found in (by_twin, by_item)]
+    assert ranked[0] == pytest.approx(ranked[1], abs=1e-4)
+    assert set(ranked[0]) == {*SHORT, "twin", "usb"}
+
+
+def test_a_new_item_without_text_is_refused(make):
+    parts = make("Recformer")
+    with pytest.raises(DataError, match="the new item 'usb' has no text in 'title': give it one or leave it out"):
+        parts.model.add_items(pd.DataFrame({"title": [""]}, index=["usb"]))
+
+
+@pytest.mark.parametrize(
+    ("model", "own"),
+    [
+        ("ST2SI", {"tuning": "ilp", "id_weight": 0.5}),
+        ("IDLEAdapter", {"max_prompt_tokens": 100, "prompt": "Recommend {noun}: {history}.", "id_weight": 0.5}),
+    ],
+)
+@pytest.mark.parametrize("name", ["MoRec", "Recformer"])
+def test_other_models_read_it_as_their_id_model(small, tiny, model, own, name):
+    """Its scores are mixed in, and IDLE-Adapter takes its user vectors: those of the ID model's own run."""
+    write_dataset(small, titles=SHORT)
+    sizes, backbone = MODELS[name]
+    inner = {"backbone": str(tiny[backbone]), **sizes, "epochs": 1, **({} if sizes else {"max_sequence_tokens": 100})}
+    outer = {"ST2SI": "llama", "IDLEAdapter": "bert"}[model]
+    parts = build_parts(
+        small, model=model, backbone=str(tiny[outer]), id_model=name, id_model_settings=inner, MAX_ITEM_LIST_LENGTH=6,
+        **own,
+    )  # fmt: skip
+    found = quick_start.load(parts.model.id_run.folder)
+    for rows, other in zip(parts.test, found.test, strict=True):
+        expected = log_probabilities(found.model.full_sort_predict(other[0]))
+        torch.testing.assert_close(parts.model.id_scores(rows[0])[:, 1:], expected[:, 1:], atol=1e-4, rtol=1e-4)
+        if model == "IDLEAdapter":
+            vectors = parts.model.user_vectors(rows[0])
+            torch.testing.assert_close(vectors, found.model.user_vectors(other[0]).float(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def settings(small, tiny):
+    """A target and two sources that number their items alike."""
+    write_dataset(small, {"u1": "abcd", "u2": "dcba", "u3": "bcd", "u9": "ac"}, FOOD, name="food")
+    write_dataset(small, {"u1": "axyb", "u2": "yxa", "u3": "bxyax"}, CELL, name="cell")
+
+    def make(model, **more):
+        defaults = {
+            "backbone": str(tiny["bert"]), "pretrain_datasets": "food,cell", "pretrain_epochs": 2, "epochs": 2,
+            "pretrain_learning_rate": 0.01, "pretrain_batch_size": 5, "MAX_ITEM_LIST_LENGTH": 6,
+        }  # fmt: skip
+        return small_settings(small, model=model, **{**defaults, **more})
+
+    return make
+
+
+@pytest.mark.parametrize("model", ["LLMRec", "Recformer"])
+def test_a_pretraining_is_where_a_target_starts(model, settings, tiny):
+    """All weights of both sources' training, zero-shot on the target bit for bit; other weights are refused."""
+    folder = quick_start.pretrain(model, settings=settings(model))
+    state = load_file(folder / "model.safetensors")
+    assert not {"stage", "frozen_table"} & set(state)
+    result = quick_start.run(settings=settings(model, epochs=0))
+    stored = load_file(Path(result["path"]).parent / "model.safetensors")
+    assert all(torch.equal(stored[name], weight) for name, weight in state.items())
+    assert result["pretraining"]["folder"] == str(folder)
+    untrained = quick_start.run(settings=settings(model, epochs=0, pretrain_datasets=None))
+    first = load_file(Path(untrained["path"]).parent / "model.safetensors")
+    assert sum(not torch.equal(first[name], weight) for name, weight in state.items()) > 10
+    tuned = quick_start.run(settings=settings(model))
+    assert len(tuned["history"]) == 2
+
+    def refused(words, **more):
+        with pytest.raises(CheckpointError, match=words):
+            quick_start.run(settings=settings(model, pretrain_datasets=None, pretrained_state=str(folder), **more))
+
+    if model == "LLMRec":
+        refused("read items with another backbone", backbone=str(tiny["llama"]))
+    else:
+        refused("'tower.places.weight' of size \\(7, 32\\), this model of \\(5, 32\\)", MAX_ITEM_LIST_LENGTH=4)
+    write_dataset(Path(settings(model)["data_path"]), titles={i: [t, "Acme"] for i, t in SHORT.items()},
+                  columns=("title", "brand"))  # fmt: skip
+    refused("other text fields behind the first", item_text_fields=["title", "brand"])
+
+
+def test_rows_by_hand_need_no_place_in_the_dataset(make):
+    """An ID model is asked for histories alone, on any device, without where they end."""
+    for name in MODELS:
+        parts = make(name)
+        rows = next(prefix_rows(parts.test))[0]
+        plain = Interaction({field: rows[field] for field in (parts.model.ITEM_SEQ, parts.model.ITEM_SEQ_LEN)})
+        torch.testing.assert_close(parts.model.full_sort_predict(plain), parts.model.full_sort_predict(rows))
