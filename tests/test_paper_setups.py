@@ -217,7 +217,7 @@ def test_what_a_comparison_shows():
 
 
 def test_every_row_can_be_started(tmp_path, monkeypatch):
-    monkeypatch.setattr(config_module, "_dataset_folder", lambda dataset, data_path: tmp_path / dataset)
+    monkeypatch.setattr(config_module, "_dataset_folder", lambda named, data_path: tmp_path / named.name)
     specs = {path.stem: load_spec(path.stem) for path in shipped("dataset_configs").glob("*.yaml")}
     built = set()
     for name in list_rows():
@@ -299,7 +299,7 @@ def test_every_row_is_there():
 
 
 def test_idle_adapter_is_set_as_the_paper_says(tmp_path, monkeypatch):
-    monkeypatch.setattr(config_module, "_dataset_folder", lambda dataset, data_path: tmp_path / dataset)
+    monkeypatch.setattr(config_module, "_dataset_folder", lambda named, data_path: tmp_path / named.name)
     for name in list_rows("idle_adapter"):
         _, table, dataset, row = name.split("/")
         settings = {"layerwise": True, "refinement": True, **row_settings(name)}
