@@ -15,7 +15,7 @@ def parser() -> Parser:
         "The last line that is printed is the folder of what was trained, for --backbone (ST2SI) or "
         "--pretrained_state of a run on another dataset. How long, and which epochs are stored, say the settings "
         "pretrain_epochs and pretrain_save_epochs (--help=ST2SI).",
-        "[--model=NAME] --pretrain_datasets=A,B [--backbone=NAME] [--name=value ...]",
+        "[--model=NAME] --pretrain_datasets=A,B [--backbone=NAME] [--name=value]",
         takes_settings=True,
     )
     group = found.add_argument_group("what to pre-train")
