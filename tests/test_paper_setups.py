@@ -217,7 +217,7 @@ def test_what_a_comparison_shows():
 
 
 def test_every_row_can_be_started(tmp_path, monkeypatch):
-    monkeypatch.setattr(config_module, "_dataset_folder", lambda dataset, data_path: tmp_path / dataset)
+    monkeypatch.setattr(config_module, "_dataset_folder", lambda named, data_path: tmp_path / named.name)
     specs = {path.stem: load_spec(path.stem) for path in shipped("dataset_configs").glob("*.yaml")}
     built = set()
     for name in list_rows():
@@ -299,7 +299,7 @@ def test_every_row_is_there():
 
 
 def test_idle_adapter_is_set_as_the_paper_says(tmp_path, monkeypatch):
-    monkeypatch.setattr(config_module, "_dataset_folder", lambda dataset, data_path: tmp_path / dataset)
+    monkeypatch.setattr(config_module, "_dataset_folder", lambda named, data_path: tmp_path / named.name)
     for name in list_rows("idle_adapter"):
         _, table, dataset, row = name.split("/")
         settings = {"layerwise": True, "refinement": True, **row_settings(name)}
@@ -323,7 +323,7 @@ def test_idle_adapter_is_set_as_the_paper_says(tmp_path, monkeypatch):
     for name in ("idle_adapter/table2/ml-1m/idle-adapter", "idle_adapter/table2/Musical/bpr"):
         config = Config(config_file_list=[row_settings(name)], config_dict={"use_gpu": False})
         assert {"Hit", "NDCG"} <= set(config["metrics"]) and config["topk"] == [5, 10]
-        assert config["eval_args"]["split"] == {"LS": "valid_and_test"} and not config["mask_history"]
+        assert config["eval_args"]["split"] == {"LS": "valid_and_test"} and config["repeatable"] is True
 
 
 def test_the_other_split_gives_a_user_several_targets(workdir, tiny):
