@@ -32,6 +32,8 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm run --model=Recformer --dataset=Scientific --backbone=sbert-minilm": {
         **{"backbone": "TINY_BERT", "max_sequence_tokens": 100, "epochs": 2},
     },
+    # generation.md
+    "recbole-llm --model=P5 --dataset=Scientific --backbone=smollm2-135m": {"backbone": "TINY", "epochs": 1},
     # add_a_backbone.md
     "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=models/my-llama --tuning=lora": {},
     # compare_and_tune.md
@@ -117,6 +119,7 @@ READ = {
     "recbole-llm run --paper=list:st2si/table2": "it prints names; tests/config/test_paper_rows.py reads them",
     "recbole-llm pretrain --model=Recformer --pretrain_datasets=Games --item_text_fields=title "
     "--backbone=sbert-minilm": "a second dataset; tests/model/test_towers_together.py pre-trains it on two",
+    "python benchmarks/constrained_decoding.py": "it measures; tests/test_constrained_benchmark.py runs it small",
     "make run": "minutes; tests/test_end_to_end.py runs what it starts, on fewer users",
     "make test": "minutes",
     "recbole-llm prepare --dataset=Scientific --report": "network",

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from small_data import TITLES, build_parts, write_dataset
@@ -123,6 +124,21 @@ def test_sum_is_of_probabilities_and_scores(small, tiny):
     items, values = model.retrieved(queries)
     assert items == [i + 1 for i in sorted(range(len(total)), key=lambda i: (-total[i], i)) if total[i] > 0]
     assert values == sorted(values, reverse=True)
+
+
+def test_new_items_are_found_and_read(small, tiny):
+    parts = parts_of(small, tiny)
+    model, new = parts.model, pd.DataFrame({"title": ["Quantum Cookery", "Bread"]}, index=["n1", "n2"])
+    before = model.full_sort_predict(next(iter(parts.test))[0])
+    model.add_items(new)
+    assert model.retrieved([("quantum bread", -1.0)])[0] == [10, 9]  # behind the eight items of the catalogue
+    rows = next(iter(parts.test))[0]
+    assert model.full_sort_predict(rows).shape[1] == before.shape[1] + 2
+    texts = model.prompts(np.array([9, 10]), np.array([2]), np.array([2]), np.array([0]), np.array([0]))
+    tokens, _ = model.table.gather(texts.rows)
+    assert model._tokenizer.decode(tokens) == "Bought: Quantum Cookery. Bread. Next:"
+    with pytest.raises(DataError, match="the new item 'x' has no text in 'title'"):
+        model.add_items(pd.DataFrame({"title": [""]}, index=["x"]))
 
 
 def test_settings_that_cannot_be_are_refused(small, tiny, tmp_path):

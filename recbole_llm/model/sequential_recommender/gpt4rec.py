@@ -7,6 +7,7 @@ and BM25 over all titles finds items for each. Only items that are found are ran
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -46,30 +47,53 @@ class GPT4Rec(GenerativeRecommender):
         if tokenizer.eos_token_id is None:
             raise BackboneError(f"the tokenizer of {config['backbone']} has no token that ends a text: choose another")
         self._end = int(tokenizer.eos_token_id)
-        field = config["item_text_fields"][0]
-        texts = dataset.item_texts_by_id([field])
-        if (texts[field][1:] == "").any():
+        self._field = config["item_text_fields"][0]
+        texts = dataset.item_texts_by_id([self._field])
+        without = int((texts[self._field][1:] == "").sum())
+        if without:
             raise DataError(
-                f"{int((texts[field][1:] == '').sum())} items of {dataset.dataset_name} have no text in '{field}', "
-                f"and GPT4Rec writes nothing but text: set items_without_text=drop"
+                f"{without} items of {dataset.dataset_name} have no text in '{self._field}', and GPT4Rec writes "
+                f"nothing but text: set items_without_text=drop"
             )
-        template = PromptTemplate(config["query_prompt"], f"{{{field}}}", config["prompt_noun"], ".", "query_prompt")
         limit = config["max_attribute_tokens"]
         self._max_query = limit
-        limits = PromptLimits(self.max_items, config["max_prompt_tokens"], limit, self.loaded.max_positions)
-        self._prompts = Prompts(template, texts, tokenizer, limits, virtual=0)
-        check_positions(self.loaded, limits.tokens + limit + 1, "lower max_prompt_tokens")
-        space = " " if keeps_spaces(tokenizer) else ""
-        written = texts.assign(**{field: (space + texts[field]).where(texts[field] != "", "")})
-        answers = tokenize_items(written, tokenizer, limit).with_row_ends(self._end)
+        self._template = PromptTemplate(
+            config["query_prompt"], f"{{{self._field}}}", config["prompt_noun"], ".", "query_prompt"
+        )
+        self._limits = PromptLimits(self.max_items, config["max_prompt_tokens"], limit, self.loaded.max_positions)
+        check_positions(self.loaded, self._limits.tokens + limit + 1, "lower max_prompt_tokens")
+        self._tokenizer = tokenizer
+        self._bm25 = config["bm25_k1"], config["bm25_b"]
+        self._use_texts(texts)
+        self._queries, self._per_round = config["num_queries"], config["items_per_query"]
+        self._ranked, self._by_sum = config["retrieved_items"], config["retrieval"] == "sum"
+        self.loaded = None
+
+    def _use_texts(self, texts: pd.DataFrame) -> None:
+        """Write prompts and search with the texts of all items, row = item id."""
+        self._texts, field = texts, self._field
+        self._prompts = Prompts(self._template, texts, self._tokenizer, self._limits, virtual=0)
+        space = " " if keeps_spaces(self._tokenizer) else ""
+        written = pd.DataFrame({field: [space + text if text else "" for text in texts[field]]})
+        answers = tokenize_items(written, self._tokenizer, self._max_query).with_row_ends(self._end)
         self._first_answer = len(self._prompts.table)
         self.table = self._prompts.table.followed_by(answers)
         self._offsets = self._prompts.token_offsets(self.histories.flat)
-        self.search = TitleSearch(texts[field].tolist(), config["bm25_k1"], config["bm25_b"])
-        self._queries, self._per_round = config["num_queries"], config["items_per_query"]
-        self._ranked, self._by_sum = config["retrieved_items"], config["retrieval"] == "sum"
-        self._tokenizer = tokenizer
-        self.loaded = None
+        self.search = TitleSearch(texts[field].tolist(), *self._bm25)
+
+    def add_items(self, texts: pd.DataFrame) -> None:
+        """Add items that have a title, see `ModelHooks`: from now on queries find them.
+
+        Raises:
+            DataError: if a new item has no title.
+        """
+        empty = np.flatnonzero(texts[self._field].to_numpy() == "")
+        if len(empty):
+            raise DataError(
+                f"the new item '{texts.index[empty[0]]}' has no text in '{self._field}': give it one or leave it out"
+            )
+        self._use_texts(pd.concat([self._texts, texts[[self._field]]]))
+        self.n_items += len(texts)
 
     # -- prompts -------------------------------------------------------------------------------------------------------
 
