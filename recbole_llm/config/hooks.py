@@ -5,7 +5,7 @@ Data, trainers, inference and quick_start call these hooks. RecBole's own models
 that reads text inherits `recbole_llm.model.text_recommender.TextRecommender`, which has more).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -134,6 +134,18 @@ class ModelHooks:
         Asked of a model with the stage `PretrainedState`; by default all of `stored_state`.
         """
         return self.stored_state()
+
+    def scores_of_items(self, interaction: Any) -> Callable[[int, int], Tensor] | None:
+        """Return what scores some items at a time for a batch, where that is cheap; None (the default) where it is not.
+
+        It takes item ids `begin` and `end` and returns float32 [batch, end - begin], the columns that
+        `full_sort_predict` has there but for the padding id, whose score may be any; the caller may overwrite them. So
+        the best of 10^7 items are found without a table of [batch, items].
+
+        Args:
+            interaction: as for `full_sort_predict`.
+        """
+        return None
 
     def single_sequence(self) -> Any | None:
         """Return what ranks for one history faster than `full_sort_predict` does, or None (the default).

@@ -14,9 +14,8 @@ from torch import Tensor
 from recbole_llm.config.hooks import hooks_of
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import DataError, SettingError, TrainingError, nearest
+from recbole_llm.inference.best_items import ScoresOfItems, best_in_blocks, best_items
 
-_SCORES_BYTES = 256 * 1024**2  # the most that the float32 scores of one piece of users may take
-_MAX_USERS = 4096  # of one piece
 _NEAREST_AMONG = 50_000  # in a larger catalogue the search for a token of nearly the same name takes seconds
 
 
@@ -47,33 +46,6 @@ def leaves_seen_out(dataset: Any) -> bool:
     return protocol is not None and not protocol.repeatable
 
 
-def best_items(
-    scores_of: Callable[[int, int], Tensor], rows: int, items: int, k: int, seen: Sequence[np.ndarray] | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores and ids [rows, k], best first, of which some rows at a time are computed.
-
-    Args:
-        scores_of: gives the scores [end - begin, items] of the rows from `begin` to `end`; they may be overwritten.
-        rows: how many there are.
-        items: item ids, the padding id included.
-        k: how many items of each row.
-        seen: the item ids that each row leaves out: their scores are -inf.
-    """
-    piece = min(max(_SCORES_BYTES // (4 * items), 1), _MAX_USERS)
-    values, indices = [], []
-    for begin in range(0, rows, piece):
-        scores = scores_of(begin, min(begin + piece, rows))
-        scores[:, 0] = -torch.inf  # not every model of RecBole leaves the padding id out itself
-        if seen is not None:
-            part = seen[begin : begin + piece]
-            place = (np.repeat(np.arange(len(part)), [len(row) for row in part]), np.concatenate(part))
-            scores[tuple(torch.from_numpy(index).to(scores.device) for index in place)] = -torch.inf
-        best = scores.topk(k, dim=1)
-        values.append(best.values.float().cpu().numpy())
-        indices.append(best.indices.cpu().numpy())
-    return np.concatenate(values), np.concatenate(indices)
-
-
 def recommendations(scores: np.ndarray, best: np.ndarray, tokens: np.ndarray, model: Any) -> list[Recommendation]:
     """Return what `best_items` found as item tokens; items that are left out are not among them.
 
@@ -93,7 +65,8 @@ class Recommender:
     """Top-k items for histories that the model need not have seen.
 
     The ranking is that of the model's ``full_sort_predict``, made for some users at a time, so that memory for
-    [users, items] is bounded however many users are asked for.
+    [users, items] is bounded however many users are asked for; by a model with `scores_of_items`, for some items at a
+    time. The scores of a block of items may differ from those of all in their last bit, as those of another batch do.
 
     Args:
         model: a trained `ST2SI` or any sequential model of RecBole.
@@ -247,16 +220,30 @@ class Recommender:
         self, ids: list[np.ndarray], k: int, exclude_seen: bool, users: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return scores and ids [users, k], best first."""
+        seen = ids if exclude_seen else None
+
+        def scorer(begin: int, end: int) -> ScoresOfItems | None:
+            found: ScoresOfItems | None = self._asked(hooks_of(self.model).scores_of_items, interaction(begin, end))
+            return found
+
+        def interaction(begin: int, end: int) -> Interaction:
+            return self._interaction(ids[begin:end], None if users is None else users[begin:end])
 
         def scores(begin: int, end: int) -> Tensor:
             return self._scores(ids[begin:end], None if users is None else users[begin:end])
 
-        return best_items(scores, len(ids), len(self._tokens), k, ids if exclude_seen else None)
+        shape = (len(ids), len(self._tokens), k, seen)
+        found = best_in_blocks(scorer, *shape)
+        return best_items(scores, *shape) if found is None else found
 
     def _scores(self, ids: list[np.ndarray], users: np.ndarray | None) -> Tensor:
-        interaction = self._interaction(ids, users)
+        scores: Tensor = self._asked(self.model.full_sort_predict, self._interaction(ids, users))
+        return scores.view(len(ids), -1)
+
+    def _asked(self, question: Callable[[Interaction], Any], interaction: Interaction) -> Any:
+        """Return what the model answers; what it lacks is a SettingError or DataError."""
         try:
-            scores = self.model.full_sort_predict(interaction)
+            return question(interaction)
         except NotImplementedError:
             raise SettingError(
                 f"{type(self.model).__name__} cannot rank all items: it has no full_sort_predict"
@@ -267,7 +254,6 @@ class Recommender:
                 raise
             hint = "give users" if column == self.model.USER_ID else "it cannot recommend from item tokens alone"
             raise DataError(f"{type(self.model).__name__} also reads '{column}': {hint}") from error
-        return scores.view(len(ids), -1)
 
     def _interaction(self, ids: list[np.ndarray], users: np.ndarray | None) -> Interaction:
         """Return histories as RecBole batches them: the most recent items, from the left, padded to full width."""

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from recbole_llm.config.hooks import hooks_of
 from recbole_llm.errors import DataError, SettingError, nearest
+from recbole_llm.inference.best_items import best_items
 from recbole_llm.inference.recommender import (
     Recommendation,
     Recommender,
-    best_items,
     check_k,
     leaves_seen_out,
     recommendations,

@@ -1,5 +1,7 @@
 """Text models that score by a linear projection of one hidden state per row, perhaps with an ID model's scores."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from recbole.data.interaction import Interaction
@@ -39,6 +41,12 @@ class ProjectedRecommender(TextRecommender):
         states = self.id_scores.remembered_states(interaction)
         states = self.row_states(interaction) if states is None else states
         return self.id_scores.mix(self.projection(states), interaction)
+
+    def scores_of_items(self, interaction: Interaction) -> Callable[[int, int], Tensor] | None:
+        """Return ``W[begin:end] h`` as a function; None with an ID model, whose mix needs the scores of all items."""
+        if self.id_scores is not None:
+            return None
+        return partial(self.projection.of_items, self.row_states(interaction))
 
     def before_validation(self, valid_data: Any) -> None:
         """Choose the weight of the ID model's scores, if ``id_weight: ~`` asks for it. See `PackedTrainer`.

@@ -13,7 +13,7 @@ from small_data import HISTORIES, TITLES, build_parts, write_dataset
 from recbole_llm.backbone.attention import packed_hidden_states
 from recbole_llm.backbone.single_sequence import SEEN, SingleSequence
 from recbole_llm.errors import DataError, SettingError, TrainingError
-from recbole_llm.inference import recommender as inference
+from recbole_llm.inference import best_items
 from recbole_llm.inference.recommender import Recommendation, Recommender
 from recbole_llm.model.sequential_recommender.st2si.single_history import SingleHistory
 from recbole_llm.packing.sequences import pack
@@ -102,17 +102,38 @@ def test_one_user_is_as_in_a_batch(parts):
         assert found.scores == pytest.approx(expected.scores, abs=1e-5)
 
 
-def test_many_users_are_scored_in_pieces(parts, monkeypatch):
-    recommender = recommender_of(parts)
+def test_many_users_are_scored_in_pieces(sasrec, monkeypatch):
+    recommender = recommender_of(sasrec)
     histories = [list("abc"), list("de"), ["h"], list("gfed"), list("ab")]
     whole = recommender.recommend(histories, 3, exclude_seen=True)
     sizes = []
     scores = recommender._scores
     monkeypatch.setattr(recommender, "_scores", lambda ids, users: sizes.append(len(ids)) or scores(ids, users))
-    monkeypatch.setattr(inference, "_SCORES_BYTES", 2 * 4 * (ITEMS + 1))
+    monkeypatch.setattr(best_items, "SCORES_BYTES", 2 * 4 * (ITEMS + 1))
     pieces = recommender.recommend(histories, 3, exclude_seen=True)
     assert sizes == [2, 2, 1]
     assert [row.items for row in pieces] == [row.items for row in whole]
+
+
+@pytest.mark.parametrize("parts", ["llama", "IDLEAdapter"], indirect=True)
+def test_a_projection_is_read_in_blocks_of_items(parts, monkeypatch):
+    histories = [list("abc"), list("de"), ["h"], list("gfed"), list("ab")]
+    tokens, scores = histories_of(parts)
+    recommender = recommender_of(parts, allow_untrained=True)
+    whole = recommender.recommend(histories, 3, exclude_seen=True)
+    blocks, of_items = [], parts.model.projection.of_items
+    monkeypatch.setattr(
+        parts.model.projection,
+        "of_items",
+        lambda states, *block: blocks.append(block) or of_items(states, *block),
+    )
+    monkeypatch.setattr(parts.model, "full_sort_predict", None)  # the table of [users, items] is not made
+    monkeypatch.setattr(best_items, "SCORES_BYTES", 7 * 4 * len(histories))
+    found = recommender.recommend(histories, 3, exclude_seen=True)
+    assert blocks == [(0, 7), (7, ITEMS + 1)]
+    assert [row.items for row in found] == [row.items for row in whole]
+    rows = recommender.recommend(tokens, 3)
+    assert [row.items for row in rows] == [row[:3] for row in ranking(parts.dataset, scores)]
 
 
 def test_seen_items_are_left_out(parts):
