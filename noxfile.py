@@ -29,7 +29,8 @@ def pinned() -> dict[str, str]:
 
 def lower_bounds_of_setup_cfg() -> dict[str, str]:
     """Return the lowest version that setup.cfg admits of each package that a run needs."""
-    texts = (_CONFIG["options"]["install_requires"], _CONFIG["options.extras_require"]["tune"])
+    extras = _CONFIG["options.extras_require"]
+    texts = (_CONFIG["options"]["install_requires"], extras["tune"], extras["serve"])
     requirements = [Requirement(line) for text in texts for line in text.splitlines() if line]
     return {canonicalize_name(requirement.name): _lowest(requirement) for requirement in requirements}
 

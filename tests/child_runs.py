@@ -51,14 +51,29 @@ def command_line(
         largest_file: bytes beyond which the system refuses to let a file grow.
         by: the signal that ends the process.
     """
+    child = process(folder, arguments, kill, largest_file, by)
+    child.join(timeout=240)
+    assert child.exitcode is not None, "the run hangs"
+    return child.exitcode, (folder / "child.out").read_text(), (folder / "child.err").read_text()
+
+
+def process(
+    folder: Path,
+    arguments: Sequence[str],
+    kill: tuple[str, int] | None = None,
+    largest_file: int | None = None,
+    by: int = signal.SIGKILL,
+) -> Any:
+    """Start the command line in `folder`, as `command_line` does, and return its process.
+
+    What it prints goes to `child.out` and `child.err` in the folder.
+    """
     out, error = folder / "child.out", folder / "child.err"
     child = _SERVER.Process(
         target=_child, args=(str(folder), list(arguments), kill, largest_file, by, str(out), str(error))
     )
     child.start()
-    child.join(timeout=240)
-    assert child.exitcode is not None, "the run hangs"
-    return child.exitcode, out.read_text(), error.read_text()
+    return child
 
 
 def _child(

@@ -114,6 +114,9 @@ READ = {
     'recbole-llm recommend --run=saved/<run of UniSRec> --history="242,302" --new_items=new.tsv': (
         "tests/cli/test_recommend_command.py runs it"
     ),
+    "recbole-llm serve --run=saved/<run>": "it ends when it is told to; tests/cli/test_serve_command.py asks it",
+    "recbole-llm serve --run=saved/<run> --exclude_seen=true --max_batch=256 --window_ms=2": "the same",
+    "python benchmarks/large_catalogue.py": "it measures; tests/inference/test_best_items.py has what it measures",
     "recbole-llm tune --model=SASRec --dataset=Scientific --params_file=properties/hyper/one-pass/SASRec.hyper "
     "--algo=bayes --trials=20": "data that is not here",
     "recbole-llm run --paper=list:st2si/table2": "it prints names; tests/config/test_paper_rows.py reads them",

@@ -14,7 +14,7 @@ from recbole_llm.utils.allocator import process_is_a_command
 from recbole_llm.utils.plain_text import one_line
 
 # Each verb is a module of this name, whose imports wait until it runs.
-VERBS = ("run", "pretrain", "tune", "prepare", "recommend", "compare", "plot", "report", "doctor")
+VERBS = ("run", "pretrain", "tune", "prepare", "recommend", "serve", "compare", "plot", "report", "doctor")
 
 USAGE = """\
 recbole-llm: language-model recommenders inside RecBole
@@ -38,6 +38,8 @@ Data
 Use
   recbole-llm recommend --run=saved/<run> --user=USER
       Show the best items for users, or after histories that are given by hand.
+  recbole-llm serve --run=saved/<run>
+      Answer requests for them over HTTP, on this machine.
 
 Results
   recbole-llm compare --models=ST2SI,SASRec -d DATASET [--seeds=3] [--name=value ...]

@@ -120,13 +120,14 @@ def main(arguments: Given) -> int:
     """
     given = arguments.options
     asked = _asked(given)
+    from recbole_llm.inference.titles import item_titles
     from recbole_llm.quick_start.run import load
     from recbole_llm.runs.folder import require_finished
 
     require_finished(given["run"])
     parts = load(given["run"], {"data_path": given["data_path"]} if "data_path" in given else None)
     user = given.get("user") if asked.users is None else None
-    titles = titles_of(parts)
+    titles = item_titles(parts)
     if asked.new_items is not None:
         from recbole_llm.inference.new_items import read_new_items
 
@@ -140,16 +141,6 @@ def main(arguments: Given) -> int:
         _write(file, answers, titles, asked.format)
     show(asked.out)
     return 0
-
-
-def titles_of(parts: Any) -> dict[str, str] | None:
-    """Return the first text field of each item token; None where the dataset has none."""
-    dataset, fields = parts.dataset, parts.config["item_text_fields"]
-    path = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    if not fields or not path.is_file() or not dataset._has_item_column(path, fields[0]):
-        return None
-    texts: dict[str, str] = dataset.item_texts(fields[:1]).iloc[:, 0].to_dict()
-    return texts
 
 
 # -- what is asked -----------------------------------------------------------------------------------------------------

@@ -138,6 +138,14 @@ class Recommender:
         """Which item ids a history may hold: bool [items]; None for all."""
         return self._trained
 
+    def unknown_items(self, history: Sequence[str]) -> list[str]:
+        """Return the items of a history that there are not, each once, in its order."""
+        return list(dict.fromkeys(str(token) for token in history if not self._ids.get(str(token), 0)))
+
+    def check_history(self, history: Sequence[str]) -> None:
+        """Raise DataError for a history that is empty, or has an item that is unknown or was never trained on."""
+        self._history_ids(history)
+
     @overload  # a token is a sequence of tokens to the type checker
     def recommend(  # type: ignore[overload-overlap]
         self, histories: Sequence[str], k: int = 10, exclude_seen: bool | None = None, users: str | None = None

@@ -73,6 +73,22 @@ class UserRecommender:
         tokens = np.asarray(self.dataset.field2id_token[self.dataset.uid_field])
         return tokens[self._histories.lengths > 0].tolist()
 
+    @property
+    def items(self) -> int:
+        """How many items there are to recommend."""
+        return self.dataset.item_num - 1 if self._sequential is None else self._sequential.items
+
+    @property
+    def from_histories(self) -> Recommender:
+        """What recommends from histories that are given by hand, by the same model.
+
+        Raises:
+            SettingError: if the model knows users by id and reads no history.
+        """
+        if self._sequential is None:
+            return Recommender(self.model, self.dataset)  # which says so
+        return self._sequential
+
     def history(self, user: str) -> list[str]:
         """Return all items of a user, the most recent last.
 
@@ -80,6 +96,15 @@ class UserRecommender:
             DataError: for an unknown user, or one without a history.
         """
         return self._tokens[self._histories.row(self._id(user))].tolist()
+
+    def readable_history(self, user: str) -> list[str]:
+        """Return the items of a user that the model can read: all, for a model that knows users by id.
+
+        Raises:
+            DataError: for an unknown user, or one without a history that the model can read.
+        """
+        history = self._histories.row(self._id(user))
+        return self._tokens[history if self._sequential is None else self._readable(user, history)].tolist()
 
     @overload  # a token is a sequence of tokens to the type checker
     def recommend(  # type: ignore[overload-overlap]
@@ -106,8 +131,7 @@ class UserRecommender:
             SettingError: if `k` is not from 1 to the number of items, or the model cannot rank items for a user.
             TrainingError: if the model's scores are not numbers.
         """
-        items = self.dataset.item_num - 1 if self._sequential is None else self._sequential.items
-        check_k(k, items, self.dataset.dataset_name)
+        check_k(k, self.items, self.dataset.dataset_name)
         exclude_seen = leaves_seen_out(self.dataset) if exclude_seen is None else exclude_seen
         if isinstance(users, str | int | np.integer):
             return self.recommend([str(users)], k, exclude_seen)[0]
