@@ -34,8 +34,11 @@ def client_of(parts, *, window_ms=0.0, **options):
 
 
 def expected(found, titles=TITLES):
-    items = [{"item": item, "score": pytest.approx(score, abs=1e-5)} for item, score in zip(found.items, found.scores)]
-    return [{**item, "title": titles[item["item"]]} for item in items] if titles else items
+    pairs = zip(found.items, found.scores, strict=True)
+    return [
+        {"item": item, **({"title": titles[item]} if titles else {}), "score": pytest.approx(score, abs=1e-5)}
+        for item, score in pairs
+    ]
 
 
 def error_of(client, status, body=None, **given):
@@ -165,12 +168,8 @@ def test_there_is_nothing_else(client):
 
 def test_one_bad_question_spoils_no_other(parts):
     service = Service(parts, Limits())
-    asked = [
-        Question(("a",), None, 3),
-        Question(("zz",), None, 3),
-        Question(None, "u1", 2),
-        Question(("b", "c"), None, 1),
-    ]
+    alone, unknown = Question(("a",), None, 3), Question(("zz",), None, 3)
+    asked = [alone, unknown, Question(None, "u1", 2), Question(("b", "c"), None, 1)]
     first, bad, user, last = service.answer(asked)
     assert isinstance(bad, DataError)
     assert first.items == parts.recommend(["a"], 3).items
