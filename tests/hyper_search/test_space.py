@@ -96,7 +96,7 @@ def test_bad_lines(tmp_path, line, said):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match="does not exist"):
         read_space(tmp_path / "none.hyper")
 
 
