@@ -112,6 +112,7 @@ class Prompts:
         tokenizer: of the backbone.
         limits: what a prompt may hold.
         virtual: placeholder tokens before every prompt.
+        closed: whether the tokenizer's special tokens stand after a prompt, too; not where an answer follows it.
 
     Attributes:
         table: row v is item v as the first of a history, row ``items + v`` the same after another item; then the
@@ -122,12 +123,18 @@ class Prompts:
     """
 
     def __init__(
-        self, template: PromptTemplate, texts: pd.DataFrame, tokenizer: Any, limits: PromptLimits, virtual: int
+        self,
+        template: PromptTemplate,
+        texts: pd.DataFrame,
+        tokenizer: Any,
+        limits: PromptLimits,
+        virtual: int,
+        closed: bool = True,
     ) -> None:
         before, after = template.around()
         item, first_item, before = _items(template.items(texts), tokenizer, limits.item_tokens, before)
         first, last = special_tokens(tokenizer)
-        begin, end = [*first, *_tokens(tokenizer, before)], [*_following(tokenizer, after), *last]
+        begin, end = [*first, *_tokens(tokenizer, before)], [*_following(tokenizer, after), *(last if closed else [])]
         separator = _following(tokenizer, template.separator)
         if limits.positions is not None and limits.tokens > limits.positions:
             raise SettingError(
