@@ -1,0 +1,1 @@
+"""Writing with a decoder, and how probable it finds given answers: `Decoder` reads, the other modules decode."""

@@ -1,0 +1,191 @@
+"""A decoder-only model with a key-value cache: prompts are read once, and any number of tokens follow.
+
+Prompts are padded on the left, so that all rows of a batch go on in the same column. Attention is torch's own with a
+mask; training reads packed rows instead, see `recbole_llm.backbone.attention`.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from recbole_llm.errors import BackboneError
+from recbole_llm.packing.ragged import ranges
+
+
+@dataclass(frozen=True)
+class PaddedPrompts:
+    """Prompts of one batch as input embeddings, padded on the left.
+
+    Attributes:
+        embedded: [rows, columns, width].
+        lengths: int64 [rows], tokens of each prompt, at least 1.
+        shift: [rows, width], what is added to the embedding of every token that follows the prompt; None for nothing.
+    """
+
+    embedded: Tensor
+    lengths: Tensor
+    shift: Tensor | None = None
+
+    @property
+    def visible(self) -> Tensor:
+        """Which columns hold a token: bool [rows, columns]."""
+        columns = torch.arange(self.embedded.shape[1], device=self.lengths.device)
+        return columns >= self.embedded.shape[1] - self.lengths[:, None]
+
+
+def left_padded(embedded: Tensor, lengths: np.ndarray, shift: Tensor | None = None) -> PaddedPrompts:
+    """Return prompts that lie end to end as padded ones.
+
+    Args:
+        embedded: [tokens, width], the input embeddings of all prompts.
+        lengths: int64 [rows], tokens of each prompt, on the host.
+        shift: see `PaddedPrompts`.
+    """
+    rows, columns = len(lengths), int(lengths.max(initial=1))
+    places = torch.from_numpy(ranges(np.arange(1, rows + 1) * columns - lengths, lengths)).to(embedded.device)
+    padded = embedded.new_zeros(rows * columns, embedded.shape[1]).index_copy(0, places, embedded)
+    return PaddedPrompts(
+        padded.view(rows, columns, -1), torch.from_numpy(np.asarray(lengths)).to(embedded.device), shift
+    )
+
+
+@dataclass
+class Prefix:
+    """What has been read so far.
+
+    Attributes:
+        cache: keys and values.
+        visible: bool [rows, columns], which columns of the cache hold a token.
+        lengths: int64 [rows], tokens read: the position of the next one.
+        shift: see `PaddedPrompts`.
+    """
+
+    cache: DynamicCache
+    visible: Tensor
+    lengths: Tensor
+    shift: Tensor | None
+
+    def select(self, rows: Tensor) -> None:
+        """Keep `rows`, int64 [new rows], in their order; a row may be taken several times."""
+        self.cache.batch_select_indices(rows)
+        self.visible, self.lengths = self.visible[rows], self.lengths[rows]
+        self.shift = None if self.shift is None else self.shift[rows]
+
+
+class Decoder:
+    """Reads prompts and what follows them. Nothing has gradients.
+
+    Args:
+        model: a transformers base model of the decoder kind.
+        weight: returns W of the language head, [vocabulary, width].
+        embed: from token ids [...] to input embeddings [..., width].
+        autocast: whether to multiply in bfloat16 what is kept in float32.
+    """
+
+    def __init__(
+        self, model: Any, weight: Callable[[], Tensor], embed: Callable[[Tensor], Tensor], autocast: bool = False
+    ) -> None:
+        self.model = model
+        self.weight = weight
+        self.embed = embed
+        self.autocast = autocast
+
+    def read(self, prompts: PaddedPrompts) -> tuple[Tensor, Prefix]:
+        """Read prompts; return the states after their last tokens, [rows, width], and what can be extended.
+
+        Raises:
+            BackboneError: if they are longer than the window that the model's layers see.
+        """
+        columns = prompts.embedded.shape[1]
+        places = torch.arange(columns, device=prompts.lengths.device)
+        visible = prompts.visible
+        # Padding sees itself: a row of attention without any key would have no number.
+        mask = (visible[:, None] & (places <= places[:, None])) | torch.eye(
+            columns, dtype=torch.bool, device=places.device
+        )
+        positions = (places - (columns - prompts.lengths[:, None])).clamp_min(0)
+        prefix = Prefix(DynamicCache(), visible, prompts.lengths, prompts.shift)
+        states = self._forward(prompts.embedded, positions, mask, prefix.cache)
+        return states[:, -1], prefix
+
+    def follow(self, prefix: Prefix, tokens: Tensor) -> Tensor:
+        """Let one token follow in each row, int64 [rows], and return the states after it: [rows, width]."""
+        seen = torch.cat([prefix.visible, prefix.visible.new_ones(len(tokens), 1)], dim=1)
+        states = self._forward(
+            self._embedded(prefix, tokens[:, None]), prefix.lengths[:, None], seen[:, None], prefix.cache
+        )
+        prefix.visible, prefix.lengths = seen, prefix.lengths + 1
+        return states[:, 0]
+
+    def branch(self, prefix: Prefix, tokens: Tensor, sees: Tensor, depths: Tensor) -> Tensor:
+        """Return the states after many tokens that follow a prefix in several branches at once.
+
+        The prefix is spent: its cache holds the branches then.
+
+        Args:
+            prefix: of `read`.
+            tokens: int64 [rows, tokens].
+            sees: bool [rows or 1, tokens, tokens], whether a token sees another of them; each sees itself.
+            depths: int64 [rows or 1, tokens], how many tokens of its branch stand before it.
+
+        Returns:
+            [rows, tokens, width].
+        """
+        rows, count = tokens.shape
+        before = prefix.visible[:, None].expand(rows, count, prefix.visible.shape[1])
+        mask = torch.cat([before, sees.expand(rows, count, count)], dim=2)
+        positions = prefix.lengths[:, None] + depths
+        return self._forward(self._embedded(prefix, tokens), positions, mask, prefix.cache)
+
+    def log_probabilities(self, states: Tensor) -> Tensor:
+        """Return log p of every token after states [..., width]: [..., vocabulary], float32."""
+        with torch.no_grad():
+            return self.logits(states).log_softmax(dim=-1)
+
+    def logits(self, states: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Return the logits of all tokens, or of some, after states [..., width]: [..., tokens], float32."""
+        weight = self.weight()
+        if tokens is not None:
+            weight = weight[tokens]
+        dtype = torch.bfloat16 if self.autocast else weight.dtype
+        return (states.to(dtype) @ weight.to(dtype).T).float()
+
+    def _embedded(self, prefix: Prefix, tokens: Tensor) -> Tensor:
+        embedded = self.embed(tokens)
+        return embedded if prefix.shift is None else embedded + prefix.shift[:, None]
+
+    @torch.no_grad()
+    def _forward(self, embedded: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+        window = getattr(self.model.config, "sliding_window", None)
+        if window is not None and mask.shape[-1] > window:
+            raise BackboneError(
+                f"a prompt and its answer take {mask.shape[-1]} tokens, and {type(self.model).__name__} sees a window "
+                f"of {window}: shorten the history"
+            )
+        with plain_attention(self.model), torch.autocast(embedded.device.type, torch.bfloat16, enabled=self.autocast):
+            output = self.model(
+                inputs_embeds=embedded,
+                position_ids=positions,
+                attention_mask=mask[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        states: Tensor = output.last_hidden_state
+        return states
+
+
+@contextlib.contextmanager
+def plain_attention(model: Any) -> Iterator[None]:
+    """Let a model attend by torch's own function and a mask, and afterwards again as before."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
