@@ -29,8 +29,6 @@ class ModelHooks:
         reads_text_only: whether an item that was never trained on is as good as any other in a history.
         histories_on_host: whether the model looks up histories on the CPU, so that its rows need not be moved to its
             device before `full_sort_predict` and `predict`.
-        chooses_candidates: whether the model is shown lists of candidates and chooses one, and ranks nothing: it is
-            measured among `candidates` alone, see `evaluation.candidate_choices` and `trainer.choice_trainer`.
     """
 
     dataset_class: ClassVar[type | None] = None
@@ -41,7 +39,18 @@ class ModelHooks:
     renamed_weights: ClassVar[Mapping[str, str]] = {}
     reads_text_only: bool = False
     histories_on_host: bool = False
-    chooses_candidates: bool = False
+
+    @classmethod
+    def chooses(cls, config: Any) -> bool:
+        """Tell whether a run's model is shown lists of candidates and chooses one, and ranks nothing; by default not.
+
+        It is then measured among `candidates` alone, see `evaluation.candidate_choices` and `trainer.choice_trainer`.
+
+        Args:
+            config: the settings of the run.
+        """
+        del config
+        return False
 
     @classmethod
     def check_before_stages(cls, config: Any, dataset: Any) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.data.item_text import tokenize_items
-from recbole_llm.data.prompts import _following, _tokens, keeps_spaces
+from recbole_llm.data.prompts import following_tokens, plain_tokens, keeps_spaces
 from recbole_llm.errors import BackboneError, DataError, SettingError, nearest
 from recbole_llm.packing.ragged import RaggedTable
 
@@ -113,13 +113,15 @@ class ListPrompts:
         max_tokens: the most tokens of a prompt, its answer included; the oldest items of a history are left out.
         count: candidates of a list, for ``{count}``.
         chat: whether the prompt stands in the tokenizer's chat template, if it has one.
-        marker: whether a placeholder follows every item, whose embedding is replaced (LLaRA's behaviour tokens).
+        ending: the text that ends an answer; where the tokenizer drops it, its end-of-text token does.
 
     Attributes:
         table: token ids, one row per piece.
-        answers: int64 rows of `table`, by item id: a title as an answer, without its end.
-        end: token ids that end an answer.
+        items: item ids; row ``r`` below three times as many is item ``r % items`` in a list.
+        end: token ids that end an answer, `end_row` their row.
         marker_row: the row of the placeholder.
+        answer_spaced: whether an answer begins with a space.
+        answer_titles: object [items], titles as an answer has them.
 
     Raises:
         DataError: if an item has no title.
@@ -146,39 +148,31 @@ class ListPrompts:
         around = _around(tokenizer, texts[0], texts[-1], chat)
         texts[0], texts[-1] = around.before, around.after
         written = titles.map(lambda title: template.item.replace("{title}", title) if title else "")
-        spaced, bare = (_rows(written, tokenizer, item_tokens, space) for space in (" ", ""))
-        self._begin, self._spaced, separated = 0, self.items, 2 * self.items
-        separator = _following(tokenizer, template.separator.rstrip())
+        bare, spaced = (_rows(written, tokenizer, item_tokens, space) for space in ("", " "))
+        separator = following_tokens(tokenizer, template.separator.rstrip(" "))
         joined = spaced if template.separator.endswith(" ") else bare
-        self._separated = separated
+        # Three forms of an item: at the start of a line, after a space, and after another item.
         self.table = bare.followed_by(spaced).followed_by(_after(joined, separator))
-        self._literals: list[int] = []
-        self._starts: list[int] = []  # which rows the first item of each list has
-        for number, text in enumerate(texts):
-            ids = self._literal(tokenizer, text, number, around)
-            self._literals.append(len(self.table))
-            self.table = self.table.with_row(ids)
-            if number < len(self.lists):
-                self._starts.append(self._spaced if text.endswith(" ") else self._begin)
-        titles_alone = template.item == "{title}"
-        plain = (spaced, bare) if titles_alone else tuple(_rows(titles, tokenizer, item_tokens, s) for s in (" ", ""))
-        answer = plain[0] if around.answer_spaced else plain[1]
-        self.answer_base = len(self.table)
-        self.table = self.table.followed_by(answer)
-        _require_different(answer, self.titles)
-        self.end = _following(tokenizer, ending) or [tokenizer.eos_token_id]
-        self.marker_row = len(self.table)
-        self.table = self.table.with_row([tokenizer.pad_token_id or 0])
-        self.end_row = len(self.table)
-        self.table = self.table.with_row(self.end)
+        self._starts = [self.items if text.endswith(" ") else 0 for text in texts[:-1]]
+        self._literals = [self.add_row(_literal(tokenizer, text, around.first, n)) for n, text in enumerate(texts)]
+        self.answer_spaced = around.answer_spaced and keeps_spaces(tokenizer)
+        answers = _rows(titles, tokenizer, item_tokens, " " if self.answer_spaced else "")
+        _require_different(answers, self.titles)
+        self._answers = len(self.table)
+        self.table = self.table.followed_by(answers)
+        self.end = following_tokens(tokenizer, ending) or [tokenizer.eos_token_id]
+        self.end_row = self.add_row(self.end)
+        self.marker_row = self.add_row([tokenizer.pad_token_id or 0])
+        # As they are read in an answer: a title that was cut is known by what is left of it.
+        self.answer_titles = np.array(
+            [tokenizer.decode(answers.row(item), skip_special_tokens=True).strip() for item in range(self.items)],
+            dtype=object,
+        )
 
-    def _literal(self, tokenizer: Any, text: str, number: int, around: "_Around") -> list[int]:
-        stripped = text.removesuffix(" ") if number < len(self.lists) else text.rstrip(" ")
-        if number:
-            ids = _following(tokenizer, stripped)
-        else:
-            ids = [*around.first, *(_tokens(tokenizer, stripped) if stripped else [])]
-        return ids
+    def add_row(self, tokens: list[int]) -> int:
+        """Add a row to the table and return its number."""
+        self.table = self.table.with_row(tokens)
+        return len(self.table) - 1
 
     def rows(self, lists: Mapping[str, Sequence[int]], marked: bool = False) -> list[int]:
         """Return the rows of one prompt, without an answer.
@@ -208,19 +202,15 @@ class ListPrompts:
         rows = [self._literals[0]]
         for name, start, literal in zip(self.lists, self._starts, self._literals[1:], strict=True):
             for place, item in enumerate(lists[name]):
-                rows.append((self._separated if place else start) + item)
+                rows.append((2 * self.items if place else start) + int(item))
                 if marked:
                     rows.append(self.marker_row)
             rows.append(literal)
         return rows
 
-    def item_of_row(self, row: int) -> int:
-        """Return the item whose title a row of a list is, or 0."""
-        return row % self.items if row < self._separated + self.items else 0
-
     def answer_rows(self, item: int) -> list[int]:
         """Return the rows of an answer with its end."""
-        return [self.answer_base + item, self.end_row]
+        return [self._answers + int(item), self.end_row]
 
 
 _SHORTENED = ("history", "liked", "disliked")  # lists from which the oldest items are left out
@@ -248,6 +238,14 @@ def _around(tokenizer: Any, before: str, after: str, chat: bool) -> _Around:
     stripped = after.rstrip(" ")
     spaced = not stripped.endswith(("\n", "\t"))
     return _Around(before, stripped, first, answer_spaced=spaced)
+
+
+def _literal(tokenizer: Any, text: str, first: list[int], number: int) -> list[int]:
+    """Return the tokens of a text around the lists; a space at its end belongs to what follows."""
+    stripped = text.removesuffix(" ")
+    if number:
+        return following_tokens(tokenizer, stripped)
+    return [*first, *(plain_tokens(tokenizer, stripped) if stripped else [])]
 
 
 def _rows(written: pd.Series, tokenizer: Any, limit: int, start: str) -> RaggedTable:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from recbole_llm.data.known_histories import KnownHistories
 from recbole_llm.errors import DataError
 from recbole_llm.evaluation.answers import NONE, RULES
 from recbole_llm.evaluation.candidates import (
@@ -54,7 +55,9 @@ class CandidateLists:
         self.places = found.argmax(axis=2)
 
     @classmethod
-    def drawn(cls, part: Any, earlier: Sequence[Any], size: int, draws: int) -> "CandidateLists":
+    def drawn(
+        cls, part: Any, earlier: Sequence[Any], size: int, draws: int, known: KnownHistories | None = None
+    ) -> "CandidateLists":
         """Draw the lists of a part.
 
         Args:
@@ -62,11 +65,12 @@ class CandidateLists:
             earlier: the parts before it in time.
             size: candidates, the target included.
             draws: how often they are drawn, with the seeds 0 to ``draws - 1``.
+            known: what the part's users met before, where it is at hand.
 
         Raises:
             DataError: if the catalogue is too small.
         """
-        excluded = excluded_items(part, list(earlier))
+        excluded = excluded_items(part, list(earlier), known)
         targets = part.inter_feat[part.iid_field].numpy().astype(np.int64)
         lists = []
         for seed in range(draws):
@@ -89,9 +93,6 @@ class CandidateLists:
     def __len__(self) -> int:
         return len(self.shown)
 
-    def first_draw(self) -> "CandidateLists":
-        """Return the lists of draw 0 alone."""
-        return CandidateLists(self.shown[:, :1], self.targets)
 
 
 class CandidateChoices:

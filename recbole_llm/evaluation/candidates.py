@@ -121,12 +121,17 @@ def mean_and_std(ratios: np.ndarray) -> dict[str, float]:
     return {"mean": round(float(ratios.mean()), 4), "std": round(std, 4)}
 
 
-def excluded_items(part: Any, earlier: list[Any]) -> RaggedTable:
+def excluded_items(part: Any, earlier: list[Any], known: KnownHistories | None = None) -> RaggedTable:
     """Return for every row of `part` what is no candidate: the padding id, the target and the whole known history.
 
     Whether `repeatable` ranks the history among all items makes no difference here.
+
+    Args:
+        part: the evaluated part.
+        earlier: the parts before it in time.
+        known: what its rows' users met before, where it is at hand.
     """
-    items, known = int(part.item_num), KnownHistories(part, earlier)
+    items, known = int(part.item_num), known or KnownHistories(part, earlier)
     keys = [np.empty(0, dtype=np.int64)]
     for start in range(0, len(part), _CHUNK):
         rows = part.inter_feat[start : start + _CHUNK]

@@ -116,7 +116,7 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
     try:
         parts, trainer = _parts_and_trainer(config, RunContext(folder), data)
         del data  # what nested runs have read is not needed any more
-        chooses = hooks_of(parts.model).chooses_candidates
+        chooses = hooks_of_class(config.model_class).chooses(config)
         rankings = {
             "valid": candidate_choices.candidate_measure(config, chooses, parts.valid, [parts.train]),
             "test": candidate_choices.candidate_measure(config, chooses, parts.test, [parts.train, parts.valid]),
@@ -166,7 +166,8 @@ def _evaluate(parts: Parts, trainer: Any, rankings: dict[str, Any]) -> tuple[dic
     trainer.both_protocols = True
     collector.candidates = rankings["test"]
     test = trainer.evaluate(parts.test, load_best_model=True, show_progress=parts.config["show_progress"])
-    chooses = hooks_of(parts.model).chooses_candidates  # and ranks nothing: what it gives is under `candidates`
+    # A model that chooses ranks nothing: what it gives is under `candidates`.
+    chooses = hooks_of_class(parts.config.model_class).chooses(parts.config)
     metrics = {"test": None if chooses else test, "test_other": trainer.other_result}
     if test is not None and collector.has_ranks():
         write_ranks(folder / "ranks-test.tsv.gz", parts.dataset, *collector.collected())
