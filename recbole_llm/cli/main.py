@@ -13,7 +13,7 @@ from recbole_llm.errors import RecBoleLLMError, SettingError, nearest
 from recbole_llm.utils.plain_text import one_line
 
 # Each verb is a module of this name, whose imports wait until it runs.
-VERBS = ("run", "pretrain", "tune", "prepare", "recommend", "compare", "plot", "report", "doctor")
+VERBS = ("run", "pretrain", "tune", "prepare", "recommend", "prompts", "compare", "plot", "report", "doctor")
 
 USAGE = """\
 recbole-llm: language-model recommenders inside RecBole
@@ -37,6 +37,10 @@ Data
 Use
   recbole-llm recommend --run=saved/<run> --user=USER
       Show the best items for users, or after histories that are given by hand.
+
+Hosted models
+  recbole-llm prompts export -d DATASET | ask --endpoint=URL --model=NAME | import --answers=FILE --name=NAME
+      Show candidates to a model behind an address; its answers become a run.
 
 Results
   recbole-llm compare --models=ST2SI,SASRec -d DATASET [--seeds=3] [--name=value ...]
