@@ -24,6 +24,7 @@ from recbole_llm.evaluation.candidates import (
 )
 from recbole_llm.utils.files import replacing
 
+ANSWERS = "answers-test.jsonl.gz"
 _ORDER = 1  # beside the seed of a draw: another stream of numbers than that which draws the items
 
 
@@ -155,6 +156,10 @@ class CandidateChoices:
                     self._chosen[rule][row, draw] = read(answer, shown)
         self._seen[rows] = True
 
+    def chosen(self, rule: str) -> np.ndarray:
+        """Return the chosen places: int64 [rows, draws], `NONE` for an answer that is not valid."""
+        return self._chosen[rule]
+
     def metrics(self, rule: str) -> dict[str, float]:
         """Return ``hit@1`` and ``valid_ratio``, means over rows and draws."""
         return {name: found["mean"] for name, found in self._measured(rule).items()}
@@ -174,20 +179,19 @@ class CandidateChoices:
         by_rule = {f"{name}_rule": self._measured(name) for name in RULES} if self.answers is not None else {}
         return {"size": self.size, "seeds": self.seeds, **self._measured(rule), "rule": rule, **by_rule}
 
-    def write(self, path: Path, dataset: Any, users: np.ndarray, rule: str) -> None:
+    def write_of(self, folder: Path, part: Any, rule: str) -> None:
         """Write one line of JSON per list, gzipped: row, draw, user, the candidates as shown, the choice, the answer.
 
         Args:
-            path: ending in ``.jsonl.gz``.
-            dataset: a RecBole dataset, whose tokens name users and items.
-            users: int64 [rows], internal ids.
+            folder: of the run; the file is ``answers-test.jsonl.gz``.
+            part: the evaluated part of a RecBole dataset, whose tokens name users and items.
             rule: by which answers are read.
 
         Raises:
             StorageError: if it cannot be written.
         """
-        tokens = dataset.field2id_token[dataset.iid_field]
-        names = dataset.field2id_token[dataset.uid_field][users]
+        tokens = part.field2id_token[part.iid_field]
+        names = part.field2id_token[part.uid_field][part.inter_feat[part.uid_field].numpy()]
         lines = []
         for row, draw in np.ndindex(self.lists.places.shape):
             shown, place = self.lists.shown[row, draw], int(self._chosen[rule][row, draw])
@@ -202,7 +206,7 @@ class CandidateChoices:
             if self.answers is not None:
                 line["answer"] = self.answers[row, draw]
             lines.append(json.dumps(line, ensure_ascii=False))
-        with replacing(path) as temporary:
+        with replacing(folder / ANSWERS) as temporary:
             temporary.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0))
 
 

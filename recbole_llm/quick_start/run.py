@@ -171,6 +171,8 @@ def _evaluate(parts: Parts, trainer: Any, rankings: dict[str, Any]) -> tuple[dic
     metrics = {"test": None if chooses else test, "test_other": trainer.other_result}
     if test is not None and collector.has_ranks():
         write_ranks(folder / "ranks-test.tsv.gz", parts.dataset, *collector.collected())
+    if isinstance(rankings["test"], candidate_choices.CandidateChoices):
+        rankings["test"].write_of(folder, parts.test._dataset, parts.config["answer_rule"])
     validated = parts.valid is not None and trainer.best_valid_result is not None
     if validated:
         collector.candidates = rankings["valid"]

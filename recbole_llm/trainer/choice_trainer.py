@@ -30,6 +30,14 @@ class ChoiceTrainer(PackedTrainer):
         self.masters, self.average = None, None  # type: ignore[assignment] # nothing is trained
         return torch.optim.SGD([Tensor([0.0]).requires_grad_()], lr=0.0)
 
+    def _train_epoch(
+        self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
+    ) -> float:
+        """Train one epoch and return its mean loss; 0 where nothing is trained."""
+        if self.masters is None:
+            return 0.0
+        return super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+
     def schedule(self, epochs: int) -> torch.optim.lr_scheduler.LambdaLR:
         """Return the schedule of the learning rate, see `PackedTrainer`; a constant one where nothing is trained."""
         if self.masters is not None:

@@ -10,7 +10,7 @@ from small_data import small_settings, write_dataset
 from recbole_llm.config.config import Config
 from recbole_llm.errors import DataError
 from recbole_llm.evaluation.answers import NONE, strict, substring
-from recbole_llm.evaluation.candidate_choices import CandidateChoices, CandidateLists
+from recbole_llm.evaluation.candidate_choices import ANSWERS, CandidateChoices, CandidateLists
 from recbole_llm.evaluation.candidates import CandidateRanking
 from recbole_llm.quick_start.run import build
 
@@ -69,9 +69,8 @@ def test_the_right_titles_are_all_hits_and_invalid_answers_are_misses(parts, lis
     assert entry["hit@1"] == entry["valid_ratio"] == expected
     assert entry["size"] == SIZE and entry["seeds"] == DRAWS and entry["rule"] == "strict"
     assert entry["strict_rule"] == {"hit@1": expected, "valid_ratio": expected}
-    dataset = parts.test._dataset
-    choices.write(tmp_path / "a.jsonl.gz", dataset, dataset.inter_feat["user_id"].numpy(), "strict")
-    lines = [json.loads(line) for line in gzip.decompress((tmp_path / "a.jsonl.gz").read_bytes()).splitlines()]
+    choices.write_of(tmp_path, parts.test._dataset, "strict")
+    lines = [json.loads(line) for line in gzip.decompress((tmp_path / ANSWERS).read_bytes()).splitlines()]
     assert len(lines) == USERS * DRAWS
     assert lines[0]["chosen"] is None and lines[-1]["chosen"] == lines[-1]["target"] in lines[-1]["candidates"]
 

@@ -207,7 +207,7 @@ LLMPROMPT = (
     Section(
         "Nothing is trained",
         (
-            Setting("epochs", Whole(0, 0), 0, Role.TRAINING, "Passes over the training data: none."),
+            Setting("epochs", Whole(0, 1), 1, Role.TRAINING, "1: validation is measured, too; 0: the test alone."),
             *text_models.budgets(16384, Role.MACHINE, ""),
         ),
     ),

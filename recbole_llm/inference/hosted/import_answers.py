@@ -11,7 +11,6 @@ from recbole_llm.inference.hosted.prompt_file import PromptSet, prompt_set_of, r
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.result import RESULT, RunResult
 
-ANSWERS = "answers-test.jsonl.gz"
 _USAGE = ("prompt_tokens", "completion_tokens")
 
 
@@ -46,8 +45,7 @@ def import_answers(
     folder = run_folder.create(Path(asked.config["checkpoint_dir"]), merged)
     found = _result(asked, name, {**merged}, usage)
     result = RunResult.from_dict({**found, **results(choices, None, rule)}, folder / RESULT)
-    test = asked.parts[-1]
-    choices.write(folder / ANSWERS, asked.dataset, test.inter_feat[test.uid_field].numpy(), rule)
+    choices.write_of(folder, asked.parts[-1], rule)
     result.write(folder)
     return {**result.to_dict(), "path": str(folder / RESULT)}
 

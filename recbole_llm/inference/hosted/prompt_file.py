@@ -5,6 +5,7 @@ Which of them is the target is not in it.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -195,3 +196,4 @@ def append(path: Path, line: dict[str, Any]) -> None:
     with storage_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
         file.flush()
+        os.fsync(file.fileno())
