@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.config.declared import general
 from recbole_llm.quick_start.run import run
 from recbole_llm.runs import folder as run_folder
 
@@ -31,20 +30,15 @@ DROPOUT = {64: 0.1, 128: 0.2}
 SETTINGS: dict[str, Any] = {
     "MAX_ITEM_LIST_LENGTH": 200, "n_layers": 2, "n_heads": 1, "learning_rate": 1e-3, "train_batch_size": 128,
     "loss_type": "CE", "epochs": 300, "stopping_step": 10, "valid_metric": "NDCG@10", "topk": [10],
-    "metrics": ["NDCG", "Hit"], "show_progress": False, "state": "WARNING",
+    "metrics": ["NDCG", "Hit"], "show_progress": False, "state": "WARNING", "repeatable": False,
 }  # fmt: skip
-
-
-def without_history() -> dict[str, bool]:
-    """Return the setting by which items of the history are left out of the ranking."""
-    return {"repeatable": False} if "repeatable" in general() else {"mask_history": True}
 
 
 def settings_of(arguments: argparse.Namespace, width: int, seed: int) -> dict[str, Any]:
     """Return the settings of a run."""
     rate = DROPOUT.get(width, 0.2)
     return {
-        **SETTINGS, **without_history(), "data_path": arguments.data_path, "checkpoint_dir": arguments.out,
+        **SETTINGS, "data_path": arguments.data_path, "checkpoint_dir": arguments.out,
         "train_positions": arguments.positions, "hidden_size": width, "inner_size": arguments.inner or 4 * width,
         "hidden_dropout_prob": rate, "attn_dropout_prob": rate, "seed": seed,
         **({"epochs": arguments.epochs} if arguments.epochs else {}),

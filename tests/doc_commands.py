@@ -54,6 +54,8 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm recommend --run=saved/<run> --histories=histories.txt --format=csv": {},
     # tune.md
     "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20": {"trials": 2},
+    # one_pass.md
+    "recbole-llm run --model=SASRec --dataset=ml-100k --train_positions=all": {},
     "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20 --storage=trials.log": {"trials": 2},
     # reproduce_a_table.md
     "recbole-llm run --paper=st2si/table2/Scientific/st2si": {"backbone": "TINY"},
@@ -108,6 +110,8 @@ READ = {
     'recbole-llm recommend --run=saved/<run of UniSRec> --history="242,302" --new_items=new.tsv': (
         "tests/cli/test_recommend_command.py runs it"
     ),
+    "recbole-llm tune --model=SASRec --dataset=Scientific --params_file=properties/hyper/one-pass/SASRec.hyper "
+    "--algo=bayes --trials=20": "data that is not here",
     "recbole-llm run --paper=list:st2si/table2": "it prints names; tests/config/test_paper_rows.py reads them",
     "recbole-llm pretrain --model=Recformer --pretrain_datasets=Games --item_text_fields=title "
     "--backbone=sbert-minilm": "a second dataset; tests/model/test_towers_together.py pre-trains it on two",

@@ -134,7 +134,7 @@ def test_setting(attempt, small, settings, words):
         (["--config_files=none.yaml"], ["none.yaml does not exist"]),
         (["--config_files=list.yaml"], ["list.yaml must hold settings"]),
         (["--config_files=bad.yaml"], ["bad.yaml is not valid YAML"]),
-        (["--config_files=binary.yaml"], ["binary.yaml is not valid YAML"]),
+        (["--config_files=binary.yaml"], ["binary.yaml is not UTF-8 text"]),
         (["--config_files=."], ["."]),
     ],
 )  # fmt: skip

@@ -20,6 +20,7 @@ from recbole_llm.backbone.attention import packed_hidden_states, use_packed_atte
 from recbole_llm.backbone.loading import Backbone, fingerprint, first_position, load_backbone
 from recbole_llm.backbone.pooling import segments
 from recbole_llm.backbone.preset import Pooling
+from recbole_llm.backbone.pretrained import release_device_memory
 from recbole_llm.backbone.resolve import resolve
 from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.errors import SettingError
@@ -72,6 +73,8 @@ def item_vectors(
     backbone = load_backbone(name, dtype=precision)
     backbone.model.requires_grad_(False).to(device)
     vectors = compute_vectors(backbone, framed, torch.device(device), budget, pooling)
+    del backbone
+    release_device_memory()
     with replacing(path) as temporary:
         save_file({_KEY: vectors}, temporary)
     return vectors

@@ -70,14 +70,7 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 
             f"the tokenizer in {found.folder} has token ids up to {known - 1} but the model embeds {rows}: they "
             f"belong to two models"
         )
-    positions = _max_positions(model)
-    if positions is not None and positions < 1:
-        raise BackboneError(f"config.json in {found.folder} gives {positions} tokens a position: it is broken")
-    for buffer, value in model.named_buffers():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise BackboneError(
-                f"config.json in {found.folder} leads to {buffer} that is no number: see its rope settings"
-            )
+    _check_sizes(model, found.folder)
     return Backbone(
         model=model,
         tokenizer=tokenizer,

@@ -10,6 +10,7 @@ from recbole_llm.cli.arguments import Parser
 from recbole_llm.cli.interrupts import interrupted, interruptible
 from recbole_llm.cli.show import show, show_error
 from recbole_llm.errors import RecBoleLLMError, SettingError, nearest
+from recbole_llm.utils.allocator import process_is_a_command
 from recbole_llm.utils.plain_text import one_line
 
 # Each verb is a module of this name, whose imports wait until it runs.
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0, 1 after an error, 2 after a mistake in the settings, 130 after Ctrl-C, 143 after SIGTERM.
     """
+    if arguments is None:
+        process_is_a_command()
     argv = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]

@@ -32,6 +32,8 @@ def main(given: Given) -> int:
     """
     if "comparison" not in given.options:
         raise SettingError("report needs a comparison: --comparison=comparison.json, which recbole-llm compare writes")
+    from jinja2 import UndefinedError
+
     from recbole_llm.comparison.file import read_comparison, showing
     from recbole_llm.report.page import render
     from recbole_llm.utils.files import write_text
@@ -39,7 +41,7 @@ def main(given: Given) -> int:
 
     path = given.options["comparison"]
     comparison = read_comparison(path)
-    with showing(path):
+    with showing(path, UndefinedError):
         page = printable(render(comparison))
     out = given.options.get("out", path.with_name("report.html"))
     write_text(out, page)

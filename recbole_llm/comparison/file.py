@@ -35,6 +35,9 @@ _OF_RESULT = (
 )
 _OBJECTS = ("settings", "valid", "test", "seconds", "parameters")
 _AGAIN = "make the comparison again with `recbole-llm compare`"
+_OF_WRONG_TYPES: tuple[type[Exception], ...] = (
+    *(KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError),
+)
 _STATES = ("done", "failed", "missing")
 
 
@@ -62,14 +65,18 @@ def read_comparison(path: str | Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def showing(path: str | Path) -> Iterator[None]:
+def showing(path: str | Path, *others: type[Exception]) -> Iterator[None]:
     """Raise DataError where the block, which shows a comparison, meets what no comparison has in it.
 
     `read_comparison` checks what is there; how deep a file can be changed by hand has no end.
+
+    Args:
+        path: of the comparison.
+        others: kinds of errors, beside those of wrong types and missing names, that mean the same.
     """
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (*_OF_WRONG_TYPES, *others) as error:
         fault = " ".join(f"{type(error).__name__}: {error}".split())[:100]
         raise DataError(f"{path} holds what no comparison has ({fault}): {_AGAIN}") from error
 

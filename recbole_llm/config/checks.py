@@ -160,8 +160,12 @@ def _check_negatives(config: Any) -> None:
     """Refuse a loss of pairs without the negative item that each pair needs."""
     if config["train_neg_sample_args"]["distribution"] != "none" or config["model"] in _READ_USERS:
         return
+    if config["train_positions"] != "last":  # one pass draws its negatives on the device
+        return
     reason = None
-    if config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE:
+    if (
+        config["MODEL_INPUT_TYPE"] == InputType.PAIRWISE and config["loss_type"] != "CE"
+    ):  # SINE reads pairs with BPR alone
         loss = "" if config["loss_type"] is None else f" with loss_type={config['loss_type']}"
         reason = f"{config['model']}{loss} compares each item with a negative one"
     elif config["MODEL_TYPE"] == ModelType.KNOWLEDGE:

@@ -154,7 +154,7 @@ class Config(RecBoleConfig):
 
     def _take_dataset(self, named: GivenDataset) -> None:
         """Put what a dataset's path says below all other settings that are given."""
-        given = self.external_config_dict
+        given: dict[str, Any] = vars(self)["external_config_dict"]
         if named.file is not None:
             self.of_dataset = named.settings()
         if named.folder is not None:
@@ -165,8 +165,9 @@ class Config(RecBoleConfig):
             self.of_dataset = {"data_path": place}
         if named.file is None and named.folder is None:
             return
-        self.external_config_dict = {**self.of_dataset, **given, "dataset": named.name}
-        self.of_dataset = {name: self.external_config_dict[name] for name in self.of_dataset}
+        merged = {**self.of_dataset, **given, "dataset": named.name}
+        self.external_config_dict = merged
+        self.of_dataset = {name: merged[name] for name in self.of_dataset}
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)

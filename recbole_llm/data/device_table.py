@@ -31,6 +31,7 @@ from torch.utils.data import RandomSampler
 
 from recbole_llm.config.hooks import hooks_of_class
 from recbole_llm.data.dataset import HISTORY_END, HistoryDataset, cut_histories
+from recbole_llm.data.padding import may_be_cut
 
 # The share of the device's free memory that the table may take: model, gradients and activations come after it.
 _SHARE = 0.5
@@ -46,9 +47,12 @@ class InteractionTable:
         device: where the rows will be.
         moved: tensors that are on the device already, by the id of the tensor that they are copies of; parts of one
             dataset share flat arrays and features. What this part moves is added.
+        cuts_padding: whether histories are padded to the longest of a batch, see `data.padding`.
     """
 
-    def __init__(self, dataset: Any, device: torch.device, moved: dict[int, Tensor]) -> None:
+    def __init__(
+        self, dataset: Any, device: torch.device, moved: dict[int, Tensor], cuts_padding: bool = False
+    ) -> None:
         def on_device(tensors: Any) -> dict[str, Tensor]:
             for tensor in (tensors[name] for name in tensors):
                 if id(tensor) not in moved:
@@ -60,6 +64,7 @@ class InteractionTable:
         self._flat = on_device(getattr(dataset, "flat", {}))
         self._length_field = dataset.item_list_length_field
         self._width = dataset.max_item_list_len
+        self._cuts_padding = cuts_padding
         self._features = [
             (key, on_device(features))
             for key, features in ((dataset.uid_field, dataset.user_feat), (dataset.iid_field, dataset.item_feat))
@@ -72,7 +77,9 @@ class InteractionTable:
         for key, features in self._features:
             rows.update({name: values.index_select(0, rows[key]) for name, values in features.items()})
         if self._flat:
-            rows.update(cut_histories(self._flat, rows[HISTORY_END], rows[self._length_field], self._width))
+            lengths = rows[self._length_field]
+            width = int(lengths.max()) if self._cuts_padding else self._width
+            rows.update(cut_histories(self._flat, rows[HISTORY_END], lengths, width))
         return Interaction(rows)
 
 
@@ -183,7 +190,9 @@ def give_tables(config: Any, loaders: list[Any]) -> None:
 def _place(loaders: list[Any], device: torch.device) -> None:
     moved: dict[int, Tensor] = {}
     for loader in loaders:
-        loader.table = InteractionTable(loader._dataset, device, moved)
+        # On a GPU the longest would have to be waited for, and batches of one width are captured as graphs.
+        cuts = device.type == "cpu" and may_be_cut(loader.config, isinstance(loader, TrainTableLoader))
+        loader.table = InteractionTable(loader._dataset, device, moved, cuts)
 
 
 def _unchanged(loader: Any) -> bool:

@@ -10,16 +10,18 @@ from recbole.utils import InputType
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_llm.config.hooks import ModelHooks
 from recbole_llm.model.item_texts import ItemTexts
+from recbole_llm.model.layers.item_linear_projection import cross_entropy_sum
 from recbole_llm.model.layers.sequence_encoder import SequenceEncoder
+from recbole_llm.model.one_pass import OnePass
 
 
-class VectorRecommender(ModelHooks, SequentialRecommender):
+class VectorRecommender(OnePass, SequentialRecommender):
     """Scores an item by its vector and the encoder's state after a history of such vectors.
 
     The same table [items, size] serves the history and the ranking, as in SASRec. The score is the dot product, or the
-    cosine divided by a temperature. The loss is the cross-entropy over all items; the padding id is none of them.
+    cosine divided by a temperature. The loss is the cross-entropy over all items; the padding id is none of them. It is
+    taken of RecBole's rows, or of all positions of a pass (`train_positions`).
 
     Args:
         config: the settings of the run.
@@ -33,6 +35,7 @@ class VectorRecommender(ModelHooks, SequentialRecommender):
     """
 
     input_type = InputType.POINTWISE
+    capturable = True
     encoder: SequenceEncoder
     text_vectors: Tensor
 
@@ -61,16 +64,49 @@ class VectorRecommender(ModelHooks, SequentialRecommender):
             return users @ items.T
         return F.normalize(users, dim=1) @ F.normalize(items, dim=1).T / self.temperature
 
+    def catalogue_loss(self, states: Tensor, table: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy of the next items among all items; nothing in it waits for a GPU.
+
+        Args:
+            states: user vectors [queries, size].
+            table: of `item_table`.
+            labels: int64 [queries], the next items; a query with label 0 is left out.
+        """
+        if self.temperature is not None:
+            states, table = F.normalize(states, dim=1) / self.temperature, F.normalize(table, dim=1)
+        return cross_entropy_sum(states, table, labels) / (labels > 0).sum().clamp(min=1)
+
+    def penalty(self) -> Tensor | float:
+        """Return what is added to the loss of every step; by default nothing."""
+        return 0.0
+
     def calculate_loss(self, interaction: Interaction) -> Tensor:
-        """Return the mean cross-entropy of the next items among all items."""
+        """Return the mean cross-entropy of the rows' next items among all items, and the penalty."""
         table = self.item_table()
-        scores = self.similarity(self.users_of(table, interaction), table[1:])
-        return F.cross_entropy(scores, interaction[self.POS_ITEM_ID] - 1)
+        users = self.users_of(table, interaction)
+        return self.catalogue_loss(users, table, interaction[self.POS_ITEM_ID]) + self.penalty()
+
+    def states_at_all_positions(self, item_seq: Tensor) -> Tensor:
+        """Return the user vectors [batch, length, size] after every item of histories, see `OnePass`."""
+        return self.encoder.states(F.embedding(item_seq, self.item_table()), item_seq)
+
+    def positions_loss(self, item_seq: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy over the labelled positions, and the penalty, see `OnePass`."""
+        table = self.item_table()
+        states = self.encoder.states(F.embedding(item_seq, table), item_seq).flatten(0, 1)
+        following = labels.flatten()
+        if following.device.type == "cpu":  # a GPU would wait to know how many there are
+            labelled = following.nonzero().squeeze(1)
+            states, following = states[labelled], following[labelled]
+        return self.catalogue_loss(states, table, following) + self.penalty()
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Return the scores [batch] of the rows' items."""
-        items = interaction[self.ITEM_ID].to(self.device)
-        return self.full_sort_predict(interaction).gather(1, items[:, None])[:, 0]
+        table = self.item_table()
+        users, items = self.users_of(table, interaction), table[interaction[self.ITEM_ID].to(self.device)]
+        if self.temperature is None:
+            return (users * items).sum(dim=1)
+        return F.cosine_similarity(users, items, eps=1e-12) / self.temperature
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return the scores of all items: [batch, items], -inf for the padding id."""

@@ -33,6 +33,7 @@ from recbole_llm.runs.result import RunResult
 from recbole_llm.stages import pretraining
 from recbole_llm.stages.runner import Runner
 from recbole_llm.trainer.run_folder_trainer import best_epoch
+from recbole_llm.utils.allocator import keep_freed_memory_of_a_command
 from recbole_llm.utils.files import read_yaml, storage_errors
 from recbole_llm.utils.interruption import noting_what_is_stored
 
@@ -246,6 +247,8 @@ def _begin(config: Config) -> None:
     init_seed(config["seed"], config["reproducibility"])
     start_log(config)
     logging.getLogger().info(config)
+    if config["device"].type == "cpu":  # a host beside a GPU only loads, and should give back what it loaded
+        keep_freed_memory_of_a_command()
 
 
 def _parts_and_trainer(config: Config, context: RunContext, data: SharedData) -> tuple[Parts, Any]:

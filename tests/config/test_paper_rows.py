@@ -19,7 +19,7 @@ def settings_of_command(monkeypatch, tmp_path, *arguments):
         configs.append(Config(config_file_list=config_files, command_line=[*command_line, "--use_gpu=False"]))
         return {"path": "result.json"}
 
-    monkeypatch.setattr(config_module, "_dataset_folder", lambda dataset, data_path: tmp_path / dataset)
+    monkeypatch.setattr(config_module, "_dataset_folder", lambda named, data_path: tmp_path / named.name)
     monkeypatch.setattr(quick_start, "run", run_nothing)
     monkeypatch.setattr("recbole_llm.runs.table.result_table", lambda result: "")
     assert cli.main(["run", *arguments]) == 0

@@ -88,6 +88,7 @@ BAD = {
     "save_dataset": [True], "save_dataloaders": [True], "dataset_save_path": ["x"], "dataloaders_save_path": ["x"],
     "valid_metric": ["NDCG@4", "NDGC@10"],
     "metrics": [["NDGC"], "NDGC", []],
+    "repeatable": ["yes please", 2, [], None],
     "topk": [0, [0], [], "ten", [1.5], True, -1],
 }  # fmt: skip
 FREE = {"config_files", "config_file"}  # read by nobody

@@ -190,6 +190,14 @@ class TestUniSRecWithIds(ModelTests):
     reads_texts = True
 
 
+class TestZESRecAtAllPositions(ModelTests):
+    """One pass over every history, by a GRU."""
+
+    model = "ZESRec"
+    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/bert", **TRANSFORMER, "train_positions": "all"}
+    reads_texts = True
+
+
 class TestAlphaFuse(ModelTests):
     """Learned vectors in the null space of the texts."""
 

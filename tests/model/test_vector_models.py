@@ -359,6 +359,55 @@ def test_directions_without_variance_are_zero():
     torch.testing.assert_close(torch.cov(found[:, :4].T), torch.eye(4), atol=1e-4, rtol=0)
 
 
+# -- one pass over a history -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["ZESRec", "UniSRec", "AlphaFuse", "TextInitSASRec"])
+def test_all_positions_of_a_pass_are_the_rows(model, built):
+    """The loss and its gradients are those of RecBole's rows, one per position."""
+    parts = built(model, train_positions="all", **({"null_size": 3} if model == "AlphaFuse" else {}))
+    model = parts.model
+    histories = torch.tensor([[3, 1, 4, 2, 5], [6, 2, 7, 0, 0]])
+    labels = torch.tensor([[1, 4, 2, 5, 8], [2, 7, 1, 0, 0]])
+    prefixes = [(row, n) for row in range(2) for n in range(1, 6) if labels[row, n - 1]]
+    lists = torch.zeros(len(prefixes), model.max_seq_length, dtype=torch.long)
+    for line, (row, n) in enumerate(prefixes):
+        lists[line, :n] = histories[row, :n]
+    rows = Interaction({
+        "item_id_list": lists, "item_length": torch.tensor([n for _, n in prefixes]),
+        "item_id": torch.tensor([int(labels[row, n - 1]) for row, n in prefixes]),
+    })  # fmt: skip
+    found = []
+    for loss in (model.positions_loss(histories, labels), model.calculate_loss(rows)):
+        model.zero_grad()
+        loss.backward()
+        found.append((loss, {n: w.grad for n, w in model.named_parameters() if w.grad is not None}))
+    assert found[0][0].item() == pytest.approx(found[1][0].item(), abs=1e-5)
+    assert found[0][1].keys() == found[1][1].keys()
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(gradient, found[1][1][name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["ZESRec", "UniSRec", "AlphaFuse", "TextInitSASRec"])
+def test_steps_from_a_graph_are_the_plain_ones(model, built, workdir):
+    """With dropout and the gate's noise: the same random numbers, losses and weights."""
+    found = []
+    for replays in (True, False):
+        more = {"null_size": 3} if model == "AlphaFuse" else {}
+        parts = built(model, use_gpu=True, train_positions="all", train_batch_size=2, learning_rate=0.01, **more)
+        trainer = parts.trainer(workdir)
+        assert trainer._replays
+        trainer._replays = replays
+        torch.manual_seed(0)
+        losses = [trainer._train_epoch(parts.train, epoch) for epoch in range(3)]
+        assert all(graph._graph is not None for graph in trainer._graphs.values())
+        found.append((losses, dict(parts.model.named_parameters())))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-4)
+    for name, weight in found[0][1].items():
+        torch.testing.assert_close(weight, found[1][1][name], rtol=1e-2, atol=1e-3)
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 

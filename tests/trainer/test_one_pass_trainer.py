@@ -132,3 +132,28 @@ def test_settings_hash_of_an_id_model_names_it(small):
     rows, every = (of_id_model(settings, "SASRec") for settings in merged)
     assert "train_positions" not in rows  # what was stored before is still found
     assert every["train_positions"] == "all"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("loss_type", ["CE", "BPR", "gBCE", "SampledCE"])
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
+def test_steps_from_a_graph_are_the_plain_ones(folder, workdir, model, loss_type):
+    """Epochs of batches of several widths, with dropout: the same random numbers, losses and weights."""
+    own = SMALL if model == "SASRec" else {"hidden_size": 8, "embedding_size": 8, "learning_rate": 0.01}
+    found = []
+    for replays in (True, False):
+        settings = {"use_gpu": True, "train_positions": "all", "train_batch_size": 8, "loss_type": loss_type,
+                    "num_negatives": 5, "MAX_ITEM_LIST_LENGTH": 20, **own}  # fmt: skip
+        parts = build(Config(model, config_dict=quick_settings(folder, **settings)))
+        trainer = parts.trainer(workdir)
+        assert trainer._replays
+        trainer._replays = replays
+        torch.manual_seed(0)
+        losses = [trainer._train_epoch(parts.train, epoch) for epoch in range(3)]
+        assert len(trainer.windows(parts.train).widths) > 2
+        assert all(graph._graph is not None for graph in trainer._graphs.values())
+        assert len(trainer._graphs) == (len(trainer.windows(parts.train).widths) if replays else 0)
+        found.append((losses, dict(parts.model.named_parameters())))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-4)
+    for name, weight in found[0][1].items():
+        torch.testing.assert_close(weight, found[1][1][name], rtol=1e-2, atol=1e-3)

@@ -181,6 +181,7 @@ OVERALL = (
                 Role.MACHINE,
                 "The most that the scores of one batch of an evaluation and what is computed of them may take, in MiB: "
                 "in a large catalogue fewer rows are ranked at once than eval_batch_size says. The ranks are the same.",
+                since="0.3.0",
             ),
         ),
     ),

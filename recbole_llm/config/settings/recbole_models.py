@@ -66,7 +66,7 @@ _COMMON: dict[str, tuple[tuple[Kind, ...], str]] = {
     "layer_norm_eps": ((POSITIVE,), "A value added to the denominator for numerical stability."),
     "initializer_range": ((FROM_ZERO,), "Standard deviation of the initial weights."),
     "loss_type": (
-        (Choice("CE", "BPR", *ONE_PASS_LOSSES), Choice("BCE", "MSE")),
+        (Choice("BCE", "MSE"), Choice("CE", "BPR", *ONE_PASS_LOSSES)),
         "The loss; CE: softmax over all items, BPR: one sampled item; with train_positions: all also BCE, gBCE (k "
         "sampled items) and SampledCE.",
     ),

@@ -17,6 +17,7 @@ item j, y the next item and N the number of items:
   "Correcting the LogQ Correction", RecSys 2025).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -148,7 +149,7 @@ class PositionLoss(nn.Module):
         if self.loss_type == "SampledCE":
             place = torch.rand(self.negatives, dtype=torch.double, device=labels.device) * self.up_to[-1]
             drawn = torch.searchsorted(self.up_to, place, right=True).clamp(max=self.items)
-            log_expected = self.log_share[drawn] + torch.tensor(float(self.negatives)).log().item()
+            log_expected = self.log_share[drawn] + math.log(self.negatives)
             return sampled_softmax(states, table, labels, drawn, log_expected)
         if self.loss_type == "BPR":
             return bpr(states, table, labels, self._others(labels, 1))

@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
 from recbole_llm.model.layers.sequence_encoder import EncoderSettings, sequence_encoder
@@ -71,12 +70,11 @@ class ZESRec(VectorRecommender):
             table = table + self.offsets.weight
         return table
 
-    def calculate_loss(self, interaction: Interaction) -> Tensor:
-        """Return the mean cross-entropy of the next items plus offset_weight / 2 times the sum of |e_j|^2."""
-        loss = super().calculate_loss(interaction)
+    def penalty(self) -> Tensor | float:
+        """Return the prior's part of the loss: offset_weight / 2 times the sum of |e_j|^2."""
         if self.offsets is None or not self.settings.offset_weight:
-            return loss
-        return loss + self.settings.offset_weight / 2 * self.offsets.weight.square().sum()
+            return 0.0
+        return self.settings.offset_weight / 2 * self.offsets.weight.square().sum()
 
     @torch.no_grad()
     def add_items(self, texts: pd.DataFrame) -> None:
