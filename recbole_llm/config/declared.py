@@ -9,6 +9,7 @@ from typing import Any
 from recbole_llm.config.kinds import Matching, Maybe, Text
 from recbole_llm.config.schema import RECBOLE, Role, Section, Setting
 from recbole_llm.config.settings import (
+    generative_models,
     id_models,
     idleadapter,
     overall,
@@ -48,12 +49,14 @@ RECBOLE_GENERAL = (*recbole_run.RUN, recbole_data.FILES, recbole_data.ROWS, recb
 OURS: dict[str, tuple[Section, ...]] = {
     "AlphaFuse": vector_models.ALPHAFUSE,
     "ComiRec": id_models.COMIREC,
+    "GPT4Rec": generative_models.GPT4REC,
     "IDLEAdapter": idleadapter.IDLEADAPTER,
     "LLMPrompt": prompt_models.LLMPROMPT,
     "LLMRec": text_towers.LLMREC,
     "LLaRA": prompt_models.LLARA,
     "MLP4Rec": id_models.MLP4REC,
     "MoRec": text_towers.MOREC,
+    "P5": generative_models.P5,
     "Recformer": text_towers.RECFORMER,
     "S3Rec": id_models.S3REC,
     "ST2SI": st2si.ST2SI,
@@ -66,12 +69,14 @@ OURS: dict[str, tuple[Section, ...]] = {
 TITLES = {
     "AlphaFuse": vector_models.ALPHAFUSE_TITLE,
     "ComiRec": id_models.COMIREC_TITLE,
+    "GPT4Rec": generative_models.GPT4REC_TITLE,
     "IDLEAdapter": idleadapter.TITLE,
     "LLMPrompt": prompt_models.LLMPROMPT_TITLE,
     "LLMRec": text_towers.LLMREC_TITLE,
     "LLaRA": prompt_models.LLARA_TITLE,
     "MLP4Rec": id_models.MLP4REC_TITLE,
     "MoRec": text_towers.MOREC_TITLE,
+    "P5": generative_models.P5_TITLE,
     "Recformer": text_towers.RECFORMER_TITLE,
     "S3Rec": id_models.S3REC_TITLE,
     "ST2SI": st2si.TITLE,

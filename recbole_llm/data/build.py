@@ -84,6 +84,18 @@ def _share(config: Any, part: Any) -> Any:
     return part.copy(part.inter_feat[np.sort(rows)])
 
 
+def _of_some_users(config: Any, part: Any) -> Any:
+    """Return the validation part with the rows of `valid_users` users, drawn once by the run's seed."""
+    users = np.unique(part.inter_feat[part.uid_field].numpy())
+    count = config["valid_users"]
+    if count >= len(users):
+        return part
+    # A generator of its own: what else is drawn by the seed does not depend on it.
+    drawn = np.random.default_rng([config["seed"], 2]).choice(users, count, replace=False)
+    rows = np.flatnonzero(np.isin(part.inter_feat[part.uid_field].numpy(), drawn))
+    return part.copy(part.inter_feat[rows])
+
+
 def _samplers(config: Any, dataset: Any, built: list[Any]) -> list[Any]:
     """Return RecBole's samplers of negative items for training, validation and test.
 
@@ -147,6 +159,8 @@ def data_preparation(
     give_protocol(config, dataset, built)
     if config["train_share"] is not None:
         built[0] = _share(config, built[0])
+    if config["valid_users"] is not None:
+        built[1] = _of_some_users(config, built[1])
     try:
         train_sampler, valid_sampler, test_sampler = _samplers(config, dataset, built)
     except ValueError as error:  # a user who knows all items leaves nothing to sample

@@ -1,10 +1,11 @@
 """What is predicted in training by models that read one history per row: targets, and items that are none."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
+from recbole_llm.data.dataset import HISTORY_END, HistoryDataset, row_ends
 from recbole_llm.errors import DataError
 from recbole_llm.packing.ragged import ranges
 
@@ -65,6 +66,24 @@ class TrainingHistories:
         trained = ranges(self.users, lengths)
         # user and item as one number: what a user has met in training
         self._met = np.unique(np.repeat(self.users, lengths) * items + self.flat[trained])
+
+    def rows(self, interaction: Any, items: str, lengths: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+        """Return where the histories of RecBole's rows are.
+
+        Args:
+            interaction: the rows.
+            items: the field of padded histories.
+            lengths: the field of their lengths.
+
+        Returns:
+            Item ids laid end to end; int64 [rows] where each history ends in them, and how many items it has; and
+            whether the first is `flat`.
+        """
+        counts, ends = interaction[lengths].cpu().numpy(), row_ends(interaction)
+        if ends is not None:
+            return self.flat, ends, counts, True
+        histories = interaction[items].cpu().numpy()
+        return histories[np.arange(histories.shape[1]) < counts[:, None]], np.cumsum(counts), counts, False
 
     def every_target(self) -> Targets:
         """Return all rows of the training part."""

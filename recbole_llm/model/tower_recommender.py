@@ -198,12 +198,8 @@ class TowerRecommender(TextRecommender):
 
     def rows_of(self, interaction: Interaction) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """Return where the histories of RecBole's rows are: flat items, ends, lengths, and token offsets or None."""
-        lengths, ends = interaction[self.ITEM_SEQ_LEN].cpu().numpy(), row_ends(interaction)
-        if ends is not None:
-            return self.histories.flat, ends, lengths, self._offsets
-        histories = interaction[self.ITEM_SEQ].cpu().numpy()
-        items = histories[np.arange(histories.shape[1]) < lengths[:, None]]
-        return items, np.cumsum(lengths), lengths, None
+        items, ends, lengths, flat = self.histories.rows(interaction, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
+        return items, ends, lengths, self._offsets if flat else None
 
     @torch.no_grad()
     def add_items(self, texts: pd.DataFrame) -> None:

@@ -301,3 +301,37 @@ class TestGRU4RecAtAllPositions(ModelTests):
         "embedding_size": 8, "hidden_size": 8, "learning_rate": 0.01, "train_positions": "all", "loss_type": "gBCE",
         "num_negatives": 3,
     }  # fmt: skip
+
+
+GENERATIVE = {"backbone": "tiny/llama", "warmup_steps": 0, "learning_rate": 0.003}
+
+
+class TestP5(ModelTests):
+    """Collaborative IDs in new tokens, ranked exactly."""
+
+    model = "P5"
+    settings: ClassVar[dict[str, Any]] = {**GENERATIVE, "id_clusters": 3, "cluster_items": 3}
+    reads_texts = True
+
+
+class TestP5InABeam(ModelTests):
+    """Numbers in the backbone's own tokens, within a beam; adapters alone are tuned."""
+
+    model = "P5"
+    settings: ClassVar[dict[str, Any]] = {
+        **GENERATIVE, "indexing": "sequential", "decoding": "beam", "num_beams": 12, "tuning": "lora",
+        "learning_rate": 0.01, "id_probability": "children",
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestGPT4Rec(ModelTests):
+    """Titles as queries; what no query finds is not ranked."""
+
+    model = "GPT4Rec"
+    settings: ClassVar[dict[str, Any]] = {
+        **GENERATIVE, "num_queries": 3, "max_attribute_tokens": 8, "max_prompt_tokens": 90,
+        "query_prompt": "{history} then",
+    }  # fmt: skip
+    reads_texts = True
+    ranks_all = False

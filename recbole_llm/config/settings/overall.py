@@ -50,6 +50,16 @@ OVERALL = (
             Setting("topk", TOPK, [5, 10], Role.PROTOCOL, "The cut-offs of the metrics."),
             Setting("valid_metric", VALID_METRIC, "NDCG@10", Role.METRIC, "The metric that chooses the best epoch."),
             Setting(
+                "valid_users",
+                Maybe(SIZE),
+                None,
+                Role.METRIC,
+                "Validate on this many users alone, drawn once by the seed, where an evaluation takes long; the test "
+                "has all. ~: all.",
+                shared=False,
+                since="0.3.0",
+            ),
+            Setting(
                 "candidates",
                 Maybe(Whole(2)),
                 None,

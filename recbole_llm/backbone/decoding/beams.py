@@ -1,0 +1,142 @@
+"""Beam search, free or within a trie. A beam that has ended stays, and the others go on beside it.
+
+The score is log P of all tokens, the end included, without any normalisation by length: a probability of the answer.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recbole_llm.backbone.decoding.decoder import Decoder, PaddedPrompts, Prefix
+from recbole_llm.backbone.decoding.trie import Trie
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers that a free search found, the most probable first.
+
+    Attributes:
+        tokens: int64 [rows, beams, tokens], without the token that ends an answer; what lies behind means nothing.
+        lengths: int64 [rows, beams], tokens of each answer.
+        scores: float32 [rows, beams], log P.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    scores: Tensor
+
+
+@torch.no_grad()
+def beam_answers(decoder: Decoder, prompts: PaddedPrompts, beams: int, max_tokens: int, end: int) -> Answers:
+    """Return the answers of a free beam search.
+
+    Args:
+        decoder: writes.
+        prompts: of one batch.
+        beams: how many answers there are at most; fewer only if fewer are possible.
+        max_tokens: the most that an answer holds, its end not counted.
+        end: the token that ends an answer.
+    """
+    states, prefix = decoder.read(prompts)
+    rows, device = len(states), states.device
+    scores = torch.zeros(rows, 1, device=device)
+    ended = torch.zeros(rows, 1, dtype=torch.bool, device=device)
+    lengths = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+    tokens = torch.zeros(rows, 1, 0, dtype=torch.int64, device=device)
+    for place in range(max_tokens + 1):
+        logs = decoder.log_probabilities(states).view(rows, scores.shape[1], -1)
+        if place == max_tokens:  # there is room for the end alone
+            only = torch.full_like(logs, float("-inf"))
+            only[:, :, end] = logs[:, :, end]
+            logs = only
+        going = (scores[:, :, None] + logs).masked_fill(ended[:, :, None], float("-inf"))
+        scores, beam, token = _best(going, scores.masked_fill(~ended, float("-inf")), beams)
+        stays = ended.gather(1, beam)
+        ended = stays | (token == end)
+        lengths = lengths.gather(1, beam) + ~ended
+        tokens = tokens.gather(1, beam[:, :, None].expand(-1, -1, tokens.shape[2]))
+        tokens = torch.cat([tokens, token[:, :, None]], dim=2)
+        if bool(ended.all()) or place == max_tokens:
+            break
+        states = _go_on(decoder, prefix, beam, token)
+    return Answers(tokens, lengths, scores)
+
+
+@torch.no_grad()
+def beam_items(
+    decoder: Decoder, prompts: PaddedPrompts, trie: Trie, beams: int, among_children: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the items of a beam search within a trie, the most probable first.
+
+    Args:
+        decoder: writes.
+        prompts: of one batch.
+        trie: of the items, on the same device.
+        beams: how many items; fewer where fewer paths survive the search.
+        among_children: see `recbole_llm.backbone.decoding.exact.path_log_probabilities`.
+
+    Returns:
+        Item ids, int64 [rows, beams or fewer], and log P of their paths, float32, -inf where there is no item.
+    """
+    states, prefix = decoder.read(prompts)
+    rows, device = len(states), states.device
+    scores = torch.zeros(rows, 1, device=device)
+    nodes = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+    for depth in range(trie.depth):
+        counts = trie.counts[nodes]
+        if not int(counts.max()):
+            break
+        column = torch.arange(int(counts.max()), device=device)
+        children = trie.first[nodes][:, :, None] + column
+        there = column < counts[:, :, None]
+        children = children.masked_fill(~there, 0)
+        logits = decoder.logits(states).view(rows, nodes.shape[1], -1)
+        chosen = logits.gather(2, trie.tokens[children]).masked_fill(~there, float("-inf"))
+        if among_children:
+            total = chosen.logsumexp(dim=2, keepdim=True).masked_fill(~there[:, :, :1], 0)
+        else:
+            total = logits.logsumexp(dim=2, keepdim=True)
+        at_leaf = scores.masked_fill(counts > 0, float("-inf"))
+        scores, beam, child = _best(scores[:, :, None] + chosen - total, at_leaf, beams)
+        stays = child < 0
+        parent = nodes.gather(1, beam)
+        nodes = torch.where(stays, parent, trie.first[parent] + child.clamp_min(0))
+        nodes = nodes.masked_fill(scores == float("-inf"), 0)  # a beam that nothing is left for
+        if depth + 1 < trie.depth:
+            states = _go_on(decoder, prefix, beam, trie.tokens[nodes])
+    return trie.items[nodes], scores
+
+
+def _best(going: Tensor, staying: Tensor, beams: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best continuations of all beams of each row.
+
+    Args:
+        going: [rows, beams, choices], the score of every beam with every choice.
+        staying: [rows, beams], the score of a beam that has ended, -inf for others.
+        beams: how many to return at most.
+
+    Returns:
+        Scores, the beam that each goes on from, and its choice, -1 where it stays: [rows, beams or fewer] each.
+    """
+    _, before, choices = going.shape
+    every = torch.cat([going.flatten(1), staying], dim=1)
+    scores, index = every.topk(min(beams, every.shape[1]), dim=1)
+    stays = index >= before * choices
+    beam = torch.where(stays, index - before * choices, index // choices)
+    return scores, beam, torch.where(stays, -1, index % choices)
+
+
+def _go_on(decoder: Decoder, prefix: Prefix, beam: Tensor, tokens: Tensor) -> Tensor:
+    """Let a token follow each new beam, and return the states after them: [rows x new beams, width].
+
+    Args:
+        decoder: reads.
+        prefix: of the old beams, those of a row together.
+        beam: int64 [rows, new beams], the old beam of each within its row.
+        tokens: int64 [rows, new beams], anything for a beam that has ended.
+    """
+    before = len(prefix.lengths) // len(beam)
+    rows = torch.arange(len(beam), device=beam.device)[:, None] * before + beam
+    prefix.select(rows.flatten())
+    return decoder.follow(prefix, tokens.flatten().clamp_min(0))

@@ -1,0 +1,99 @@
+"""Prompts with answers as packed rows to train on, and prompts alone to be answered."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_llm.packing.batch import PackedBatch, sequence_bounds
+from recbole_llm.packing.ragged import RaggedTable, ranges
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Texts as sequences of table rows.
+
+    Attributes:
+        rows: int64 [all rows], indices into a table of token ids; the texts laid end to end.
+        counts: int64 [texts], rows of each.
+    """
+
+    rows: np.ndarray
+    counts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def select(self, indices: np.ndarray) -> "TextRows":
+        """Return the texts at `indices`, in that order."""
+        begins = np.cumsum(self.counts) - self.counts
+        counts = self.counts[indices]
+        return TextRows(self.rows[ranges(begins[indices], counts)], counts)
+
+    def followed_by(self, rows: np.ndarray) -> "TextRows":
+        """Return every text with one row more, int64 [texts]."""
+        return TextRows(np.insert(self.rows, np.cumsum(self.counts), rows), self.counts + 1)
+
+    def tokens(self, table: RaggedTable) -> np.ndarray:
+        """Return the number of tokens of each text: int64 [texts]."""
+        return np.add.reduceat(table.lengths[self.rows], np.cumsum(self.counts) - self.counts)
+
+
+@dataclass(frozen=True)
+class PackedAnswers:
+    """Prompts with answers of one pass, laid end to end.
+
+    Attributes:
+        packed: the row; its queries are the places before every answer token, and its labels these tokens.
+        words: int64 [tokens], which word of its text each token belongs to, from 1; None where it is not asked for.
+    """
+
+    packed: PackedBatch
+    words: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "PackedAnswers":
+        """Return the batch on `device`, without waiting for the copies of pinned memory."""
+        words = None if self.words is None else self.words.to(device, non_blocking=True)
+        return PackedAnswers(self.packed.to(device), words)
+
+    def pin_memory(self) -> "PackedAnswers":
+        """Return the batch in page-locked memory."""
+        return PackedAnswers(self.packed.pin_memory(), None if self.words is None else self.words.pin_memory())
+
+
+def word_numbers(starts: RaggedTable, texts: TextRows) -> np.ndarray:
+    """Return which word of its text each token belongs to, from 1: int64 [tokens].
+
+    Args:
+        starts: parallel to the table of token ids, 1 where a word begins, else 0.
+        texts: the texts, none without a token.
+    """
+    begins, _ = starts.gather(texts.rows)
+    lengths = texts.tokens(starts)
+    counted = np.cumsum(begins)
+    first = np.cumsum(lengths) - lengths
+    before = counted[first] - begins[first]
+    return counted - np.repeat(before, lengths)
+
+
+def pack_answers(texts: TextRows, table: RaggedTable, starts: RaggedTable | None = None) -> PackedAnswers:
+    """Lay prompts and answers in one row.
+
+    Args:
+        texts: prompts whose last row is the answer.
+        table: token ids.
+        starts: see `word_numbers`; None for no words.
+    """
+    token_ids, row_tokens = table.gather(texts.rows)
+    lengths = texts.tokens(table)
+    answers = row_tokens[np.cumsum(texts.counts) - 1]
+    labelled = ranges(np.cumsum(lengths) - answers, answers)
+    packed = PackedBatch(
+        token_ids=torch.from_numpy(token_ids),
+        positions=torch.from_numpy(ranges(np.zeros_like(lengths), lengths)),
+        bounds=sequence_bounds(lengths, causal=True),
+        query_index=torch.from_numpy(labelled - 1),
+        labels=torch.from_numpy(token_ids[labelled]),
+    )
+    return PackedAnswers(packed, None if starts is None else torch.from_numpy(word_numbers(starts, texts)))
