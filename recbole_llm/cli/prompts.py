@@ -119,8 +119,8 @@ def _ask(options: dict[str, Any]) -> int:
     from recbole_llm.inference.hosted.ask import KEY, Endpoint, ask, key_from
 
     key = key_from(options.get("key_env", KEY))
-    retries = {} if numbers["retries"] is None else {"retries": int(numbers["retries"])}
-    endpoint = Endpoint(options["endpoint"], options["model"], key, **retries)
+    retries = 6 if numbers["retries"] is None else int(numbers["retries"])
+    endpoint = Endpoint(options["endpoint"], options["model"], key, retries=retries)
     safe = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in options["model"])
     answers = Path(options.get("answers", f"answers-{safe}.jsonl"))
     with tqdm(desc="Ask", ncols=100, disable=bool(os.environ.get("TQDM_DISABLE"))) as bar:

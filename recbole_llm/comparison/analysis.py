@@ -11,7 +11,13 @@ import pandas as pd
 from recbole.evaluator.register import smaller_metrics
 
 from recbole_llm.comparison.collect import Collected
-from recbole_llm.comparison.columns import candidate_columns, interval_metrics, is_column, mean_and_deviation, require_columns
+from recbole_llm.comparison.columns import (
+    candidate_columns,
+    interval_metrics,
+    is_column,
+    mean_and_deviation,
+    require_columns,
+)
 from recbole_llm.comparison.groups import group_metrics, read_facts
 from recbole_llm.comparison.significance import bootstrap_means, compare_pairs, percentiles
 from recbole_llm.comparison.user_values import has_user_values, mean_over_seeds, ranked_together, user_values

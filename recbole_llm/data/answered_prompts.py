@@ -88,17 +88,14 @@ def in_passes(
 ) -> list[AnsweredPrompts]:
     """Return prompts with answers in order, in passes of at most `budget` tokens each."""
     lengths = prompts.table.lengths
-    tokens = np.array(
-        [lengths[list(prompt)].sum() + lengths[list(answer)].sum() for prompt, answer in zip(rows, answers, strict=True)]
-    )
+    whole = ([*prompt, *answer] for prompt, answer in zip(rows, answers, strict=True))
+    tokens = np.array([lengths[of_one].sum() for of_one in whole])
     groups = within_budget(tokens, budget)
     return [answered(prompts, [rows[i] for i in group], [answers[i] for i in group]) for group in groups]
 
 
-def padded_groups(
-    prompts: ListPrompts, rows: Sequence[Sequence[int]], budget: int, following: int
-) -> list[np.ndarray]:
-    """Group prompts for padded batches, each of at most `budget` tokens with its padding, those of like length together.
+def padded_groups(prompts: ListPrompts, rows: Sequence[Sequence[int]], budget: int, following: int) -> list[np.ndarray]:
+    """Group prompts of like length for padded batches, each of at most `budget` tokens with its padding.
 
     Args:
         prompts: whose `table` the rows are of.

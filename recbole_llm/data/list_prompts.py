@@ -15,10 +15,11 @@ import pandas as pd
 
 from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.data.item_text import tokenize_items
-from recbole_llm.data.prompts import following_tokens, plain_tokens, keeps_spaces
+from recbole_llm.data.prompts import following_tokens, keeps_spaces, plain_tokens
 from recbole_llm.errors import BackboneError, DataError, SettingError, nearest
 from recbole_llm.packing.ragged import RaggedTable
 
+Items = Sequence[int] | np.ndarray  # item ids
 _WORDS = ("noun", "count")
 _MARK = "\x00"  # stands for the text in a chat template
 
@@ -147,8 +148,7 @@ class ListPrompts:
         texts, self.lists = template.pieces(count)
         around = _around(tokenizer, texts[0], texts[-1], chat)
         texts[0], texts[-1] = around.before, around.after
-        written = titles.map(lambda title: template.item.replace("{title}", title) if title else "")
-        bare, spaced = (_rows(written, tokenizer, item_tokens, space) for space in ("", " "))
+        bare, spaced = (_rows(titles, tokenizer, item_tokens, space, template.item) for space in ("", " "))
         separator = following_tokens(tokenizer, template.separator.rstrip(" "))
         joined = spaced if template.separator.endswith(" ") else bare
         # Three forms of an item: at the start of a line, after a space, and after another item.
@@ -174,7 +174,7 @@ class ListPrompts:
         self.table = self.table.with_row(tokens)
         return len(self.table) - 1
 
-    def rows(self, lists: Mapping[str, Sequence[int]], marked: bool = False) -> list[int]:
+    def rows(self, lists: Mapping[str, Items], marked: bool = False) -> list[int]:
         """Return the rows of one prompt, without an answer.
 
         Args:
@@ -248,11 +248,24 @@ def _literal(tokenizer: Any, text: str, first: list[int], number: int) -> list[i
     return [*first, *(plain_tokens(tokenizer, stripped) if stripped else [])]
 
 
-def _rows(written: pd.Series, tokenizer: Any, limit: int, start: str) -> RaggedTable:
-    """Return the tokens of items after a space, or as the first of a line; a tokenizer that adds one has one form."""
-    space = start if keeps_spaces(tokenizer) else ""
-    texts = written.where(written == "", space + written)
-    return tokenize_items(pd.DataFrame({"item": texts}), tokenizer, limit)
+def _rows(titles: pd.Series, tokenizer: Any, limit: int, space: str, item: str = "{title}") -> RaggedTable:
+    """Return the tokens of items after a space, or as the first of a line; a tokenizer that adds one has one form.
+
+    Args:
+        titles: by item id, empty for the padding item.
+        tokenizer: of the backbone.
+        limit: the most tokens of a title; what is written around it is never cut.
+        space: before an item, or an empty text.
+        item: how it is written around its title.
+    """
+    before, _, after = item.partition("{title}")
+    start = (space if keeps_spaces(tokenizer) else "") + before
+    around = len(plain_tokens(tokenizer, before)) if before else 0
+    texts = titles.where(titles == "", start + titles)
+    table = tokenize_items(pd.DataFrame({"item": texts}), tokenizer, limit + around)
+    for token in following_tokens(tokenizer, after):
+        table = table.with_row_ends(token)
+    return table
 
 
 def _after(table: RaggedTable, start: list[int]) -> RaggedTable:

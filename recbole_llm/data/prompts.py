@@ -252,6 +252,7 @@ def _items(written: pd.DataFrame, tokenizer: Any, limit: int, before: str) -> tu
 
 
 def plain_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text without special ones around it."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -95,7 +95,6 @@ class CandidateLists:
         return len(self.shown)
 
 
-
 class CandidateChoices:
     """What a model chose from every list, and how good that is.
 

@@ -1,6 +1,6 @@
 """The base class of models that are prompted with lists of items and answer in words, or judge given answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from recbole_llm.backbone.precision import resolve_precision
 from recbole_llm.backbone.tuning import prepare_for_tuning
 from recbole_llm.data.answered_prompts import AnsweredPrompts, answered, padded_groups
 from recbole_llm.data.dataset import HistoryDataset
-from recbole_llm.data.list_prompts import ListPrompts, ListTemplate, tidy_titles
+from recbole_llm.data.list_prompts import Items, ListPrompts, ListTemplate, tidy_titles
 from recbole_llm.errors import SettingError
 from recbole_llm.evaluation.candidate_choices import CandidateChoices
 from recbole_llm.model.layers.answer_loss import answer_loss_sum
@@ -67,7 +67,9 @@ class PromptRecommender(TextRecommender):
         self._tokenizer = loaded.tokenizer
         self._stop = {loaded.tokenizer.eos_token_id} if loaded.tokenizer.eos_token_id is not None else set()
         if settings.tuning.tuning != "frozen" or not self._stop:
-            self._stop.add(self.prompts.end[-1])  # a model that was not taught to end there may begin with an empty line
+            self._stop.add(
+                self.prompts.end[-1]
+            )  # a model that was not taught to end there may begin with an empty line
         self.backbone = loaded.model
         use_packed_attention(self.backbone)
         prepare_for_tuning(loaded, settings.tuning)
@@ -139,7 +141,7 @@ class PromptRecommender(TextRecommender):
 
     # -- choosing ------------------------------------------------------------------------------------------------------
 
-    def prompt_rows(self, history: Sequence[int], candidates: Sequence[int]) -> list[int]:
+    def prompt_rows(self, history: Items, candidates: Items) -> list[int]:
         """Return the rows of a prompt in evaluation.
 
         Args:

@@ -59,7 +59,9 @@ class PromptSettings:
         """Read the settings of a run. Raises SettingError if no column with titles is named."""
         fields = config["item_text_fields"]
         if not fields:
-            raise SettingError(f"item_text_fields names no column of the .item file, and {config['model']} reads titles")
+            raise SettingError(
+                f"item_text_fields names no column of the .item file, and {config['model']} reads titles"
+            )
         return cls(
             backbone=str(config["backbone"]),
             tuning=TuningSettings.from_config(config),

@@ -8,8 +8,8 @@ from recbole_llm.config.settings import text_models
 from recbole_llm.config.settings.recbole_run import VALID_METRIC
 
 _LIST_PROMPT = (
-    "This user has chosen these {noun} in the past: {history}. Please predict which of the {noun} this user will choose "
-    "next. Choose the answer from the following {count} titles: {candidates}. Answer: "
+    "This user has chosen these {noun} in the past: {history}. Please predict which of the {noun} this user will "
+    "choose next. Choose the answer from the following {count} titles: {candidates}. Answer: "
 )
 _JUDGE_PROMPT = (
     "Given the user's preference and unpreference, identify whether the user will like the target of the {noun} by "
@@ -87,18 +87,24 @@ def _prompts(chat: str, more: tuple[Setting, ...] = ()) -> Section:
                 Choice("auto", "none"),
                 chat,
                 Role.INPUT,
-                "auto: the prompt is the user's turn in the tokenizer's chat template, if it has one; none: plain text.",
+                "auto: the prompt is the user's turn in the tokenizer's chat template, if it has one; none: plain "
+                "text.",
             ),
             Setting(
                 "tidy_titles",
                 Flag(),
                 True,
                 Role.INPUT,
-                "Write titles as LLaRA does MovieLens': without the year at the end, 'Godfather, The' as 'The Godfather'.",
+                "Write titles as LLaRA does MovieLens': without the year at the end, 'Godfather, The' as 'The "
+                "Godfather'.",
             ),
             Setting("max_attribute_tokens", SIZE, 32, Role.INPUT, "Maximum number of tokens of a title."),
             Setting(
-                "MAX_ITEM_LIST_LENGTH", SIZE, 10, Role.INPUT, "Maximum number of items of a history; the most recent stay."
+                "MAX_ITEM_LIST_LENGTH",
+                SIZE,
+                10,
+                Role.INPUT,
+                "Maximum number of items of a history, the most recent.",
             ),
             Setting(
                 "max_sequence_tokens",

@@ -182,7 +182,7 @@ def _kept(path: Path, prompts: dict[tuple[int, int], dict[str, Any]]) -> set[tup
                 f"line {number} of {path} answers row {key[0]}, draw {key[1]} of other prompts: name another file "
                 f"with --answers"
             )
-        found.add(key)  # type: ignore[arg-type]
+        found.add(key)
     return found
 
 
@@ -232,9 +232,7 @@ def _with_patience(
     raise EndpointError(f"{endpoint.address} gave no answer in {attempt + 1} attempts: {reason}")
 
 
-def _once(
-    session: requests.Session, endpoint: Endpoint, body: dict[str, Any]
-) -> dict[str, Any] | tuple[str, float]:
+def _once(session: requests.Session, endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any] | tuple[str, float]:
     """Return the answer, or what went wrong and the seconds that the server asks to wait.
 
     Raises:

@@ -65,8 +65,9 @@ def _read(path: Path, asked: PromptSet) -> tuple[list[list[str]], dict[str, int]
             _require_candidates(line["candidates"], asked, row, draw, f"line {number} of {path}")
         texts[row, draw] = line["answer"]
         tokens = line.get("usage")
-        for name in _USAGE if isinstance(tokens, dict) else ():
-            usage[name] += tokens[name] if isinstance(tokens.get(name), int) else 0
+        if isinstance(tokens, dict):
+            for name in _USAGE:
+                usage[name] += tokens[name] if isinstance(tokens.get(name), int) else 0
     missing = np.argwhere(texts == None)  # noqa: E711 (of an array)
     if len(missing):
         row, draw = missing[0]

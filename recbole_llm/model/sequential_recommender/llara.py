@@ -9,7 +9,6 @@ In text-only prompts nothing stands where the behaviour tokens would (the author
 there), so with ``hybrid_share: 0`` all of it is TALLRec with ``task: listwise``.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from recbole_llm.data.answered_prompts import AnsweredPrompts
 from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.list_prompts import Items
 from recbole_llm.data.list_samples import ListSamples
 from recbole_llm.model.id_model.frozen import FrozenIdModel
 from recbole_llm.model.id_model.item_vectors import item_vectors
@@ -83,7 +83,7 @@ class LLaRA(ListTunedRecommender):
         projected = self.projector(self.behaviour[batch.marked_items])
         return words.index_copy(0, batch.markers, projected.to(words.dtype))
 
-    def prompt_rows(self, history: Sequence[int], candidates: Sequence[int]) -> list[int]:
+    def prompt_rows(self, history: Items, candidates: Items) -> list[int]:
         """Return the rows of a prompt in evaluation: hybrid, unless training never is."""
         lists = {"history": history[-self.settings.max_items :], "candidates": candidates}
         return self.prompts.rows(lists, marked=self.hybrid)
