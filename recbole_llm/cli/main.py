@@ -40,8 +40,10 @@ Use
       Show the best items for users, or after histories that are given by hand.
 
 Hosted models
-  recbole-llm prompts export -d DATASET | ask --endpoint=URL --model=NAME | import --answers=FILE --name=NAME
-      Show candidates to a model behind an address; its answers become a run.
+  recbole-llm prompts export -d DATASET [--out=prompts.jsonl]
+  recbole-llm prompts ask --endpoint=URL --model=NAME
+  recbole-llm prompts import --answers=FILE --name=GPT-4
+      Show candidates to a model behind an address, and make a run of its answers.
 
 Results
   recbole-llm compare --models=ST2SI,SASRec -d DATASET [--seeds=3] [--name=value ...]

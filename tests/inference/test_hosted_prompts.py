@@ -45,7 +45,7 @@ def target(line):
     """The target is the last item of a history that is not shown; all candidates but it are outside of the history."""
     by_text = {", ".join(TITLES[item][0] for item in items[:-1]): items[-1] for items in HISTORIES.values()}
     for history, item in by_text.items():
-        if f": {history}. Please" in line["prompt"]:
+        if f"chose {history}. Which" in line["prompt"]:
             return item
     raise AssertionError(line["prompt"])
 
@@ -61,7 +61,7 @@ def test_prompts_show_titles_in_the_order_of_the_candidates(exported):
     for line in lines:
         assert line.keys() == {"row", "draw", "prompt", "candidates"}
         shown = ", ".join(TITLES[item][0] for item in line["candidates"])
-        assert line["prompt"].endswith(f"the following 4 titles: {shown}. Answer:")
+        assert line["prompt"].endswith(f"Which of these 4 products is next: {shown}? Answer by its title:")
         assert target(line) in line["candidates"]
     places = {line["candidates"].index(target(line)) for line in lines}
     assert len(places) == 4

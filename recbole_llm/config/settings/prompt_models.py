@@ -7,15 +7,8 @@ from recbole_llm.config.schema import Role, Section, Setting
 from recbole_llm.config.settings import text_models
 from recbole_llm.config.settings.recbole_run import VALID_METRIC
 
-_LIST_PROMPT = (
-    "This user has chosen these {noun} in the past: {history}. Please predict which of the {noun} this user will "
-    "choose next. Choose the answer from the following {count} titles: {candidates}. Answer: "
-)
-_JUDGE_PROMPT = (
-    "Given the user's preference and unpreference, identify whether the user will like the target of the {noun} by "
-    'answering "Yes." or "No.".\nUser preference: {liked}\nUser unpreference: {disliked}\nWhether the user will like '
-    "the target {item}?\nAnswer: "
-)
+_LIST_PROMPT = "The user chose {history}. Which of these {count} {noun} is next: {candidates}? Answer by its title: "
+_JUDGE_PROMPT = "Liked {noun}: {liked}\nDisliked: {disliked}\nWill the user like {item}? Yes or No.\nAnswer: "
 _TUNINGS = {
     "frozen": "frozen: not at all.",
     "lora": "lora: low-rank adapters (peft) alone.",
