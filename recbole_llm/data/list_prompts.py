@@ -115,6 +115,7 @@ class ListPrompts:
         count: candidates of a list, for ``{count}``.
         chat: whether the prompt stands in the tokenizer's chat template, if it has one.
         ending: the text that ends an answer; where the tokenizer drops it, its end-of-text token does.
+        titles_answer: whether answers are titles, which must then differ.
 
     Attributes:
         table: token ids, one row per piece.
@@ -140,6 +141,7 @@ class ListPrompts:
         count: int = 0,
         chat: bool = False,
         ending: str = "\n",
+        titles_answer: bool = True,
     ) -> None:
         _require_titles(titles)
         self.template, self.titles = template, titles.to_numpy(dtype=object)
@@ -157,7 +159,8 @@ class ListPrompts:
         self._literals = [self.add_row(_literal(tokenizer, text, around.first, n)) for n, text in enumerate(texts)]
         self.answer_spaced = around.answer_spaced and keeps_spaces(tokenizer)
         answers = _rows(titles, tokenizer, item_tokens, " " if self.answer_spaced else "")
-        _require_different(answers, self.titles)
+        if titles_answer:
+            _require_different(answers, self.titles)
         self._answers = len(self.table)
         self.table = self.table.followed_by(answers)
         self.end = following_tokens(tokenizer, ending) or [tokenizer.eos_token_id]

@@ -40,6 +40,7 @@ class PromptRecommender(TextRecommender):
         dataset: the training part of a `HistoryDataset`.
 
     Attributes:
+        titles_answer: whether answers are titles.
         settings: what these models have in common.
         backbone: the language model, without its head.
         head: its language head.
@@ -54,6 +55,7 @@ class PromptRecommender(TextRecommender):
     dataset_class = HistoryDataset
     trainer_class = ChoiceTrainer
     histories_on_host = True
+    titles_answer = True
 
     def __init__(self, config: Any, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
@@ -111,6 +113,7 @@ class PromptRecommender(TextRecommender):
             max_tokens=room,
             count=settings.candidates or 0,
             chat=settings.chat,
+            titles_answer=self.titles_answer,
         )
 
     def train(self, mode: bool = True) -> "PromptRecommender":

@@ -151,7 +151,9 @@ def test_shipped_files(small):
     names = {path.stem for path in (shipped("properties") / "hyper").glob("*.hyper")}
     baselines = {"ComiRec", "SASRec", "GRU4Rec", "BERT4Rec", "FDSA", "Caser", "FPMC", "BPR"}
     vectors = {"AlphaFuse", "TextInitSASRec", "UniSRec", "ZESRec"}
-    assert names == {"ST2SI", "IDLEAdapter", *baselines, *vectors}
+    towers = {"LLMRec", "MoRec", "Recformer", "TwinBERT"}
+    prompted = {"LLaRA", "TALLRec"}
+    assert names == {"ST2SI", "IDLEAdapter", *baselines, *vectors, *towers, *prompted}
     for name in sorted(names):
         path = default_file(name)
         space = read_space(path)

@@ -50,6 +50,7 @@ class TALLRec(ListTunedRecommender):
 
     def __init__(self, config: Any, dataset: RatedDataset) -> None:
         self.pointwise = config["task"] == "pointwise"
+        self.titles_answer = not self.pointwise
         super().__init__(config, dataset)
         if not self.pointwise:
             return
