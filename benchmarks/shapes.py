@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, BertConfig, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
 
 from recbole_llm.config.config import Config
 from recbole_llm.quick_start.run import build
 
 WORDS = 5000
+FRAME = ("[CLS]", "[SEP]")
 
 
 def opt(width: int, layers: int, heads: int, **more: Any) -> OPTConfig:
@@ -44,13 +45,21 @@ SHAPES = {
 }  # fmt: skip
 
 
-def write_backbone(shape: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a random model of `shape` with a tokenizer whose every word is one token, and return its folder."""
+def write_backbone(shape: str, folder: Path, dtype: torch.dtype = torch.float32, framed: bool = False) -> Path:
+    """Write a random model of `shape` with a tokenizer whose every word is one token, and return its folder.
+
+    With `framed` the tokenizer puts a token before and after every text, as BERT's does.
+    """
     vocabulary = {"<unk>": 0, ".": 1, **{f"w{n}": n + 2 for n in range(WORDS)}}
+    if framed:
+        vocabulary |= {token: len(vocabulary) + number for number, token in enumerate(FRAME)}
     for word in ("Please", "give", "the", "index", "of", "following", "item", ":"):
         vocabulary[word] = len(vocabulary)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if framed:
+        frame = [(token, vocabulary[token]) for token in FRAME]
+        tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
     torch.manual_seed(0)
     AutoModel.from_config(SHAPES[shape], dtype=dtype).save_pretrained(folder)
@@ -80,12 +89,18 @@ def write_catalogue(
 
 
 def build_run(
-    shape: str, users: int, items: int, model: str = "ST2SI", history: float = 7.87, **settings: Any
+    shape: str,
+    users: int,
+    items: int,
+    model: str = "ST2SI",
+    history: float = 7.87,
+    framed: bool = False,
+    **settings: Any,
 ) -> tuple[Any, Any]:
     """Return parts and trainer of a run on a generated catalogue with a random language model of `shape`."""
     root = Path(tempfile.mkdtemp())
     write_catalogue(root, users, items, history)
-    folder = write_backbone(shape, root / shape)
+    folder = write_backbone(shape, root / shape, framed=framed)
     config = Config(
         model,
         "bench",

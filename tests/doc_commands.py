@@ -72,6 +72,8 @@ RUN: dict[str, dict[str, object]] = {
         **ONE_SEED,
     },
     "recbole-llm compare --runs='saved/*-Scientific-*' --papers": {},
+    # protocols.md
+    "recbole-llm compare --runs='saved/*-Scientific-*' --protocols=both": {},
     "recbole-llm compare --runs=results/runs/ml-100k.parquet": WHOLE_DATA,
     "recbole-llm run --config_files=saved/<run>/config.yaml": {},
     # idle_adapter.md

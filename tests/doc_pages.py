@@ -107,7 +107,7 @@ class World:
             (root / name).symlink_to(ROOT / name)
         (root / "models").mkdir()
         (root / "models" / "my-llama").symlink_to(tiny["llama"])
-        (root / "histories.txt").write_text("242 302\n302\n")
+        (root / "histories.txt").write_text("242,302\n302\n")
         text = next(b.text for b in blocks(ROOT / "docs" / "compare_and_tune.md") if b.language == "yaml")
         settings = yaml.safe_load(self.named(text))
         (root / "models.yaml").write_text(yaml.safe_dump(settings))

@@ -190,7 +190,7 @@ CHECKS = {
 @pytest.fixture
 def no_data(monkeypatch):
     """A dataset that is not here is neither looked for nor prepared."""
-    monkeypatch.setattr(config, "_dataset_folder", lambda dataset, data_path: data_path / dataset)
+    monkeypatch.setattr(config, "_dataset_folder", lambda named, data_path: data_path / named.name)
 
 
 @pytest.mark.parametrize("command", READ)

@@ -339,7 +339,7 @@ def test_idle_adapter_is_set_as_the_paper_says(tmp_path, monkeypatch):
     for name in ("idle_adapter/table2/ml-1m/idle-adapter", "idle_adapter/table2/Musical/bpr"):
         config = Config(config_file_list=[row_settings(name)], config_dict={"use_gpu": False})
         assert {"Hit", "NDCG"} <= set(config["metrics"]) and config["topk"] == [5, 10]
-        assert config["eval_args"]["split"] == {"LS": "valid_and_test"} and not config["mask_history"]
+        assert config["eval_args"]["split"] == {"LS": "valid_and_test"} and config["repeatable"] is True
 
 
 def test_the_other_split_gives_a_user_several_targets(workdir, tiny):

@@ -82,6 +82,7 @@ def _packed_attention(
         BackboneError: for a keyword that changes attention in a way that is not known here.
     """
     _refuse_unknown(module, sliding_window, sequence_bounds, others)
+    dropout = dropout if sequence_bounds.drops_attention else 0.0
     # Shorter sequences lie inside the window: they take the fast way of a model that has none.
     window = None if sliding_window is None or sequence_bounds.longest <= sliding_window else sliding_window
     groups = query.shape[1] // key.shape[1]

@@ -11,11 +11,11 @@ def parser() -> Parser:
     """Return the parser of the verb."""
     found = Parser(
         "pretrain",
-        "Pre-train ST2SI's language model, or all of a model that reads text vectors (UniSRec, ZESRec), on datasets. "
+        "Pre-train ST2SI's language model, or all of another model (UniSRec, ZESRec, LLMRec, Recformer), on datasets. "
         "The last line that is printed is the folder of what was trained, for --backbone (ST2SI) or "
         "--pretrained_state of a run on another dataset. How long, and which epochs are stored, say the settings "
         "pretrain_epochs and pretrain_save_epochs (--help=ST2SI).",
-        "[--model=NAME] --pretrain_datasets=A,B [--backbone=NAME] [--name=value ...]",
+        "[--model=NAME] --pretrain_datasets=A,B [--backbone=NAME] [--name=value]",
         takes_settings=True,
     )
     group = found.add_argument_group("what to pre-train")

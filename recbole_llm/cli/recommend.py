@@ -197,7 +197,7 @@ def _users(given: dict[str, Any]) -> list[str] | None:
     text = given["users"]
     if text == "all":
         return []
-    if _is_file(text):
+    if text.strip() and _is_file(text):
         return [line.strip() for line in _lines(Path(text), "users", "one user a line")]
     users = [user.strip() for user in text.split(",") if user.strip()]
     if not users:

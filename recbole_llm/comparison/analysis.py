@@ -322,7 +322,7 @@ def _add_groups(
 
 def _repeatable(cells: Sequence[dict[str, Any]], dataset: str) -> bool | None:
     """Return whether what users met before is ranked in the numbers of a dataset; None without any."""
-    here = (cell["repeatable"] for cell in cells if cell["dataset"] == dataset and cell["status"] == "done")
+    here = (cell.get("repeatable") for cell in cells if cell["dataset"] == dataset and cell["status"] == "done")
     return next(here, None)
 
 

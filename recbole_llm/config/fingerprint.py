@@ -13,6 +13,7 @@ from recbole.utils.argument_list import dataset_arguments
 from recbole_llm.config.declared import general, reads_text, settings_of
 from recbole_llm.config.renamed import OLD
 from recbole_llm.config.schema import FIRST_VERSION, Role
+from recbole_llm.runs.result import is_sequential
 
 # What version 0.1.0 left out of the hash of an ID model, and what more if it read no text. Other settings of place and
 # machine are hashed with their default, as they were for almost everybody.
@@ -50,6 +51,8 @@ def of_id_model(merged: Mapping[str, Any], model: str) -> dict[str, Any]:
     """
     left_out = _LEFT_OUT if reads_text(model) else _LEFT_OUT | _UNREAD
     found = {name: value for name, value in hashed(merged, model).items() if name not in left_out}
+    if found.get("repeatable") is True:  # as every run was measured then, whatever RecBole's own setting said
+        found |= {"mask_history": False, "repeatable": is_sequential(model)}
     for name, old in OLD.items():
         if model in old.models:
             found[name] = old.without_effect if old.new is None else found.pop(old.new, old.without_effect)

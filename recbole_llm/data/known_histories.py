@@ -158,26 +158,28 @@ class ItemProtocol:
         return {"repeatable": self.repeatable, "repeats": self.repeats, "repeated_targets": self.repeated_targets}
 
 
-def count_repeats(dataset: Any, parts: Sequence[Any]) -> int:
+def count_repeats(dataset: Any) -> int:
     """Return how many interactions of a dataset are with an item that their user met before.
+
+    All of them are counted, whichever part they are in and whether or not that part is read: a search that leaves the
+    test alone measures as the run does that tests its winner.
 
     Args:
         dataset: of a run, filtered and built.
-        parts: its parts.
     """
-    items, field = int(dataset.item_num), _end_field(parts[0])
-    users = np.concatenate([part.inter_feat[part.uid_field].numpy() for part in parts])
+    items, field = int(dataset.item_num), _end_field(dataset)
+    users = np.asarray(dataset.inter_feat[dataset.uid_field])
     if field is None:
-        targets = np.concatenate([part.inter_feat[part.iid_field].numpy() for part in parts])
+        targets = np.asarray(dataset.inter_feat[dataset.iid_field])
         return len(targets) - len(np.unique(users * items + targets))
-    pieces = _by_end(parts[0], field)
+    pieces = _by_end(dataset, field)
     starts = pieces.starts.numpy()
     keys = np.unique(starts * items + pieces.items.numpy())
     if dataset.config["benchmark_filename"] is None:
         return len(starts) - len(keys)
     # Each row of files that give histories has its own: of a user's rows the one with most repeats counts.
     repeats = np.bincount(starts) - np.bincount(keys // items, minlength=starts[-1] + 1)
-    ends = np.concatenate([part.inter_feat[field].numpy() for part in parts])
+    ends = np.asarray(dataset.inter_feat[field])
     most = np.zeros(int(dataset.user_num), dtype=np.int64)
     np.maximum.at(most, users, repeats[starts[ends]])
     return int(most.sum())
@@ -194,7 +196,7 @@ def choose_protocol(config: Any, dataset: Any, parts: Sequence[Any]) -> tuple[It
     Returns:
         The protocol, and the histories that are known at validation and at the test.
     """
-    repeats = count_repeats(dataset, parts)
+    repeats = count_repeats(dataset)
     given = config["repeatable"]
     repeatable = repeats > 0 if given == "auto" else bool(given)
     known = [KnownHistories(part, parts[:place]) for place, part in enumerate(parts) if place > 0]

@@ -1,6 +1,7 @@
 """A language model as a text tower: packed texts in, one vector per text out, with gradients in bounded memory."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -44,11 +45,17 @@ class TextTower(nn.Module):
 
     def forward(self, texts: PackedTexts) -> Tensor:
         """Return the vectors of the texts of one pass: [texts, width], float32."""
-        device = next(self.backbone.parameters()).device
-        texts = texts.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
-            hidden = packed_hidden_states(self.backbone, texts.packed, **self.embeddings(texts))
-        return texts.segments.pool(hidden)
+        texts = texts.to(next(self.backbone.parameters()).device)
+        return texts.segments.pool(self.hidden_states(texts))
+
+    def hidden_states(self, texts: PackedTexts) -> Tensor:
+        """Return the last hidden states of texts on the device: [tokens, width].
+
+        Attention weights are not dropped out (BERT does so at .1): the kernel of packed sequences has no dropout.
+        """
+        packed = replace(texts.packed, bounds=replace(texts.packed.bounds, drops_attention=False))
+        with torch.autocast(texts.packed.token_ids.device.type, torch.bfloat16, enabled=self._autocast):
+            return packed_hidden_states(self.backbone, packed, **self.embeddings(texts))
 
     def embeddings(self, texts: PackedTexts) -> dict[str, Tensor]:
         """Return what is fed in place of the word embeddings, as ``inputs_embeds``; by default nothing."""

@@ -47,6 +47,9 @@ class TowerTexts:
         form: what the model wants.
         model: its name.
 
+    Attributes:
+        tokenizer: the backbone's.
+
     Raises:
         BackboneError: if nothing would stand before a text that is not closed.
     """
@@ -55,7 +58,7 @@ class TowerTexts:
         self._settings = settings
         self._form = form
         self._model = model
-        self._tokenizer = loaded.tokenizer
+        self.tokenizer = loaded.tokenizer
         self._fingerprint = loaded.fingerprint
         self._tokens = settings.max_sequence_tokens or loaded.max_positions or 1 << 20
         causal = loaded.preset.kind == "decoder"
@@ -115,8 +118,8 @@ class TowerTexts:
     def _written(self, texts: pd.DataFrame) -> ItemTexts:
         settings = self._settings
         if self._form.named:
-            return named_texts(texts, self._tokenizer, settings.max_attribute_tokens)
-        return plain_texts(texts, self._tokenizer, settings.max_attribute_tokens, settings.item_end)
+            return named_texts(texts, self.tokenizer, settings.max_attribute_tokens)
+        return plain_texts(texts, self.tokenizer, settings.max_attribute_tokens, settings.item_end)
 
     def _history_texts(self, items: ItemTexts) -> HistoryTexts:
         limits = WindowLimits(self._settings.max_items, self._tokens)

@@ -19,6 +19,8 @@ class SequenceBounds:
         longest: at least the longest of `lengths`, a power of two, so that a compiled model meets few values.
         alone: whether there is but one sequence, for torch's own attention. (Said by who knows it: a compiled model
             that asked for the number of `lengths` would be compiled again for every number.)
+        drops_attention: whether attention weights are dropped out in training at the backbone's own rate. The fast
+            kernel of packed sequences cannot: with a rate above 0 each sequence is computed by itself.
     """
 
     lengths: tuple[int, ...]
@@ -26,6 +28,7 @@ class SequenceBounds:
     causal: bool
     longest: int
     alone: bool = False
+    drops_attention: bool = True
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def test_a_model_that_reads_no_history(pop, capsys):
         (["--run=R", "--history=a", "--topk=3"], "no setting 'topk'"),
         (["--run=R", "history=a"], "'history=a' is not understood"),
         (["--run=R", "--history=a", "--exclude_seen=maybe"], "exclude_seen=maybe must be true or false"),
-        (["--run=R", "--histories=none.txt"], "none.txt cannot be read"),
+        (["--run=R", "--histories=none.txt"], "the file of histories none.txt does not exist"),
         (["--run=R", "--histories=empty.txt"], "empty.txt is empty"),
         (["--run=R", "--histories=gap.txt"], "line 2 of gap.txt is empty"),
         (["--run=R", "--history=", "--k=2"], "a history is empty"),
@@ -207,7 +207,7 @@ def test_tokens_with_blanks_and_commas(odd, capsys, tmp_path):
 
 @pytest.mark.parametrize("shown", ["table", "jsonl", "csv"])
 def test_no_control_character_is_printed(odd, capsys, shown):
-    text = printed(capsys, f"--run={odd}", "--users=all", "--k=6", f"--format={shown}")
+    text = printed(capsys, f"--run={odd}", "--users=all", "--k=6", "--exclude_seen=false", f"--format={shown}")
     assert "\n" in text
     assert all(character.isprintable() or character == "\n" for character in text)
     if shown == "csv":

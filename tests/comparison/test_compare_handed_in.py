@@ -91,7 +91,7 @@ def test_both_protocols_are_shown_from_the_same_runs(workdir):
     assert means(mixed) == means(both) | {("BPR", name): result["test_other"][name] for name in shown}
 
 
-def test_what_a_run_of_version_0_2_did_not_measure_is_missing():
+def test_what_a_run_of_version_0_2_did_not_measure_is_missing(workdir):
     comparison = compare(Options(runs=[str(POP)], out="here", protocols="left_out", show=["mrr"], significance=False))
     cell = comparison["cells"][0]
     assert cell["status"] == "missing" and "was not measured with what users met before left out" in cell["reason"]

@@ -286,7 +286,7 @@ def test_other_parameters_survive_the_round_trip(model, data, workdir):
 
 def test_metrics_that_count_items_are_computed(data, workdir):
     metrics = ["NDCG", "ItemCoverage", "AveragePopularity", "GiniIndex", "ShannonEntropy", "TailPercentage"]
-    result = run("Pop", settings=quick_settings(data, metrics=metrics))
+    result = run("Pop", settings=quick_settings(data, metrics=metrics, repeatable=True))
     covered = 10 / items_with_an_interaction(data)  # Pop recommends the same to all
     assert result["test"]["itemcoverage@10"] == pytest.approx(covered, abs=1e-4)
 

@@ -159,5 +159,7 @@ def test_the_hash_is_that_of_version_0_1_0(merged):
         *("data_path", "prompt", "prompt_item", "prompt_noun", "precision", "candidates", "candidate_seeds"),
         *(name for name, setting in declared.general().items() if setting.since != FIRST_VERSION),
     )
-    shape = {"settings": {k: v for k, v in merged.items() if k not in left_out}, "files": {"ml-100k.inter": "abc"}}
+    settings = {k: v for k, v in merged.items() if k not in left_out} | {"mask_history": False, "repeatable": True}
+    shape = {"settings": settings, "files": {"ml-100k.inter": "abc"}}
+    merged["repeatable"] = True
     assert digest_of(merged) == hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:10]

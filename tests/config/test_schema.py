@@ -88,8 +88,8 @@ BAD = {
     "save_dataset": [True], "save_dataloaders": [True], "dataset_save_path": ["x"], "dataloaders_save_path": ["x"],
     "valid_metric": ["NDCG@4", "NDGC@10"],
     "metrics": [["NDGC"], "NDGC", []],
-    "repeatable": ["yes please", 2, [], None],
     "topk": [0, [0], [], "ten", [1.5], True, -1],
+    "repeatable": ["never", "True", 0, 1, None, [True]],
 }  # fmt: skip
 FREE = {"config_files", "config_file"}  # read by nobody
 MODELS = ("ST2SI", "IDLEAdapter", "ComiRec", "MLP4Rec", "S3Rec", "SASRec", "BERT4Rec", "NeuMF", "SHAN", "FEARec")

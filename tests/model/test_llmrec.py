@@ -170,3 +170,22 @@ def test_one_target_reaches_the_first_item_and_nothing_held_out(make):
         drawn |= set(targets.ends.tolist())
     trained = [range(a, b + 1) for a, b in zip(model.histories.users, model.histories.last, strict=True)]
     assert drawn == {place for places in trained for place in places}
+
+
+def test_attention_drops_nothing_in_training(small, rough_models, monkeypatch):
+    """A BERT's attention weights stay whole, as the kernel of packed sequences has it; all other dropout is its own."""
+    rates = []
+    real = F.scaled_dot_product_attention
+
+    def watched(*arguments, **options):
+        rates.append(options["dropout_p"])
+        return real(*arguments, **options)
+
+    write_dataset(small, titles=SHORT)
+    model = build_parts(small, model="LLMRec", backbone=str(rough_models["bert"])).model.train()
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    _, (step,) = model.prepared_step(model.training_samples(np.random.default_rng(0)))
+    vectors = [model.tower.encode(step.items) for _ in range(2)]
+    assert model.tower.backbone.config.attention_probs_dropout_prob > 0
+    assert set(rates) == {0.0}
+    assert not torch.equal(*vectors)

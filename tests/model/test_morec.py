@@ -8,6 +8,8 @@ from st2si_parts import prefix_rows
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
+from recbole_llm.backbone.item_vectors import item_vectors
+from recbole_llm.data.item_text import tokenize_items
 from recbole_llm.data.windows import Windows
 from recbole_llm.errors import DataError
 from recbole_llm.model.layers.table_loss import Similarity
@@ -87,11 +89,17 @@ def test_items_are_the_gelu_of_a_linear_layer_of_their_mean_state(make):
 
 
 def test_a_frozen_backbone_is_read_once_and_not_trained(make):
-    """Its features are transformers' own; its loss and its ranking are those of the same weights unfrozen."""
+    """Its features are transformers' own, and other models' item text vectors; loss and ranking are unfrozen's."""
     parts, other = make(tuning="frozen"), make()
     model, plain = parts.model, other.model
     plain.load_state_dict(model.state_dict())
     torch.testing.assert_close(model.text_features()[1:], mean_vectors(parts), atol=1e-5, rtol=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(model.settings.backbone)
+    titles = tokenize_items(parts.train._dataset.item_texts_by_id(["title"]), tokenizer, 30)
+    vectors = item_vectors(
+        model.settings.backbone, tokenizer, titles, device="cpu", precision=torch.float32, budget=64
+    )  # fmt: skip
+    torch.testing.assert_close(model.text_features(), vectors, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model.ranking_table(), plain.ranking_table(), atol=1e-5, rtol=1e-5)
     steps = [each.prepared_step(each.training_samples(np.random.default_rng(5)))[1][0] for each in (model, plain)]
     losses = [each.pass_loss_sum(step) for each, step in zip((model, plain), steps, strict=True)]

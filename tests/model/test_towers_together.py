@@ -153,3 +153,25 @@ def test_rows_by_hand_need_no_place_in_the_dataset(make):
         rows = next(prefix_rows(parts.test))[0]
         plain = Interaction({field: rows[field] for field in (parts.model.ITEM_SEQ, parts.model.ITEM_SEQ_LEN)})
         torch.testing.assert_close(parts.model.full_sort_predict(plain), parts.model.full_sort_predict(rows))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_training_and_ranking_on_a_gpu(small, tiny, name, precision):
+    """Two epochs through pinned memory and the kernel of packed sequences; the CPU ranks by the weights as the GPU."""
+    write_dataset(small, titles=SHORT)
+    own, backbone = MODELS[name]
+    given = {
+        "model": name.removeprefix("Frozen"), "backbone": str(tiny[backbone]), "epochs": 2, "precision": precision,
+        "train_batch_size": 4, **own,
+    }  # fmt: skip
+    result = quick_start.run(settings=small_settings(small, **{**given, "use_gpu": True}))
+    on_gpu = quick_start.load(result["path"])
+    on_cpu = quick_start.load(result["path"], {"use_gpu": False, "precision": "fp32"})
+    assert on_gpu.model.device != on_cpu.model.device
+    tolerance = 1e-3 if precision == "fp32" else 0.1
+    for rows, other in zip(on_gpu.test, on_cpu.test, strict=True):
+        found = on_gpu.model.full_sort_predict(rows[0]).cpu()[:, 1:]
+        expected = on_cpu.model.full_sort_predict(other[0])[:, 1:]
+        torch.testing.assert_close(found, expected, atol=tolerance * float(expected.abs().max()), rtol=tolerance)

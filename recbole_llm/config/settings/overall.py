@@ -39,6 +39,7 @@ OVERALL = (
                 "Whether items that a user met before are ranked with the others, for every model. False leaves the "
                 "whole known history out of the ranking, not only what the model reads of it; a target always stays. "
                 "auto: False where no user of the dataset meets an item twice, else True. result.json has both.",
+                since="0.3.0",
             ),
             Setting(
                 "metrics",

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from recbole_llm.config.kinds import FROM_ZERO, POSITIVE, RATE, SIZE, Choice, Flag, Maybe, Text
+from recbole_llm.config.kinds import FROM_ZERO, POSITIVE, RATE, SHARE, SIZE, Choice, Flag, Maybe, Text
 from recbole_llm.config.schema import Role, Section, Setting
 from recbole_llm.config.settings import text_models
 from recbole_llm.config.settings.vector_models import pretraining_of_state
@@ -350,4 +350,24 @@ _RECFORMER = (
     ),
     optimisation({"epochs": 256, "stopping_step": 5}, None, {}),
 )
-RECFORMER = (*_read_by_pretraining(_RECFORMER), pretraining_of_state(32))
+RECFORMER = (
+    *_read_by_pretraining(_RECFORMER),
+    pretraining_of_state(32),
+    *_read_by_pretraining(
+        (
+            Section(
+                "The loss of the pre-training: a contrast within the batch, and masked words",
+                (
+                    Setting(
+                        "mlm_weight",
+                        FROM_ZERO,
+                        0.1,
+                        Role.TRAINING,
+                        "The weight of masked words in the history, and of those in the items.",
+                    ),
+                    Setting("mlm_share", SHARE, 0.15, Role.TRAINING, "The share of words that are hidden."),
+                ),
+            ),
+        )
+    ),
+)

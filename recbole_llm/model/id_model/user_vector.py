@@ -85,7 +85,8 @@ _CALLS: dict[str, Callable[[Any, Interaction], Tensor]] = {
     "SRGNN": _history_and_length,
     "STAMP": _history_and_length,
 }
-_OURS = ("ComiRec", "MLP4Rec", "S3Rec", "ZESRec", "UniSRec", "AlphaFuse", "TextInitSASRec")
+_TOWERS = ("LLMRec", "MoRec", "Recformer", "TwinBERT")
+_OURS = ("ComiRec", "MLP4Rec", "S3Rec", "ZESRec", "UniSRec", "AlphaFuse", "TextInitSASRec", *_TOWERS)
 
 
 def require_user_vector(model_class: type) -> None:
