@@ -159,12 +159,12 @@ def data_preparation(
     give_protocol(config, dataset, built)
     if config["train_share"] is not None:
         built[0] = _share(config, built[0])
-    if config["valid_users"] is not None:
-        built[1] = _of_some_users(config, built[1])
     try:
         train_sampler, valid_sampler, test_sampler = _samplers(config, dataset, built)
     except ValueError as error:  # a user who knows all items leaves nothing to sample
         raise DataError(f"no negative samples can be drawn from {config['dataset']}: {error}") from error
+    if config["valid_users"] is not None:  # all of them are known to the samplers of the test
+        built[1] = _of_some_users(config, built[1])
     train_class = loader_class(config, get_dataloader(config, "train"))
     if config["MODEL_TYPE"] == ModelType.KNOWLEDGE:
         args = config["train_neg_sample_args"]

@@ -30,6 +30,7 @@ class PromptTemplate:
         item: how an item is written, with its columns of the `.item` file in braces, such as ``{title}``.
         noun: what the domain's items are called.
         separator: the text between two items; white space after it belongs to the next item.
+        setting: what the setting is called that holds `text`.
 
     Raises:
         SettingError: if a placeholder is unknown, or ``{history}`` is missing or there twice.
@@ -39,17 +40,18 @@ class PromptTemplate:
     item: str
     noun: str
     separator: str = ","
+    setting: str = "prompt"
 
     def __post_init__(self) -> None:
-        found = _placeholders("prompt", self.text)
+        found = _placeholders(self.setting, self.text)
         for name in found:
             if name not in _OF_TEMPLATE:
                 raise SettingError(
-                    f"prompt has an unknown place {{{name}}}{nearest(name, _OF_TEMPLATE)} It may have {{history}} and "
-                    f"{{noun}}; columns of the .item file belong in prompt_item"
+                    f"{self.setting} has an unknown place {{{name}}}{nearest(name, _OF_TEMPLATE)} It may have "
+                    f"{{history}} and {{noun}}; columns of the .item file belong in prompt_item"
                 )
         if found.count("history") != 1:
-            raise SettingError(f"prompt must have {{history}} once, but has it {found.count('history')} times")
+            raise SettingError(f"{self.setting} must have {{history}} once, but has it {found.count('history')} times")
         if not _placeholders("prompt_item", self.item):
             raise SettingError(f"prompt_item='{self.item}' names no column of the .item file, such as {{title}}")
 

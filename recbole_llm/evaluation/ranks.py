@@ -139,9 +139,10 @@ class RankCollector(RecommendedItemsCollector):
 
         Stands in for `recbole/evaluator/collector.py:143-160`, whose results these are.
         """
-        top = torch.topk(scores, max(self.topk), dim=-1).indices
+        # What fills a list that has too few candidates is no hit: a target that is not ranked may be among it.
+        top = only_candidates(scores, torch.topk(scores, max(self.topk), dim=-1).indices)
         if self.register.need("rec.items"):
-            self.data_struct.update_tensor("rec.items", only_candidates(scores, top))
+            self.data_struct.update_tensor("rec.items", top)
         if self.register.need("rec.topk"):
             lines, items = scores.shape
             keys = torch.unique(rows * items + targets)

@@ -30,8 +30,12 @@ class RecommendedItemsCollector(Collector):
     def eval_batch_collect(
         self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor, positive_i: Tensor
     ) -> None:
-        """Collect one batch; what fills a list that has too few candidates becomes item 0."""
+        """Collect one batch; what fills a list that has too few candidates becomes item 0, and is no hit."""
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+        if self.register.need("rec.topk") and scores_tensor.dim() == 2:
+            hits = self.data_struct["rec.topk"][-len(scores_tensor) :, :-1]
+            filled = scores_tensor.topk(max(self.topk), dim=-1).values.isneginf()
+            hits.masked_fill_(filled.to(hits.device), 0)
         if self.register.need("rec.items"):
             items = self.data_struct["rec.items"][-len(scores_tensor) :]
             items[:] = only_candidates(scores_tensor, items)

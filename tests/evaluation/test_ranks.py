@@ -49,6 +49,23 @@ def test_masked_target_is_last():
     assert target_ranks(scores, torch.tensor([0]), torch.tensor([2])).item() >= 3
 
 
+@pytest.mark.parametrize("metrics", [["Hit", "NDCG"], ["Hit", "NDCG", "GAUC"]])  # by our way and by RecBole's
+def test_what_is_not_ranked_is_no_hit(workdir, metrics):
+    """A model that ranks some items alone gives the others -inf: they fill a short list, in any order."""
+    write_dataset(workdir, {user: items[:6] for user, items in HISTORIES.items()})
+    parts = build_parts(workdir, model="Pop", topk=[5], metrics=metrics, valid_metric="NDCG@5")
+    scores = torch.full((6, 8), -torch.inf)
+    scores[:, 3], scores[:, 5] = 2.0, 1.0
+    targets = torch.tensor([1, 2, 3, 4, 5, 6])
+    collector = RankCollector(parts.config)
+    rows = Interaction({"user_id": torch.arange(6) + 1})
+    collector.eval_batch_collect(scores, rows, torch.arange(6), targets)
+    found = Evaluator(parts.config).evaluate(collector.get_data_struct())
+    assert found["hit@5"] == pytest.approx(2 / 6, abs=1e-4)
+    assert found["ndcg@5"] == pytest.approx((1 + 1 / np.log2(3)) / 6, abs=1e-4)
+    assert [rank > 5 for rank in collector.collected()[2]] == [True, True, False, True, False, True]
+
+
 @pytest.mark.parametrize("place", [(0, 1), (2, 3)])
 def test_scores_that_are_not_numbers_are_an_error(place):
     scores = random_scores(3, 5)

@@ -98,12 +98,7 @@ P5 = (
             Setting(
                 "id_prompts",
                 Items(_TEMPLATE, least=1),
-                [
-                    "Given the following purchase history of user_{user}: {history} predict next possible item to be "
-                    "purchased by the user?",
-                    "User_{user} chose these items one after another: {history}. Which item comes next?",
-                    "What will user_{user} take after {history}?",
-                ],
+                ["User_{user} chose {history}. What is next?", "What comes after {history}?"],
                 Role.INPUT,
                 "Templates; each row of an epoch draws one.",
             ),

@@ -53,7 +53,7 @@ class GPT4Rec(GenerativeRecommender):
                 f"{int((texts[field][1:] == '').sum())} items of {dataset.dataset_name} have no text in '{field}', "
                 f"and GPT4Rec writes nothing but text: set items_without_text=drop"
             )
-        template = PromptTemplate(config["query_prompt"], f"{{{field}}}", config["prompt_noun"], ".")
+        template = PromptTemplate(config["query_prompt"], f"{{{field}}}", config["prompt_noun"], ".", "query_prompt")
         limit = config["max_attribute_tokens"]
         self._max_query = limit
         limits = PromptLimits(self.max_items, config["max_prompt_tokens"], limit, self.loaded.max_positions)
