@@ -34,8 +34,13 @@ RUN: dict[str, dict[str, object]] = {
     },
     # prompted_models.md
     "recbole-llm run --model=TALLRec --dataset=ml-100k --config_files=properties/protocol/tallrec.yaml": {
-        "backbone": "TINY", "epochs": 1, "max_attribute_tokens": 4, "max_sequence_tokens": 128,
-        "max_answer_tokens": 4, "judge_prompt": "{liked}-{disliked}-{item}?", "MAX_ITEM_LIST_LENGTH": 3,
+        "backbone": "TINY",
+        "epochs": 1,
+        "max_attribute_tokens": 4,
+        "max_sequence_tokens": 128,
+        "max_answer_tokens": 4,
+        "judge_prompt": "{liked}-{disliked}-{item}?",
+        "MAX_ITEM_LIST_LENGTH": 3,
     },
     "recbole-llm prompts export --dataset=ml-100k --candidates=20 --candidate_seeds=1 --out=prompts.jsonl": {},
     # add_a_backbone.md
