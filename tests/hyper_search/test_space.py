@@ -152,7 +152,7 @@ def test_shipped_files(small):
     baselines = {"ComiRec", "SASRec", "GRU4Rec", "BERT4Rec", "FDSA", "Caser", "FPMC", "BPR"}
     vectors = {"AlphaFuse", "TextInitSASRec", "UniSRec", "ZESRec"}
     towers = {"LLMRec", "MoRec", "Recformer", "TwinBERT"}
-    prompted = {"LLaRA", "TALLRec"}
+    prompted = {"GPT4Rec", "LLaRA", "P5", "TALLRec"}
     assert names == {"ST2SI", "IDLEAdapter", *baselines, *vectors, *towers, *prompted}
     for name in sorted(names):
         path = default_file(name)
