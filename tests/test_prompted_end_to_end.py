@@ -8,6 +8,7 @@ import pytest
 from small_data import of_model
 from test_end_to_end import cut_of_ml_100k
 
+from recbole_llm.cli.main import main
 from recbole_llm.comparison.compare import compare_models
 from recbole_llm.quick_start.run import run
 from recbole_llm.utils.paths import shipped
@@ -66,7 +67,7 @@ def test_every_model_on_the_same_lists(workdir, decoder):
     ]  # fmt: skip
 
 
-def test_papers_values_stand_beside_ours(workdir, decoder):
+def test_papers_values_stand_beside_ours(workdir, decoder, capsys):
     """What LLaRA's authors print is in the table of a comparison on that dataset, and nothing else of Table 9."""
     cut_of_ml_100k(workdir, 30)
     own = {**COMMON, **PROMPT, "backbone": decoder, "model": "LLMPrompt"}
@@ -83,6 +84,11 @@ def test_papers_values_stand_beside_ours(workdir, decoder):
         ["| LLaRA (SASRec), as printed", "0.4526", "0.9789 |"],
     ]
     assert table["columns"][0] == "candidates.hit@1"
+    assert main(["report", "--comparison=papers/comparison.json", "--out=page.html"]) == 0
+    page = Path("page.html").read_text()
+    assert "HitRatio@1" in page and f"{result['candidates']['hit@1']['mean']:.4f}" in page
+    assert main(["plot", "--kind=bars", "--comparison=papers/comparison.json"]) == 1
+    assert "no run has test metrics: there is nothing to draw" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("metric", ["candidates.hit@1", "candidates.valid_ratio"])
