@@ -151,8 +151,9 @@ def test_shipped_files(small):
     names = {path.stem for path in (shipped("properties") / "hyper").glob("*.hyper")}
     baselines = {"ComiRec", "SASRec", "GRU4Rec", "BERT4Rec", "FDSA", "Caser", "FPMC", "BPR"}
     vectors = {"AlphaFuse", "TextInitSASRec", "UniSRec", "ZESRec"}
-    towers, writers = {"LLMRec", "MoRec", "Recformer", "TwinBERT"}, {"GPT4Rec", "P5"}
-    assert names == {"ST2SI", "IDLEAdapter", *baselines, *vectors, *towers, *writers}
+    towers = {"LLMRec", "MoRec", "Recformer", "TwinBERT"}
+    prompted = {"GPT4Rec", "LLaRA", "P5", "TALLRec"}
+    assert names == {"ST2SI", "IDLEAdapter", *baselines, *vectors, *towers, *prompted}
     for name in sorted(names):
         path = default_file(name)
         space = read_space(path)
