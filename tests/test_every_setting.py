@@ -18,7 +18,7 @@ SMALL_TRANSFORMER = ("--hidden_size=8", "--inner_size=8", "--n_heads=2", "--n_la
 # What a run of each model needs on this dataset beside its backbone.
 NEEDED = {
     "AlphaFuse": (*SMALL_TRANSFORMER, "--null_size=4"),
-    "GPT4Rec": ("--num_queries=3", "--max_attribute_tokens=8", "--max_prompt_tokens=90", "--query_prompt={history} then"),
+    "GPT4Rec": ("--num_queries=3", "--max_attribute_tokens=8", "--max_prompt_tokens=90", "--query_prompt={history}"),
     "IDLEAdapter": ("--id_model=GRU4Rec", "--id_model_settings={'epochs': 1}", "--max_prompt_tokens=128"),
     "LLMRec": ("--max_sequence_tokens=100",),
     "MLP4Rec": ("--selected_features=['title']", "--load_col={'inter': '*', 'item': '*'}"),

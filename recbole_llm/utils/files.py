@@ -207,7 +207,6 @@ def read_json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
         DataError: if the file is missing, is not JSON (NaN and Infinity are not), or holds something other than an
             object.
     """
-
     return json_object(read_text(path, what), path, what)
 
 
