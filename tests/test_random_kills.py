@@ -65,7 +65,7 @@ def check_files(place: Path) -> None:
 
 
 def unfinished_run(place: Path) -> Path | None:
-    """Return a run that can be resumed. The ID model that a run needs (``id-...``) is gone on with by the same command."""
+    """Return a run that can be resumed; an ID model that a run needs (``id-...``) waits for the same command."""
     folders = (state.parent for state in place.glob("saved/[!i]*/resume.pt"))
     return next((folder for folder in folders if not (folder / "result.json").exists()), None)
 

@@ -290,7 +290,7 @@ def test_the_device_is_that_of_gpu_id(monkeypatch):
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("place", [lambda n: n, lambda n: [n], lambda n: {"a": n}, lambda n: {"a": [1.0, {"b": (n,)}]}])
 def test_a_number_that_no_file_can_hold_is_refused_wherever_it_stands(place, number):
-    """`config_file` and `id_model_settings` take what is not known before; the result is JSON, which has no such number."""
+    """Some settings take anything; a result is JSON, which has no such number."""
     assert "config_file=" in declared.fault({"config_file": place(number)}, None)
     assert declared.fault({"config_file": place(1e300)}, None) is None
     assert declared.fault({"numerical_features": None}, None).startswith("numerical_features=None must be")
