@@ -18,12 +18,13 @@ SMALL = [
     "--dataset=small", "--data_path=.", "--use_gpu=False", "--epochs=6", "--topk=[1,5]", "--valid_metric=NDCG@5",
     "--train_batch_size=8", "--show_progress=False", "--checkpoint_dir=saved", "--resume_seconds=0",
 ]  # fmt: skip
+IDLE = ["--id_model=GRU4Rec", "--id_model_settings={'epochs': 3}", "--max_prompt_tokens=128"]
 
 
 def commands(tiny: dict[str, Path]) -> dict[str, list[str]]:
     return {
         "run": ["run", "--model=SASRec", *SMALL],
-        "idle": ["run", "--model=IDLEAdapter", f"--backbone={tiny['bert']}", "--id_model=GRU4Rec", *SMALL],
+        "idle": ["run", "--model=IDLEAdapter", f"--backbone={tiny['bert']}", *IDLE, *SMALL],
         "tune": ["tune", "--model=SASRec", *SMALL, "--params_file=space.hyper", "--max_evals=2", "--out=study"],
         "compare": ["compare", "--models=SASRec,Pop", *SMALL, "--out=table"],
     }
@@ -63,6 +64,12 @@ def check_files(place: Path) -> None:
             load_file(path)
 
 
+def unfinished_run(place: Path) -> Path | None:
+    """Return a run that can be resumed; an ID model that a run needs (``id-...``) waits for the same command."""
+    folders = (state.parent for state in place.glob("saved/[!i]*/resume.pt"))
+    return next((folder for folder in folders if not (folder / "result.json").exists()), None)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, tiny):
     """What each command finds, and how many seconds it takes, when nothing ends it."""
@@ -89,9 +96,9 @@ def test_killed_at_a_random_moment(uninterrupted, tiny, tmp_path, name, draw):
     os.killpg(child.pid, signal.SIGKILL)
     child.communicate()
     check_files(place)
-    unfinished = [run.parent for run in place.glob("saved/*/resume.pt") if not (run.parent / "result.json").exists()]
-    if name in ("run", "idle") and unfinished:
-        arguments = ["run", f"--resume={unfinished[0].relative_to(place)}"]
+    unfinished = unfinished_run(place)
+    if name in ("run", "idle") and unfinished is not None:
+        arguments = ["run", f"--resume={unfinished.relative_to(place)}"]
     child = start(place, arguments)
     _, error = child.communicate(timeout=240)
     assert child.returncode == 0, error

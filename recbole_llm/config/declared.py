@@ -23,6 +23,7 @@ from recbole_llm.config.settings import (
 )
 from recbole_llm.errors import SettingError
 from recbole_llm.utils.paths import shipped
+from recbole_llm.utils.values import is_finite
 
 RUN = Section(
     "Run",
@@ -189,6 +190,8 @@ def fault(settings: Mapping[str, Any], model: str | None) -> str | None:
     declared = settings_of(model)
     for name, value in settings.items():
         wrong = declared[name].kind.fault(name, value) if name in declared else None
+        if wrong is None and not is_finite(value):  # no file that a run leaves could hold it
+            wrong = f"{name}={value} must not hold a number that is infinite or nan"
         if wrong is not None:
             return wrong
     return None

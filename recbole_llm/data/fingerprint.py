@@ -50,8 +50,8 @@ def kept_fingerprint(
         files: see `data.build.file_hashes`.
     """
     own, note = run_fingerprint(merged, files), folder / FINGERPRINT
-    if note.is_file():
-        started, _, resumed = note.read_text(encoding="utf-8").strip().partition(" ")
+    if note.is_file():  # a broken one is no run's, and is written again
+        started, _, resumed = note.read_text(encoding="utf-8", errors="replace").strip().partition(" ")
         own = started if own == resumed else own
     write_text(note, f"{own} {run_fingerprint(stored, files)}\n")
     return own

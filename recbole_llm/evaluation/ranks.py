@@ -97,10 +97,10 @@ class RankCollector(RecommendedItemsCollector):
             self.candidates.clear()
 
     def eval_batch_collect(
-        self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor, positive_i: Tensor
+        self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor | None, positive_i: Tensor | None
     ) -> None:
         """Collect one batch: RecBole's resources and the ranks of its targets."""
-        if scores_tensor.dim() != 2:  # one score per row, where RecBole measures labelled rows and ranks nothing
+        if positive_u is None or positive_i is None:  # RecBole measures labelled rows and ranks nothing
             super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
             return
         rows, targets = positive_u.to(scores_tensor.device), positive_i.to(scores_tensor.device)

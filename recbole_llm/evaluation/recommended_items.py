@@ -28,7 +28,7 @@ class RecommendedItemsCollector(Collector):
             self.data_struct.set("data.count_items", dict(enumerate(item_occurrences(part).tolist()[1:], start=1)))
 
     def eval_batch_collect(
-        self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor, positive_i: Tensor
+        self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor | None, positive_i: Tensor | None
     ) -> None:
         """Collect one batch; what fills a list that has too few candidates becomes item 0, and is no hit."""
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)

@@ -4,7 +4,6 @@ A state lies in a folder: the weights in safetensors, a note of how it was train
 has seen (the files `recbole_llm.backbone.pretrained` also writes).
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ from torch import Tensor
 
 from recbole_llm.backbone.pretrained import ITEMS, RECORD
 from recbole_llm.config.hooks import ModelHooks
-from recbole_llm.errors import CheckpointError, StorageError
+from recbole_llm.errors import CheckpointError, DataError, StorageError
 from recbole_llm.runs.checkpoint import WEIGHTS
-from recbole_llm.utils.files import replacing_folder, write_json
+from recbole_llm.utils.files import read_json_object, replacing_folder, write_json
 
 _WHAT = {
     "weights": "another backbone",
@@ -78,9 +77,11 @@ class PretrainedWeights:
             CheckpointError: if the folder holds no such state, or a broken one.
         """
         try:
-            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            record = read_json_object(folder / RECORD, "record of a pre-training")
+            if not isinstance(record.get("origin", {}), dict):
+                raise DataError(f"origin={record['origin']} of {folder / RECORD} is no mapping")
             return cls(folder, {**record, "folder": str(folder)}, load_file(folder / WEIGHTS))
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, DataError, SafetensorError) as error:
             raise CheckpointError(
                 f"{folder} holds no whole pre-trained state ({WEIGHTS} and {RECORD}): pre-train again, or name the "
                 f"folder that the verb pretrain printed"

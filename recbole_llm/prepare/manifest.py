@@ -92,7 +92,9 @@ def is_current(manifest: Mapping[str, Any], spec: Spec, folder: Path) -> bool:
     if manifest.get("settings") != spec.settings() or not isinstance(version, dict):
         return False
     outputs = manifest.get("outputs", {})
+    if not isinstance(outputs, dict) or not all(isinstance(entry, dict) for entry in outputs.values()):
+        return False
     whole = all(
-        (folder / name).is_file() and sha256(folder / name) == entry["sha256"] for name, entry in outputs.items()
+        (folder / name).is_file() and sha256(folder / name) == entry.get("sha256") for name, entry in outputs.items()
     )
     return version.get("preparation") == PREPARATION and whole

@@ -31,7 +31,7 @@ import polars as pl
 from recbole_llm.errors import CheckpointError, DataError
 from recbole_llm.runs.ranks import OTHER, read_ranks
 from recbole_llm.runs.result import RESULT
-from recbole_llm.utils.files import read_json_object, replacing
+from recbole_llm.utils.files import json_object, read_json_object, replacing
 
 SUFFIX = ".parquet"
 SPLITS = ("test", "valid")
@@ -63,8 +63,8 @@ class ArchivedRun:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What its `result.json` holds."""
-        return json.loads(self.text)
+        """What its `result.json` holds. Raises DataError."""
+        return json_object(self.text, self.path, "result of a run")
 
     def ranks(self, split: str = "test") -> pd.DataFrame | None:
         """Return what `read_ranks` gives for the run's ``ranks-<split>.tsv.gz``, None if it had no such file.

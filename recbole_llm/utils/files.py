@@ -207,11 +207,15 @@ def read_json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
         DataError: if the file is missing, is not JSON (NaN and Infinity are not), or holds something other than an
             object.
     """
+    return json_object(read_text(path, what), path, what)
+
+
+def json_object(text: str, path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+    """Return the object in a JSON text; the arguments and errors are those of `read_json_object`."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"it holds {constant}, which is not a number")
 
-    text = read_text(path, what)
     try:
         value = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:

@@ -3,6 +3,7 @@
 import ast
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -81,6 +82,15 @@ def write_value(value: Any) -> str:
     if parse_value(written) == value:
         return written
     return yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+
+
+def is_finite(value: Any) -> bool:
+    """Tell whether a value, with all that it holds, is without infinite numbers and nan."""
+    if isinstance(value, Mapping):
+        return all(map(is_finite, value.values()))
+    if isinstance(value, list | tuple | set):
+        return all(map(is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def names_of(text: str) -> list[str]:

@@ -285,3 +285,12 @@ def test_the_device_is_that_of_gpu_id(monkeypatch):
     assert Config("Pop", "ml-100k", config_dict={"use_gpu": False})["device"] == torch.device("cpu")
     with pytest.raises(SettingError, match="gpu_id=2 must be below 2"):
         Config("Pop", "ml-100k", config_dict={"gpu_id": 2})
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("place", [lambda n: n, lambda n: [n], lambda n: {"a": n}, lambda n: {"a": [1.0, {"b": (n,)}]}])
+def test_a_number_that_no_file_can_hold_is_refused_wherever_it_stands(place, number):
+    """Some settings take anything; a result is JSON, which has no such number."""
+    assert "config_file=" in declared.fault({"config_file": place(number)}, None)
+    assert declared.fault({"config_file": place(1e300)}, None) is None
+    assert declared.fault({"numerical_features": None}, None).startswith("numerical_features=None must be")

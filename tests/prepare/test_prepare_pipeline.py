@@ -95,6 +95,14 @@ def test_other_settings_or_changed_files_are_not_overwritten(settings_file, amaz
         prepare(settings_file(), raw=amazon, out=tmp_path / "out")
 
 
+@pytest.mark.parametrize("outputs", [[1], "abc", None, {"toy.inter": "abc"}, {"toy.inter": {}}])
+def test_a_manifest_changed_by_hand_is_not_that_of_these_settings(settings_file, amazon, tmp_path, outputs):
+    done = prepare(settings_file(), raw=amazon, out=tmp_path / "out")
+    (done.folder / "manifest.json").write_text(json.dumps({**done.manifest, "outputs": outputs}))
+    with pytest.raises(DataError, match="holds other files than these settings make"):
+        prepare(settings_file(), raw=amazon, out=tmp_path / "out")
+
+
 def test_order_of_filters_counts(settings_file, amazon, tmp_path):
     """Before items without title go, u2 has six interactions; after, four."""
     swapped = [{"minimum_length": {"interactions": 5}}, {"titles": {"empty": "drop"}}]

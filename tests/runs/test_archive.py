@@ -150,6 +150,21 @@ def test_what_cannot_be_archived_or_read(folders, tmp_path):
         find_runs([str(archive)])
 
 
+def test_a_result_in_an_archive_that_is_broken_is_named(folders, tmp_path):
+    """The table can be read, but one of its texts is cut, holds no number or is a list."""
+    archive = tmp_path / "runs.parquet"
+    write_archive(folders[:1], archive)
+    whole = pl.read_parquet(archive)
+    for text, message in (
+        (whole["result"][0][:20], "is not a readable result of a run"),
+        ('{"seed": NaN}', "it holds NaN, which is not a number"),
+        ("[1]", "is not a result of a run: it holds a list"),
+    ):
+        whole.with_columns(result=pl.lit(text)).write_parquet(archive)
+        with pytest.raises(DataError, match=rf"runs\.parquet/A/seed-2020 .*{message}"):
+            read_result(archive / "A" / "seed-2020")
+
+
 def test_a_comparison_is_the_same_from_an_archive_and_from_folders(workdir):
     for run in read_archive(ML_100K):
         unpack(run.path, workdir / "runs" / run.label / f"seed-{run.seed}")

@@ -1,6 +1,7 @@
 """Pre-training of a whole model on other datasets, with its own loss: what is kept, used and refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from safetensors.torch import load_file
 from small_data import HISTORIES, TITLES, small_settings, write_dataset
 
+from recbole_llm.backbone.pretrained import RECORD
 from recbole_llm.cli import main as cli
 from recbole_llm.config.config import Config
 from recbole_llm.errors import CheckpointError, DataError, SettingError
+from recbole_llm.model.pretrained_state import PretrainedWeights
 from recbole_llm.model.sequential_recommender.unisrec import UniSRec
 from recbole_llm.quick_start import run as quick_start
 from recbole_llm.stages.kept import kept_by
@@ -171,6 +174,11 @@ def test_a_broken_state_and_shared_items_are_refused(state, settings, data):
     """No folder of a pre-training, and a target that was pre-trained on."""
     with pytest.raises(CheckpointError, match="holds no whole pre-trained state"):
         quick_start.run(settings=settings(pretrain_datasets=None, pretrained_state=str(data)))
+    broken = shutil.copytree(state, data / "broken")
+    for text in ("[1]", '{"model": "UniSRec", "origin": [1]}', "{", "\xff"):
+        (broken / RECORD).write_bytes(text.encode("latin-1"))
+        with pytest.raises(CheckpointError, match="holds no whole pre-trained state"):
+            PretrainedWeights.read(broken)
     write_dataset(data, {"u1": "abcd", "u2": "dcba", "u3": "bcd"}, FOOD, name="shop")
     given = settings(pretrain_datasets=None, pretrained_state=state, dataset="shop", topk=[1], valid_metric="NDCG@1")
     with pytest.raises(DataError, match="4 items of the target shop are in the pre-training data food too"):

@@ -76,7 +76,7 @@ FILES = Section(
                 Maybe(Pairs(NUMBER, "{rating: 4}")),
                 "From which value of a column on the label is 1; read where the mode of eval_args is labeled.",
             ),
-            ("numerical_features", Maybe(COLUMNS), "Columns of numbers that get an embedding."),
+            ("numerical_features", COLUMNS, "Columns of numbers that get an embedding."),
             (
                 "discretization",
                 Maybe(Pairs(_DISCRETE, "{price: {method: ED, bucket: 10}}")),
