@@ -48,6 +48,7 @@ def test_loss_and_gradients_are_those_of_autograd(monkeypatch, rows):
 def cut_by_items(monkeypatch, block):
     """Have blocks of this many items for all queries at once; return a list that gets the shapes of their logits."""
     monkeypatch.setattr(item_linear_projection, "_LOGITS_BYTES", 4)
+    monkeypatch.setattr(item_linear_projection, "_BLOCK_BYTES", {"cpu": 4})
     monkeypatch.setattr(item_linear_projection, "_LEAST_ITEMS", block)
     made, shapes = item_linear_projection._block_logits, []
 
@@ -115,19 +116,27 @@ def test_cut_by_items_trains_what_needs_a_gradient_alone(monkeypatch):
 
 
 def test_a_large_catalogue_is_cut_by_items(monkeypatch):
-    """Without any setting: at most 512 MiB of float32 logits, of 512 queries or more, or else of all queries."""
+    """At most 512 MiB of float32 logits, of 512 queries or more, or else of all queries; where W is narrow of fewer."""
     cuts = {}
     for name in ("_CutByQueries", "_CutByItems"):
         monkeypatch.setattr(
             getattr(item_linear_projection, name), "apply", lambda *given, name=name: cuts.update(found=name)
         )
-    for queries, items, expected in (
-        (1_600, 10_000, "_CutByQueries"),
-        (1_600, 262_144, "_CutByQueries"),
-        (1_600, 262_145, "_CutByItems"),
-        (100, 1_000_000, "_CutByQueries"),  # all in one piece
-        (200, 1_000_000, "_CutByItems"),
+    for queries, items, width, expected in (
+        (1_600, 10_000, 2_048, "_CutByQueries"),
+        (1_600, 262_144, 2_048, "_CutByQueries"),
+        (1_600, 262_145, 2_048, "_CutByItems"),
+        (1_600, 262_145, 64, "_CutByQueries"),
+        (1_600, 5_000_000, 64, "_CutByItems"),
+        (100, 1_000_000, 768, "_CutByQueries"),  # all in one piece
+        (200, 1_000_000, 768, "_CutByItems"),
     ):
-        weight, states = torch.empty(items, 1, device="meta"), torch.empty(queries, 1, device="meta")
+        weight, states = torch.empty(items, width, device="meta"), torch.empty(queries, width, device="meta")
         cross_entropy_sum(states, weight, torch.empty(queries, device="meta"))
         assert cuts["found"] == expected
+
+
+def test_a_block_holds_as_many_logits_as_fit():
+    for device, queries, items in (("meta", 1_600, 65_536), ("meta", 10_000, 13_421), ("meta", 10**7, 512),
+                                   ("cpu", 400, 2_621)):  # fmt: skip
+        assert item_linear_projection._block_size(torch.empty(queries, 1, device=device)) == items

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _LOGITS_BYTES = 512 * 1024**2  # the most that the float32 logits of one piece may take
-# Cut by queries, each piece reads W and adds to its whole gradient: that pays while a piece has this many queries.
+# Cut by queries, each piece reads W and adds to its whole gradient: that pays while a piece has this many queries, and
+# half as many as W is wide. A CPU is faster with blocks that stay in its caches, so these alone are less to it.
 _LEAST_QUERIES = 512
-_LEAST_ITEMS, _MOST_ITEMS = 1024, 65_536  # of a block, where the catalogue is cut by items
+_BLOCK_BYTES = {"cpu": 4 * 1024**2}  # of the float32 logits of one block of items; on other devices _LOGITS_BYTES
+_LEAST_ITEMS, _MOST_ITEMS = 512, 65_536  # of a block
 
 
 class ItemLinearProjection(nn.Module):
@@ -59,7 +61,8 @@ def cross_entropy_sum(
         padding_class: whether row 0 is a class of the softmax, as in RecBole's models; else it takes no probability.
     """
     piece = max(_LOGITS_BYTES // (4 * len(weight)), 1)
-    if piece >= min(len(states), _LEAST_QUERIES):
+    least = _LEAST_QUERIES if states.device.type == "cpu" else min(_LEAST_QUERIES, weight.shape[1] // 2)
+    if piece >= min(len(states), least):
         loss: Tensor = _CutByQueries.apply(states, weight, labels, dtype, padding_class, piece)
     else:
         loss = _CutByItems.apply(states, weight, labels, dtype, padding_class)
@@ -131,7 +134,7 @@ class _CutByItems(torch.autograd.Function):
         low_states = states.to(dtype)
         normaliser = torch.full((len(states),), float("-inf"), device=states.device)
         label_logits = torch.zeros(len(states), device=states.device)
-        for start in range(0, len(weight), _block_size(len(states))):
+        for start in range(0, len(weight), _block_size(states)):
             logits, _ = _block_logits(low_states, weight, start, padding_class)
             place, inside = _places(labels, start, logits.shape[1])
             label_logits += logits.gather(1, place[:, None])[:, 0].masked_fill(~inside, 0)
@@ -151,7 +154,7 @@ class _CutByItems(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             weight_gradient = torch.empty_like(weight)
         scale = output_gradient * (labels > 0)
-        for start in range(0, len(weight), _block_size(len(states))):
+        for start in range(0, len(weight), _block_size(states)):
             difference, low_weight = _block_logits(low_states, weight, start, ctx.padding_class)
             difference.sub_(normaliser[:, None]).exp_()
             place, inside = _places(labels, start, len(low_weight))
@@ -165,13 +168,15 @@ class _CutByItems(torch.autograd.Function):
         return None if state_gradient is None else state_gradient.to(states.dtype), weight_gradient, None, None, None
 
 
-def _block_size(queries: int) -> int:
-    return min(max(_LOGITS_BYTES // (4 * max(queries, 1)), _LEAST_ITEMS), _MOST_ITEMS)
+def _block_size(states: Tensor) -> int:
+    """Return how many items a block has for the queries of `states`."""
+    room = _BLOCK_BYTES.get(states.device.type, _LOGITS_BYTES)
+    return min(max(room // (4 * max(len(states), 1)), _LEAST_ITEMS), _MOST_ITEMS)
 
 
 def _block_logits(low_states: Tensor, weight: Tensor, start: int, padding_class: bool) -> tuple[Tensor, Tensor]:
     """Return the float32 logits [queries, block] of the items from `start` on, and their rows of W in low precision."""
-    low_weight = weight[start : start + _block_size(len(low_states))].to(low_states.dtype)
+    low_weight = weight[start : start + _block_size(low_states)].to(low_states.dtype)
     with torch.autocast(weight.device.type, enabled=False):  # the backward pass, which makes them again, has none
         logits = (low_states @ low_weight.T).float()
     if start == 0 and not padding_class:
