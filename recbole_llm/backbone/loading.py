@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -34,7 +35,6 @@ class Backbone:
         width: width of `last_hidden_state`, which may differ from that of the layers (opt-350m: 512, its layers 1024).
         layers: the attention layers, first to last.
         max_positions: how many tokens the model has positions for, None if there is no bound.
-        fingerprint: 16 hexadecimal digits that identify the weights.
     """
 
     model: PreTrainedModel
@@ -44,7 +44,11 @@ class Backbone:
     width: int
     layers: torch.nn.ModuleList
     max_positions: int | None
-    fingerprint: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that identify the weight files; the files are read when it is first asked for."""
+        return fingerprint(self.folder)
 
 
 def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Backbone:
@@ -79,7 +83,6 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 
         width=getattr(model.config, "word_embed_proj_dim", model.config.hidden_size),
         layers=_layers(model, found),
         max_positions=_max_positions(model),
-        fingerprint=fingerprint(found.folder),
     )
 
 
