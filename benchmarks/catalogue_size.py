@@ -3,8 +3,8 @@
 Two kinds of steps with AdamW at the width of opt-125m: "cached" reads stored hidden states and trains the projection
 alone (ILP tuning); "full" also trains a backbone of opt-125m's shape on 16,384 tokens.
 
-Four ways to the loss: "pieces" is what a run takes, of some queries or of some items at a time; "queries" always cuts by
-queries, as version 0.2.0 did; "whole" keeps the logits; "torch" is torch's own `linear_cross_entropy` (>= 2.13).
+Four ways to the loss: "pieces" is what a run takes, of some queries or of some items at a time; "queries" always cuts
+by queries, as version 0.2.0 did; "whole" keeps the logits; "torch" is torch's own `linear_cross_entropy` (>= 2.13).
 
     python benchmarks/catalogue_size.py [--items=10000,100000,1000000] [--queries=1600] [--steps=cached,full]
                                                         (a CUDA device, or 10^3 to 10^5 items and width 64 on the CPU)

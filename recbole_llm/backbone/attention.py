@@ -76,7 +76,8 @@ def _packed_attention(
 
     With `sliding_window` w a token of a decoder sees itself and the w - 1 tokens before it, as in transformers' masks.
 
-    Returns [1, tokens, heads, size], as transformers' attention functions do. Grouped key heads are not expanded where the kernel knows them.
+    Returns [1, tokens, heads, size], as transformers' attention functions do. Grouped key heads are repeated only where
+    the kernel does not know them.
 
     Raises:
         BackboneError: for a keyword that changes attention in a way that is not known here.

@@ -28,7 +28,7 @@ class Backbone:
     """A loaded language model.
 
     Attributes:
-        model: transformers' base model (AutoModel, without a head), in eval mode, on the CPU.
+        model: transformers' base model (AutoModel, without a head), in eval mode, on the CPU if no other device was asked for.
         tokenizer: its fast tokenizer; it pads on the preset's side, and cuts only when asked to.
         preset: how the model is used.
         folder: where it was loaded from.
@@ -51,7 +51,9 @@ class Backbone:
         return fingerprint(self.folder)
 
 
-def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Backbone:
+def load_backbone(
+    name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, device: torch.device | None = None
+) -> Backbone:
     """Load the backbone `name`: a preset, a folder, or a hub id.
 
     Args:
@@ -59,6 +61,8 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 
         dtype: type of the weights in memory.
         seed: draws what the weights file does not hold (an encoder's pooler, if its class insists on one); the caller's
             random state is left as it was, so that other random numbers do not depend on the backbone.
+        device: a GPU whose memory the weights are read into, file by file, so that the host never holds all of them;
+            by default, and for a CPU, they are on the CPU.
 
     Raises:
         SettingError: if no such backbone is known.
@@ -66,7 +70,7 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 
     """
     found = resolve(name)
     require_whole(found.folder)
-    model = _load_model(found, dtype, seed)
+    model = _load_model(found, dtype, seed, device)
     tokenizer = _load_tokenizer(found)
     known, rows = max(tokenizer.get_vocab().values(), default=-1) + 1, model.get_input_embeddings().num_embeddings
     if known > rows:
@@ -101,7 +105,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load_model(found: Resolved, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+def _load_model(found: Resolved, dtype: torch.dtype, seed: int, device: torch.device | None) -> PreTrainedModel:
     config = read_config(found.folder)
     has_safetensors = weight_files(found.folder)[0].suffix == ".safetensors"
     try:
@@ -116,6 +120,7 @@ def _load_model(found: Resolved, dtype: torch.dtype, seed: int) -> PreTrainedMod
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                **({"device_map": {"": device}} if device is not None and device.type != "cpu" else {}),
                 **({"add_pooling_layer": False} if _has_optional_pooler(config) else {}),
             )
     except Exception as error:  # safetensors, torch and transformers each have their own types for a broken file

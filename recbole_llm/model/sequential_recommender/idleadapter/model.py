@@ -90,7 +90,7 @@ class IDLEAdapter(ProjectedRecommender):
         self.id_model = id_model.module
         self._known_vectors = RowMemory()
         interests, size = user_vector_shape(self.id_model)
-        loaded = load_backbone(settings.backbone, dtype=self.precision)
+        loaded = load_backbone(settings.backbone, dtype=self.precision, device=torch.device(self.device))
         self.backbone = loaded.model
         self.backbone_folder = loaded.folder
         self.layers = len(loaded.layers)

@@ -95,7 +95,8 @@ class ST2SI(ProjectedRecommender):
         super().__init__(config, dataset)
         self.settings = ST2SISettings.from_config(config, backbone)
         self.precision = resolve_precision(config["precision"], torch.device(self.device))
-        loaded = load_backbone(self.settings.backbone, dtype=self.settings.tuning.load_dtype(self.precision))
+        dtype = self.settings.tuning.load_dtype(self.precision)
+        loaded = load_backbone(self.settings.backbone, dtype=dtype, device=torch.device(self.device))
         self._check_backbone(loaded)
         self.backbone = loaded.model
         self.backbone_folder = loaded.folder
