@@ -28,7 +28,7 @@ class Backbone:
     """A loaded language model.
 
     Attributes:
-        model: transformers' base model (AutoModel, without a head), in eval mode, on the CPU if no other device was asked for.
+        model: transformers' base model (AutoModel, without a head), in eval mode, on the device asked for.
         tokenizer: its fast tokenizer; it pads on the preset's side, and cuts only when asked to.
         preset: how the model is used.
         folder: where it was loaded from.

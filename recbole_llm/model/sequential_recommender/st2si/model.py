@@ -160,16 +160,9 @@ class ST2SI(ProjectedRecommender):
             aligned = query_token_id(loaded.tokenizer, loaded.model, settings.alignment_token)
         limits = WindowLimits(settings.max_items, settings.max_sequence_tokens)
         return ST2SIInputs(
-            dataset,
-            text,
-            query,
-            instruction,
-            limits,
-            settings.train_window,
-            settings.multi_query,
-            settings.alignment,
+            dataset, text, query, instruction, limits, settings.train_window, settings.multi_query, settings.alignment,
             aligned,
-        )
+        )  # fmt: skip
 
     def train(self, mode: bool = True) -> "ST2SI":
         """Set training mode; a frozen backbone stays in eval mode, without dropout."""
