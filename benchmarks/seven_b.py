@@ -10,7 +10,7 @@ downloaded. What is printed, a JSON line each:
   and 6 where activations are computed again (``gradient_checkpointing``); ``share_of_matrix_rate`` counts what is
   computed, ``useful_share`` 4 in any case. Adapters, attention and embeddings are left out of the count.
 
-``first_step_s`` is from nothing to the end of the first optimiser step: data, tokens, weights and, with ILP, the states.
+``first_step_s`` is from nothing to the end of the first optimiser step: data, tokens, weights and (ILP) the states.
 ``gpu_gib`` is the most that torch had allocated since the line before; ``host_gib`` the process' largest resident
 memory, with the pages of the files that it has mapped.
 
