@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from recbole_llm.inference.recommender import Recommender
     from recbole_llm.quick_start.run import load, pretrain, run
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["Recommender", "__version__", "compare", "load", "pretrain", "run", "tune"]
 
 _HOMES = {

@@ -28,6 +28,10 @@ class StorageError(RecBoleLLMError):
     """A file that could not be written: a full disk, a folder without permission."""
 
 
+class EndpointError(RecBoleLLMError):
+    """A server that refuses to be asked, or gives no answer that can be read."""
+
+
 class TrainingError(RecBoleLLMError):
     """Training or evaluation that produced values which are not numbers."""
 

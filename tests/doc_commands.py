@@ -34,6 +34,8 @@ RUN: dict[str, dict[str, object]] = {
     },
     # generation.md
     "recbole-llm --model=P5 --dataset=Scientific --backbone=smollm2-135m": {"backbone": "TINY", "epochs": 1},
+    # prompted_models.md
+    "recbole-llm prompts export --dataset=ml-100k --candidates=20 --candidate_seeds=1 --out=prompts.jsonl": {},
     # add_a_backbone.md
     "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=models/my-llama --tuning=lora": {},
     # compare_and_tune.md
@@ -110,6 +112,21 @@ RUN: dict[str, dict[str, object]] = {
 }
 
 READ = {
+    **dict.fromkeys(
+        (
+            "recbole-llm run --model=LLaRA --dataset=ml-100k --id_model=SASRec",
+            "recbole-llm run --model=TALLRec --dataset=ml-100k --task=listwise",
+            "recbole-llm run --model=LLMPrompt --dataset=ml-100k --answer=likelihood",
+        ),
+        "prompts longer than the tiny models read; tests/test_prompted_end_to_end.py runs them",
+    ),
+    "recbole-llm run --model=TALLRec --dataset=ml-100k --config_files=properties/task/ratings.yaml": (
+        "it leaves no ranks; tests/test_prompted_end_to_end.py runs it"
+    ),
+    "recbole-llm prompts ask --endpoint=https://host/v1 --model=NAME --answers=answers.jsonl": (
+        "another host; tests/inference/test_hosted_prompts.py asks one of its own"
+    ),
+    "recbole-llm prompts import --answers=answers.jsonl --name=GPT-4": "tests/inference/test_hosted_prompts.py has it",
     "recbole-llm pretrain --model=UniSRec --pretrain_datasets=Games,Food": "tests/stages/ has it",
     'recbole-llm recommend --run=saved/<run of UniSRec> --history="242,302" --new_items=new.tsv': (
         "tests/cli/test_recommend_command.py runs it"

@@ -55,6 +55,11 @@ def converted_folder(name: str, gguf_file: Path) -> Path:
         digest = content_hash(gguf_file)
     except OSError as error:
         raise BackboneError(f"{gguf_file} cannot be read ({error.strerror}): install its package again") from error
+    return converted_of_digest(name, digest)
+
+
+def converted_of_digest(name: str, digest: str) -> Path:
+    """Return where the conversion of a file with this sha256 is kept. Raises StorageError if there can be no cache."""
     return _conversions() / f"{name}-v{CONVERSION_VERSION}-{digest[:16]}"
 
 

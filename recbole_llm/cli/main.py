@@ -14,7 +14,7 @@ from recbole_llm.utils.allocator import process_is_a_command
 from recbole_llm.utils.plain_text import one_line
 
 # Each verb is a module of this name, whose imports wait until it runs.
-VERBS = ("run", "pretrain", "tune", "prepare", "recommend", "compare", "plot", "report", "doctor")
+VERBS = ("run", "pretrain", "tune", "prepare", "recommend", "prompts", "compare", "plot", "report", "doctor")
 
 USAGE = """\
 recbole-llm: language-model recommenders inside RecBole
@@ -38,6 +38,12 @@ Data
 Use
   recbole-llm recommend --run=saved/<run> --user=USER
       Show the best items for users, or after histories that are given by hand.
+
+Hosted models
+  recbole-llm prompts export -d DATASET [--out=prompts.jsonl]
+  recbole-llm prompts ask --endpoint=URL --model=NAME
+  recbole-llm prompts import --answers=FILE --name=GPT-4
+      Show candidates to a model behind an address, and make a run of its answers.
 
 Results
   recbole-llm compare --models=ST2SI,SASRec -d DATASET [--seeds=3] [--name=value ...]

@@ -11,7 +11,13 @@ import pandas as pd
 from recbole.evaluator.register import smaller_metrics
 
 from recbole_llm.comparison.collect import Collected
-from recbole_llm.comparison.columns import interval_metrics, is_column, mean_and_deviation, require_columns
+from recbole_llm.comparison.columns import (
+    candidate_columns,
+    interval_metrics,
+    is_column,
+    mean_and_deviation,
+    require_columns,
+)
 from recbole_llm.comparison.groups import group_metrics, read_facts
 from recbole_llm.comparison.significance import bootstrap_means, compare_pairs, percentiles
 from recbole_llm.comparison.user_values import has_user_values, mean_over_seeds, ranked_together, user_values
@@ -36,7 +42,8 @@ def analyse(
 
     Args:
         collected: the cells in the order of the table; all of one dataset were measured by one protocol.
-        show: metrics of the table and other columns (`comparison.columns`); empty: see `shown_metrics`.
+        show: metrics of the table and other columns (`comparison.columns`); empty: see `shown_metrics`, or HitRatio@1
+            and ValidRatio where a run has nothing else.
         ours: labels; empty: see `sides`.
         baselines: labels; empty: see `sides`.
         papers: whether to add what the papers print.
@@ -50,7 +57,9 @@ def analyse(
     cells = [found.entry for found in collected]
     datasets = list(dict.fromkeys(cell["dataset"] for cell in cells))
     labels = list(dict.fromkeys(cell["label"] for cell in cells))
-    metrics = shown_metrics(cells, show)
+    # Where one of the runs ranked nothing but lists of candidates, these are what all have in common.
+    among_candidates = [] if show else candidate_columns(cells)
+    metrics = [] if among_candidates else shown_metrics(cells, show)
     require_columns(cells, [name for name in show if is_column(name)])
     ours, baselines = sides(collected, ours, baselines, by_default=significance)
     summary = _summary(cells, datasets, labels, metrics)
@@ -60,7 +69,7 @@ def analyse(
         "ours": ours,
         "baselines": baselines,
         "metrics": metrics,
-        "columns": list(show or metrics),
+        "columns": list(show or among_candidates or metrics),
         "seeds": sorted({cell["seed"] for cell in cells}),
         "cells": cells,
         "summary": summary,

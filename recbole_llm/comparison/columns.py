@@ -9,9 +9,12 @@ from recbole_llm.errors import SettingError, nearest
 
 _SEEDS = "seeds"
 _INTERVAL = "interval."
+# What is measured among few candidates: a mean over rows and draws, and its deviation over the draws.
+OF_CANDIDATES = ("candidates.hit@1", "candidates.valid_ratio")
 _PLAIN = ("epochs", "best_epoch", "device", "backbone", "tuning", _SEEDS)
 _METRICS = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP", "auc": "AUC", "gauc": "GAUC", "mae": "MAE", "rmse": "RMSE"}
 _WORDS = {"ilp_accuracy": "ILP accuracy"}
+_HEADS = dict(zip(OF_CANDIDATES, ("HitRatio@1", "ValidRatio"), strict=True))
 
 
 def is_column(name: str) -> bool:
@@ -34,6 +37,8 @@ def column_name(column: str) -> str:
     """Return the head of a column: ``NDCG@10``, ``Valid NDCG@10``, ``Fit, s``."""
     if not is_column(column):
         return metric_name(column)
+    if column in _HEADS:
+        return _HEADS[column]
     first, _, rest = column.partition(".")
     if column.startswith(_INTERVAL):
         return f"{metric_name(rest)}, 95% interval"
@@ -66,7 +71,7 @@ def require_columns(cells: Sequence[dict[str, Any]], columns: Sequence[str]) -> 
         if column == _SEEDS or column.startswith(_INTERVAL) or not done:
             continue
         values = [recorded(cell, column) for cell in done]
-        if all(value is None or isinstance(value, dict) for value in values):
+        if all(value is None or (isinstance(value, dict) and not _over_draws(value)) for value in values):
             known = _known(done)
             raise SettingError(
                 f"show={column} is nothing that the runs recorded{nearest(column, known)} They have {', '.join(known)}"
@@ -97,6 +102,19 @@ def column_values(comparison: dict[str, Any], dataset: str, label: str, column: 
     return [value for value in values if value is not None]
 
 
+def _over_draws(value: Any) -> bool:
+    """Tell whether a value is a mean and a deviation over draws of candidates."""
+    return isinstance(value, dict) and {"mean", "std"} <= value.keys()
+
+
+def candidate_columns(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what all finished runs have among candidates, if one of them ranked nothing else; else nothing."""
+    done = [cell for cell in cells if cell["status"] == "done"]
+    if not done or all(cell["test"] for cell in done):
+        return []
+    return [column for column in OF_CANDIDATES if any(recorded(cell, column) is not None for cell in done)]
+
+
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Return mean and standard deviation over seeds; the latter is None for one value."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -110,6 +128,10 @@ def are_numbers(values: Sequence[Any]) -> bool:
 def column_text(comparison: dict[str, Any], dataset: str, label: str, column: str) -> str:
     """Return one field: the mean over seeds, with the deviation of a metric; words as they are; empty for nothing."""
     values = column_values(comparison, dataset, label, column)
+    if values and all(map(_over_draws, values)):
+        if len(values) == 1:
+            return f"{values[0]['mean']:.4f} ± {values[0]['std']:.4f}"
+        values = [float(value["mean"]) for value in values]
     if not are_numbers(values):
         return ", ".join(dict.fromkeys(map(str, values)))
     mean, deviation = mean_and_deviation(values)

@@ -117,7 +117,7 @@ def _read_all(runs: Sequence[tuple[str | None, Path]]) -> list[_Run]:
 def _read(label: str | None, folder: Path) -> _Run:
     try:
         result = read_result(folder)
-        if not result.test:
+        if not result.test and result.candidates is None:
             raise CheckpointError(f"{folder / run_folder.RESULT} has no test metrics: there is nothing to compare")
     except CheckpointError as error:
         settings = _stored_settings(folder, error)

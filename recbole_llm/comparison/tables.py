@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recbole_llm.comparison.columns import (
+    OF_CANDIDATES,
     are_numbers,
     column_name,
     column_text,
@@ -85,7 +86,7 @@ def make_grid(comparison: dict[str, Any]) -> Grid:
         for method, printed in methods.items():
             row = f"{method}, as printed"
             models += [] if row in models else [row]
-            for metric in printed.keys() & set(comparison["metrics"]):
+            for metric in printed.keys() & {*comparison["metrics"], *columns_of(comparison)}:
                 values[row, dataset, metric] = Value(f"{printed[metric]:.4f}")
     return Grid(models, columns, values, list(why.values()))
 
@@ -109,7 +110,7 @@ def caption(comparison: dict[str, Any]) -> list[str]:
     sentences = [
         f"Test metrics of the epoch that was best on validation{spread}. Best in bold, second-best underlined."
     ]
-    sentences += protocol_sentences(comparison)
+    sentences += protocol_sentences(comparison) + candidate_sentences(comparison)
     if any(entry["improvement"] is not None for entry in comparison["summary"]):
         measured = {entry["label"] for entry in comparison["summary"]}
         baselines = ", ".join(label for label in comparison["baselines"] if label in measured)
@@ -140,6 +141,22 @@ def protocol_sentences(comparison: dict[str, Any]) -> list[str]:
             way = "are ranked with all others" if repeatable else "are left out of the rankings"
             found.append(f"Items that a user met before {way}{where} (repeatable: {repeatable}).")
     return found
+
+
+def candidate_sentences(comparison: dict[str, Any]) -> list[str]:
+    """Return what must be said of columns that are measured among few candidates; nothing without such a column."""
+    if not any(column in OF_CANDIDATES for column in columns_of(comparison)):
+        return []
+    found = [cell["extras"].get("candidates") for cell in comparison["cells"] if cell["status"] == "done"]
+    entries = [entry for entry in found if entry]
+    sizes = sorted({f"{entry['size']}" for entry in entries})
+    draws = sorted({f"{entry['seeds']}" for entry in entries})
+    rules = sorted({entry["rule"] for entry in entries if "strict_rule" in entry})
+    read = f" Answers are read by the rule {' or '.join(rules)}; one that is not valid is a miss." if rules else ""
+    return [
+        f"HitRatio@1 and ValidRatio: among {' or '.join(sizes)} candidates drawn {' or '.join(draws)} times, mean and "
+        f"standard deviation over the draws (over seeds, if there are several).{read}"
+    ]
 
 
 def with_other(comparison: dict[str, Any]) -> list[dict[str, Any]]:

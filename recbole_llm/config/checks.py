@@ -116,6 +116,13 @@ def _check_valid_metric(config: Any) -> None:
     # `mrr` is always there; value metrics such as AUC have no cut-off.
     known = ["mrr", *(f"{metric}@{cut}" for metric in config["metrics"] for cut in config["topk"]), *config["metrics"]]
     metric = str(config["valid_metric"])
+    if hooks_of_class(config.model_class).chooses(config):
+        if metric.lower() != "hit@1":
+            raise SettingError(
+                f"valid_metric={metric} is that of a ranking, and {config['model']} chooses one candidate: set it to "
+                f"Hit@1"
+            )
+        return
     if metric.lower() not in {name.lower() for name in known}:
         raise SettingError(
             f"valid_metric={metric} is not computed{nearest(metric, known)} Metrics are {', '.join(config['metrics'])} "

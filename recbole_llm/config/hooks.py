@@ -41,6 +41,18 @@ class ModelHooks:
     histories_on_host: bool = False
 
     @classmethod
+    def chooses(cls, config: Any) -> bool:
+        """Tell whether a run's model is shown lists of candidates and chooses one, and ranks nothing; by default not.
+
+        It is then measured among `candidates` alone, see `evaluation.candidate_choices` and `trainer.choice_trainer`.
+
+        Args:
+            config: the settings of the run.
+        """
+        del config
+        return False
+
+    @classmethod
     def check_before_stages(cls, config: Any, dataset: Any) -> None:
         """Refuse settings that cannot work before minutes of training are spent on a stage. By default nothing.
 

@@ -46,7 +46,8 @@ class IdPrompts:
             starts = _first_of(ids).followed_by(_first_of(ids))
         self._first_user = len(table)
         if self.reads_users:
-            written = [self._tokens(str(user))[0] for user in range(users)]
+            names = [str(user) for user in range(users)]
+            written = tokenizer(names, add_special_tokens=False)["input_ids"]
             table = table.followed_by(RaggedTable.from_rows(written))
             starts = starts.followed_by(RaggedTable.from_rows([[0] * len(row) for row in written]))
         self._templates: list[tuple[np.ndarray, int, np.ndarray]] = []  # rows before, the place of a user there, after

@@ -112,6 +112,7 @@ class Prompts:
         tokenizer: of the backbone.
         limits: what a prompt may hold.
         virtual: placeholder tokens before every prompt.
+        closed: whether the tokenizer's special tokens stand after a prompt, too; not where an answer follows it.
 
     Attributes:
         table: row v is item v as the first of a history, row ``items + v`` the same after another item; then the
@@ -122,13 +123,20 @@ class Prompts:
     """
 
     def __init__(
-        self, template: PromptTemplate, texts: pd.DataFrame, tokenizer: Any, limits: PromptLimits, virtual: int
+        self,
+        template: PromptTemplate,
+        texts: pd.DataFrame,
+        tokenizer: Any,
+        limits: PromptLimits,
+        virtual: int,
+        closed: bool = True,
     ) -> None:
         before, after = template.around()
         item, first_item, before = _items(template.items(texts), tokenizer, limits.item_tokens, before)
         first, last = special_tokens(tokenizer)
-        begin, end = [*first, *_tokens(tokenizer, before)], [*_following(tokenizer, after), *last]
-        separator = _following(tokenizer, template.separator)
+        begin = [*first, *plain_tokens(tokenizer, before)]
+        end = [*following_tokens(tokenizer, after), *(last if closed else [])]
+        separator = following_tokens(tokenizer, template.separator)
         if limits.positions is not None and limits.tokens > limits.positions:
             raise SettingError(
                 f"max_prompt_tokens={limits.tokens} is more than the {limits.positions} positions of the backbone: "
@@ -247,25 +255,26 @@ def _items(written: pd.DataFrame, tokenizer: Any, limit: int, before: str) -> tu
         return after_another, after_another, before[:-1]
     if not before:
         return after_another, tokens(""), before
-    line = _tokens(tokenizer, _LINE)  # none where white space is dropped, as by WordPiece
-    if _tokens(tokenizer, f"{_LINE}a")[: len(line)] != line:
+    line = plain_tokens(tokenizer, _LINE)  # none where white space is dropped, as by WordPiece
+    if plain_tokens(tokenizer, f"{_LINE}a")[: len(line)] != line:
         return after_another, tokens(""), before  # a line's end is a space to it, and starts every text anyway
     return after_another, _without_starts(tokens(_LINE, limit + len(line)), len(line)), before
 
 
-def _tokens(tokenizer: Any, text: str) -> list[int]:
+def plain_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text without special ones around it."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _following(tokenizer: Any, text: str) -> list[int]:
+def following_tokens(tokenizer: Any, text: str) -> list[int]:
     """Return the tokens of a text as they are after a word, without the space that some tokenizers put before all."""
-    word, whole = _tokens(tokenizer, "a"), _tokens(tokenizer, f"a{text}")
-    return whole[len(word) :] if whole[: len(word)] == word else _tokens(tokenizer, text)
+    word, whole = plain_tokens(tokenizer, "a"), plain_tokens(tokenizer, f"a{text}")
+    return whole[len(word) :] if whole[: len(word)] == word else plain_tokens(tokenizer, text)
 
 
 def keeps_spaces(tokenizer: Any) -> bool:
     """Tell whether a piece after another must start with its space, as in byte-level BPE, to be tokenised as there."""
-    whole, before, spaced = (_tokens(tokenizer, text) for text in ("x: a", "x:", " a"))
+    whole, before, spaced = (plain_tokens(tokenizer, text) for text in ("x: a", "x:", " a"))
     return before + spaced == whole
 
 

@@ -106,17 +106,32 @@ class CandidateRanking:
         """Return HitRatio@1, its mean and its standard deviation (of a sample) over the draws."""
         if self._row != len(self._others):
             raise ValueError(f"{self._row} of {len(self._others)} rows were scored")
-        ratios = self._hits.numpy() / self._row
-        std = float(ratios.std(ddof=1)) if self.seeds > 1 else 0.0
-        return {"mean": round(float(ratios.mean()), 4), "std": round(std, 4)}
+        return mean_and_std(self._hits.numpy() / self._row)
+
+    def entry(self, rule: str) -> dict[str, Any]:
+        """Return what `result.json` holds. A best score is always a candidate, so the ratio of valid choices is 1."""
+        del rule  # of answers in words
+        whole = {"mean": 1.0, "std": 0.0}
+        return {"size": self.size, "seeds": self.seeds, "hit@1": self.hit_ratio(), "valid_ratio": whole}
 
 
-def excluded_items(part: Any, earlier: list[Any]) -> RaggedTable:
+def mean_and_std(ratios: np.ndarray) -> dict[str, float]:
+    """Return the mean and the standard deviation (of a sample) of ratios, float [draws]."""
+    std = float(ratios.std(ddof=1)) if len(ratios) > 1 else 0.0
+    return {"mean": round(float(ratios.mean()), 4), "std": round(std, 4)}
+
+
+def excluded_items(part: Any, earlier: list[Any], known: KnownHistories | None = None) -> RaggedTable:
     """Return for every row of `part` what is no candidate: the padding id, the target and the whole known history.
 
     Whether `repeatable` ranks the history among all items makes no difference here.
+
+    Args:
+        part: the evaluated part.
+        earlier: the parts before it in time.
+        known: what its rows' users met before, where it is at hand.
     """
-    items, known = int(part.item_num), KnownHistories(part, earlier)
+    items, known = int(part.item_num), known or KnownHistories(part, earlier)
     keys = [np.empty(0, dtype=np.int64)]
     for start in range(0, len(part), _CHUNK):
         rows = part.inter_feat[start : start + _CHUNK]
@@ -133,13 +148,3 @@ def candidate_ranking(config: Any, part: Any, earlier: list[Any]) -> CandidateRa
         return None
     loaded = [each._dataset for each in earlier if each is not None]
     return CandidateRanking(part._dataset, loaded, config["candidates"], config["candidate_seeds"])
-
-
-def results(test: CandidateRanking | None, valid: CandidateRanking | None) -> dict[str, Any]:
-    """Return what `result.json` holds of candidates: nothing without the setting."""
-    if test is None:
-        return {}
-    entry: dict[str, Any] = {"size": test.size, "seeds": test.seeds, "hit@1": test.hit_ratio()}
-    if valid is not None:
-        entry["valid_hit@1"] = valid.hit_ratio()
-    return {"candidates": entry}

@@ -248,9 +248,9 @@ class GenerativeRecommender(TextRecommender):
         """Return the weights that a checkpoint holds; frozen ones are named alone."""
         if self.tuning.tuning == "full":
             return self.state_dict()
-        return {**trained_state(self), **dict(self.named_buffers_of_ids())}
+        return {**trained_state(self), **dict(self.stored_buffers())}
 
-    def named_buffers_of_ids(self) -> list[tuple[str, Tensor]]:
+    def stored_buffers(self) -> list[tuple[str, Tensor]]:
         """Return the buffers of this model that a checkpoint holds beside its trained weights; by default none."""
         return []
 

@@ -43,6 +43,8 @@ def draw(results: Results, kind: str, metric: str | None = None, setting: str | 
     if not results.records:
         raise SettingError("no run of the comparison is finished: there is nothing to draw")
     chosen = results.metric(metric)
+    if kind == "bars" and metric is None and not results.metrics:
+        raise SettingError("the comparison shows no metric of a ranking: name one to draw, such as --metric=ndcg@10")
     if kind == "bars":
         return {kind: bars(results, [chosen] if metric is not None else results.metrics)}
     if kind == "pretraining":

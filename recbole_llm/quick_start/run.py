@@ -19,7 +19,7 @@ from recbole_llm.data.build import file_hashes
 from recbole_llm.data.fingerprint import FINGERPRINT, kept_fingerprint
 from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import DataError, SettingError
-from recbole_llm.evaluation import candidates
+from recbole_llm.evaluation import candidate_choices
 from recbole_llm.inference.recommender import Recommender
 from recbole_llm.quick_start.build import Parts, build_parts
 from recbole_llm.quick_start.outcome import numbers, outcome
@@ -117,9 +117,10 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
     try:
         parts, trainer = _parts_and_trainer(config, RunContext(folder), data)
         del data  # what nested runs have read is not needed any more
+        chooses = hooks_of_class(config.model_class).chooses(config)
         rankings = {
-            "valid": candidates.candidate_ranking(config, parts.valid, [parts.train]),
-            "test": candidates.candidate_ranking(config, parts.test, [parts.train, parts.valid]),
+            "valid": candidate_choices.candidate_measure(config, chooses, parts.valid, [parts.train]),
+            "test": candidate_choices.candidate_measure(config, chooses, parts.test, [parts.train, parts.valid]),
         }
     except BaseException:
         if new:
@@ -143,7 +144,9 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
     }
     found = {
         **outcome(parts, trainer, metrics, seconds),
-        **candidates.results(rankings["test"], rankings["valid"] if validated else None),
+        **candidate_choices.results(
+            rankings["test"], rankings["valid"] if validated else None, config["answer_rule"] or "strict"
+        ),
         "kind": config["MODEL_TYPE"].name.lower(),
         "fingerprint": parts.fingerprint,
     }
@@ -164,9 +167,13 @@ def _evaluate(parts: Parts, trainer: Any, rankings: dict[str, Any]) -> tuple[dic
     trainer.both_protocols = True
     collector.candidates = rankings["test"]
     test = trainer.evaluate(parts.test, load_best_model=True, show_progress=parts.config["show_progress"])
-    metrics = {"test": test, "test_other": trainer.other_result}
+    # A model that chooses ranks nothing: what it gives is under `candidates`.
+    chooses = hooks_of_class(parts.config.model_class).chooses(parts.config)
+    metrics = {"test": None if chooses else test, "test_other": trainer.other_result}
     if test is not None and collector.has_ranks():
         write_ranks(folder / "ranks-test.tsv.gz", parts.dataset, *collector.collected())
+    if isinstance(rankings["test"], candidate_choices.CandidateChoices):
+        rankings["test"].write_of(folder, parts.test._dataset, parts.config["answer_rule"])
     validated = parts.valid is not None and trainer.best_valid_result is not None
     if validated:
         collector.candidates = rankings["valid"]

@@ -98,7 +98,8 @@ def breakable(value: Any) -> Markup:
 def _pictures(results: Results) -> dict[str, list[Picture]]:
     """Return the figures that the results suffice for, one per dataset and kind."""
     found: dict[str, list[Picture]] = {"bar_pictures": [], "group_pictures": [], "other_pictures": []}
-    if not results.records:
+    # Without a metric of a ranking, as where all were measured among candidates alone, there is nothing to draw.
+    if not results.metrics and not any(record.test for record in results.records):
         return found
     metric = results.metric(None)
     name = metric_name(metric)

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_llm.comparison.tables import with_other
+from recbole_llm.comparison.columns import OF_CANDIDATES, column_name, column_text
+from recbole_llm.comparison.tables import columns_of, with_other
 from recbole_llm.plots.style import metric_name
 
 Value = float | str | None
@@ -61,9 +62,21 @@ def _result_table(comparison: dict[str, Any], dataset: str, both: bool) -> Table
         for metric in comparison["metrics"]:
             found = summary.get((label, metric))
             row.append(Cell(NOTHING, failed=True) if found is None else _summary(found))
+        row += [_among_candidates(comparison, dataset, label, column) for column in _candidate_columns(comparison)]
         rows.append(row)
+    names = [*map(metric_name, comparison["metrics"]), *map(column_name, _candidate_columns(comparison))]
     way = f", repeatable: {comparison['repeatable'][dataset]}" if both else ""
-    return Table(f"{dataset}{way}", ["Model", *map(metric_name, comparison["metrics"])], rows)
+    return Table(f"{dataset}{way}", ["Model", *names], rows)
+
+
+def _candidate_columns(comparison: dict[str, Any]) -> list[str]:
+    return [column for column in columns_of(comparison) if column in OF_CANDIDATES]
+
+
+def _among_candidates(comparison: dict[str, Any], dataset: str, label: str, column: str) -> Cell:
+    """Return what was measured among few candidates, sorted by its mean."""
+    mean, _, deviation = column_text(comparison, dataset, label, column).partition(" ± ")
+    return Cell(mean, float(mean), (f"± {deviation}",) if deviation else ()) if mean else Cell(NOTHING, failed=True)
 
 
 def _states(cells: Sequence[dict[str, Any]]) -> tuple[str, ...]:

@@ -110,7 +110,9 @@ _OPTIONAL: dict[str, Check] = {
     "peak_memory_bytes": _or_null(_COUNT),
     "peak_gpu_memory_bytes": _or_null(_COUNT),
     "candidates": _mapping(
-        _ANY, needed=("size", "seeds", "hit@1"), known={"size": _COUNT, "seeds": _COUNT, "hit@1": _MEAN}
+        _ANY,
+        needed=("size", "seeds", "hit@1"),
+        known={"size": _COUNT, "seeds": _COUNT, "hit@1": _MEAN, "valid_ratio": _MEAN, "rule": _TEXT},
     ),
     "kind": _TEXT,
     "fingerprint": _TEXT,
@@ -175,7 +177,8 @@ class RunResult:
         history: one entry per epoch: ``epoch`` from 0, ``train_loss``, ``valid``.
         settings: all settings of the run.
         commit: of the checkout; None outside one.
-        candidates: HitRatio@1 among few candidates; None without the setting `candidates`.
+        candidates: HitRatio@1 and the ratio of valid choices among few candidates; None without the setting
+            `candidates`.
         kind: RecBole's type of the model, such as ``sequential`` or ``general``; None in results of version 0.1.
         fingerprint: of all that the result depends on, see `data.fingerprint`; None in results of version 0.2.0.
         extras: what only some models record, such as ``id_model``.

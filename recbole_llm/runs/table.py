@@ -39,7 +39,9 @@ def _candidates(candidates: dict[str, Any] | None) -> str:
     if candidates is None:
         return ""
     size, seeds, ratio = (candidates[key] for key in ("size", "seeds", "hit@1"))
-    return f"hit@1 among {size} candidates: {ratio['mean']:.4f} +- {ratio['std']:.4f} over {seeds} draws\n\n"
+    valid = candidates.get("valid_ratio")  # from version 0.3 on
+    answered = "" if valid is None else f", valid ratio {valid['mean']:.4f} +- {valid['std']:.4f}"
+    return f"hit@1 among {size} candidates: {ratio['mean']:.4f} +- {ratio['std']:.4f}{answered} over {seeds} draws\n\n"
 
 
 def _or_dash(value: Any) -> str:

@@ -16,7 +16,7 @@ def parser_of(verb):
 VALUES = {
     "seeds": "3", "papers": "true", "significance": "false", "algo": "bayes", "pruner": "none", "trials": "5",
     "max_evals": "5", "early_stop": "2", "defaults_first": "true", "exclude_seen": "true", "allow_untrained": "true",
-    "cuda_graph": "false", "format": "csv", "dry_run": "all",
+    "cuda_graph": "false", "rule": "strict", "format": "csv", "dry_run": "all",
 }  # fmt: skip
 OPTIONS = [(verb, name) for verb in VERBS for name in parser_of(verb).names]
 

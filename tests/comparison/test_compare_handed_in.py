@@ -326,7 +326,9 @@ def test_a_broken_result_without_settings_is_refused(workdir):
     folder = altered(workdir, "broken")
     (folder / "result.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"broken/result\.json is not a readable result of a run"):
-        compare(Options(runs=[str(POP), str(folder)], out="here"))
+        compare(Options(runs=[str(folder)], out="here"))
+    beside = compare(Options(runs=[str(POP), str(folder)], out="there"))  # a good one: the table has what there is
+    assert {cell["label"]: cell["status"] for cell in beside["cells"]} == {"Pop": "done", "broken": "failed"}
 
 
 def test_a_broken_run_takes_no_planned_cells_place(workdir, monkeypatch):

@@ -48,7 +48,19 @@ def test_labels_that_nobody_has_are_refused(model, data, workdir):
         run(model, settings=settings)
 
 
-@pytest.mark.parametrize("settings", [{"threshold": {"rating": 3}, "train_neg_sample_args": None}, {"threshold": None}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "threshold": {"rating": 3},
+            "train_neg_sample_args": None,
+            "eval_args": {"mode": "labeled"},
+            "metrics": ["AUC"],
+            "valid_metric": "AUC",
+        },
+        {"threshold": None},
+    ],
+)
 def test_labels_of_either_kind_are_enough(settings, data, workdir):
     assert run("NeuMF", settings=quick_settings(data, **settings))["epochs"] == 1
 

@@ -96,7 +96,7 @@ def test_bad_lines(tmp_path, line, said):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match="does not exist"):
         read_space(tmp_path / "none.hyper")
 
 
@@ -151,8 +151,9 @@ def test_shipped_files(small):
     names = {path.stem for path in (shipped("properties") / "hyper").glob("*.hyper")}
     baselines = {"ComiRec", "SASRec", "GRU4Rec", "BERT4Rec", "FDSA", "Caser", "FPMC", "BPR"}
     vectors = {"AlphaFuse", "TextInitSASRec", "UniSRec", "ZESRec"}
-    towers, writers = {"LLMRec", "MoRec", "Recformer", "TwinBERT"}, {"GPT4Rec", "P5"}
-    assert names == {"ST2SI", "IDLEAdapter", *baselines, *vectors, *towers, *writers}
+    towers = {"LLMRec", "MoRec", "Recformer", "TwinBERT"}
+    prompted = {"GPT4Rec", "LLaRA", "P5", "TALLRec"}
+    assert names == {"ST2SI", "IDLEAdapter", *baselines, *vectors, *towers, *prompted}
     for name in sorted(names):
         path = default_file(name)
         space = read_space(path)

@@ -94,6 +94,57 @@ class TestFrozenMoRec(ModelTests):
     reads_texts = True
 
 
+LISTS = {
+    "candidates": 4, "candidate_seeds": 2, "MAX_ITEM_LIST_LENGTH": 5, "max_sequence_tokens": 128,
+    "max_answer_tokens": 10, "max_attribute_tokens": 10, "list_prompt": "{history}; next of {candidates}: ",
+    "valid_metric": "Hit@1",
+}  # fmt: skip
+
+
+class TestLLMPrompt(ModelTests):
+    """As it is, writing."""
+
+    model = "LLMPrompt"
+    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/llama", **LISTS, "epochs": 1}
+    learns = False
+    reads_texts = True
+    chooses = True
+
+
+class TestTALLRec(ModelTests):
+    """Pointwise, with all items judged."""
+
+    model = "TALLRec"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, "backbone": "tiny/llama", **LISTS, "candidates": None, "valid_metric": "NDCG@10",
+        "judge_prompt": "Likes {liked}\nnot {disliked}\nLikes {item}?\nAnswer: ",
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestListwiseTALLRec(ModelTests):
+    """The most likely of the candidates."""
+
+    model = "TALLRec"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, "backbone": "tiny/opt", **LISTS, "task": "listwise", "answer": "likelihood",
+    }  # fmt: skip
+    reads_texts = True
+    chooses = True
+
+
+class TestLLaRA(ModelTests):
+    """All of the language model is tuned, and writes."""
+
+    model = "LLaRA"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, "backbone": "tiny/llama", **LISTS, "tuning": "full", "id_model": "SASRec",
+        "id_model_settings": {**TRANSFORMER, "epochs": 2},
+    }  # fmt: skip
+    reads_texts = True
+    chooses = True
+
+
 class TestTwinBERT(ModelTests):
     """Towers of their own, and the residual crossing."""
 

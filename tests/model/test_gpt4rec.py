@@ -38,6 +38,15 @@ def test_training_text_is_the_prompt_and_the_title(small, tiny):
     assert count == len(part.packed.labels)
 
 
+def test_special_tokens_stand_before_a_prompt_alone(small, tiny, monkeypatch):
+    """An answer follows a prompt: what a tokenizer puts behind a text must not be between them."""
+    monkeypatch.setattr("recbole_llm.data.prompts.special_tokens", lambda tokenizer: ([0], [1]))
+    model = parts_of(small, tiny).model
+    _, (part,) = model.prepared_step(model.training_samples(np.random.default_rng(0)).select(np.array([0])))
+    text = model._tokenizer.decode(part.packed.token_ids)
+    assert text == f"<|im_start|>Bought: {TITLES['a']}. Next: {TITLES['b']}<|im_end|>"
+
+
 def test_loss_is_transformers_loss_on_the_title_alone(small, tiny):
     parts = parts_of(small, tiny, train_batch_tokens=60)
     model = parts.model

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from small_data import HISTORIES, TITLES, build_parts, small_settings, write_dataset
 from tiny_models import rough
 from torch.nn import functional as F
@@ -12,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from recbole_llm.config.config import Config
 from recbole_llm.errors import BackboneError, DataError, SettingError
-from recbole_llm.quick_start.run import build, fit, load
+from recbole_llm.quick_start.run import fit, load
 
 P5 = {"model": "P5", "id_clusters": 2, "cluster_items": 2, "MAX_ITEM_LIST_LENGTH": 6, "warmup_steps": 0}
 
@@ -160,14 +162,19 @@ def test_a_loaded_run_writes_its_own_ids(small, tiny):
     config = Config(config_dict=small_settings(small, **P5, backbone=str(tiny["llama"]), epochs=1, tuning="lora"))
     folder = Path("run").resolve()
     fit(config, folder)
-    loaded = load(folder).model
-    other = parts_of(small, tiny, indexing="collaborative", tuning="lora")
-    swapped = other.model.ids[[0, 2, 1, *range(3, len(other.model.ids))]]
-    before = other.model.trie().items.clone()
-    other.model.load_state_dict({**other.model.state_dict(), "ids": swapped})
-    assert not torch.equal(other.model.trie().items, before)
-    assert other.model.table.row(1).tolist() == [token for token in swapped[1].tolist() if token >= 0]
-    assert loaded.ids.shape[0] == loaded.n_items
+    weights = load_file(folder / "model.safetensors")
+    swapped = weights["ids"][[0, 2, 1, *range(3, len(weights["ids"]))]].contiguous()
+    assert not torch.equal(swapped, weights["ids"])
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        save_file({**weights, "ids": swapped}, folder / "model.safetensors", file.metadata())
+    model = load(folder).model
+    assert torch.equal(model.ids, swapped)
+    for item in (1, 2):
+        path = [token for token in swapped[item].tolist() if token >= 0]
+        assert model.table.row(item).tolist() == path
+        node = int((model.trie().items == item).nonzero())
+        assert int(model.trie().tokens[node]) == path[-1]
+        assert int(model.trie().depths[node]) == len(path)
 
 
 def test_templates_of_evaluation_are_not_trained_on(small, tiny):
@@ -218,4 +225,3 @@ def test_rates(small, tiny):
     assert (first["lr"], second["lr"]) == (0.1, 0.2)
     assert sum(p.numel() for p in second["params"]) == (len(model.id_embedding.weight) + 512) * 32
     assert all(p.requires_grad for p in [*first["params"], *second["params"]])
-    assert build(Config(config_dict=small_settings(small, **P5, backbone=str(tiny["llama"])))).model is not None

@@ -133,7 +133,7 @@ def test_what_cannot_be_archived_or_read(folders, tmp_path):
         ([folders[0], folders[0]], "two of the runs for .* are called A/seed-2020"),
         ([renamed], "best must be a run's folder with the name seed-<number>, where its seed is 0"),
         ([tmp_path / "nothing"], "nothing/result.json does not exist"),
-        ([zero], "ranks must lie between 1 and 4294967295, but are 0 to 1"),
+        ([zero], "has the rank 0, but ranks begin at 1"),
     ):
         with pytest.raises(DataError, match=message):
             write_archive(runs, archive)

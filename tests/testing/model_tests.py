@@ -8,10 +8,12 @@ Something that cannot hold for a kind of model is declared by an attribute of th
 the reason.
 """
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
@@ -20,6 +22,8 @@ from small_data import small_settings, write_dataset
 from torch import Tensor
 
 from recbole_llm.config.config import Config
+from recbole_llm.config.hooks import hooks_of_class
+from recbole_llm.evaluation.candidate_choices import candidate_choices
 from recbole_llm.quick_start.run import Parts, build, fit, load
 from recbole_llm.runs import folder as run_folder
 
@@ -48,6 +52,7 @@ class ModelTests:
         settings: that make it small and quick; `tiny/<name>` as a backbone is that tiny language model.
         learns: whether its training has a loss, and several epochs that can be interrupted.
         reads_texts: whether it reads item texts with a language model: its padding id then scores -inf by itself.
+        chooses: whether it is shown lists of candidates and ranks nothing; what is compared are then its choices.
         ranks_all: whether it ranks every item; else those that it does not rank score -inf.
     """
 
@@ -55,6 +60,7 @@ class ModelTests:
     settings: ClassVar[dict[str, Any]] = {}
     learns: ClassVar[bool] = True
     reads_texts: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
     ranks_all: ClassVar[bool] = True
 
     # -- what is trained once for all tests of a class ---------------------------------------------------------------
@@ -65,7 +71,7 @@ class ModelTests:
         root = tmp_path_factory.mktemp(self.model)
         write_dataset(root, HISTORIES, TITLES, columns=("title", "class"))
         given = small_settings(root, model=self.model, epochs=4, train_batch_size=16, resume_seconds=0, topk=[1, 10])
-        given.update(MAX_ITEM_LIST_LENGTH=6, valid_metric="NDCG@10", **self.settings)
+        given.update({"MAX_ITEM_LIST_LENGTH": 6, "valid_metric": "NDCG@10", **self.settings})
         if str(given.get("backbone", "")).startswith("tiny/"):
             given["backbone"] = str(tiny[given["backbone"].removeprefix("tiny/")])
         if not self.reads_texts:
@@ -102,6 +108,8 @@ class ModelTests:
 
     def test_predict_is_the_full_ranking_at_that_item(self, trained: tuple[Parts, Any]) -> None:
         """`predict` of an item is what `full_sort_predict` says of it among all."""
+        if self.chooses:
+            pytest.skip(f"{self.model} scores no item by itself")
         model = trained[0].model
         for rows in batches_of(trained[0]):
             scores = full_scores(model, rows)
@@ -113,6 +121,8 @@ class ModelTests:
 
     def test_padding_never_wins(self, trained: tuple[Parts, Any]) -> None:
         """The padding id is in nobody's ranking, and all items are, but for a model that ranks some alone."""
+        if self.chooses:
+            pytest.skip(f"{self.model} ranks no catalogue")
         parts = trained[0]
         users = parts.user_recommender.users
         assert len(users) == len(HISTORIES)
@@ -163,7 +173,7 @@ class ModelTests:
         settings = {**place, "data_path": str(tmp_path), "checkpoint_dir": str(tmp_path / "saved")}
         fitted = fit(Config(config_dict=settings), tmp_path / "run")
         assert fitted["history"] == trained[1].history
-        assert_same_weights(tmp_path / "run", trained[1].run_folder)
+        assert_same_weights(tmp_path / "run", trained[1].run_folder, some=self.learns)
 
 
 def batches_of(parts: Parts) -> Iterator[Interaction]:
@@ -180,14 +190,32 @@ def full_scores(model: Any, rows: Interaction) -> Tensor:
 
 
 def all_scores(parts: Parts) -> Tensor:
-    """The scores of all items for the whole test part: [rows, items]."""
+    """The scores of all items for the whole test part: [rows, items]; the choices of a model that chooses."""
+    if hooks_of_class(type(parts.model)).chooses(parts.config):
+        return all_choices(parts)
     return torch.cat([full_scores(parts.model, rows) for rows in batches_of(parts)])
 
 
-def assert_same_weights(found: Path, expected: Path) -> None:
-    """Compare what two runs stored, bit by bit."""
+@torch.no_grad()
+def all_choices(parts: Parts) -> Tensor:
+    """What a model chooses from every list of the test part, and hashes of its answers in words: float [lists, 2]."""
+    parts.model.eval()
+    choices = candidate_choices(parts.config, parts.test, [parts.train, parts.valid])
+    assert choices is not None
+    begin = 0
+    for rows in batches_of(parts):
+        parts.model.choose(rows, choices, slice(begin, begin + len(rows)))
+        begin += len(rows)
+    found = [choices.chosen("strict").ravel()]
+    if choices.answers is not None:
+        found.append([zlib.crc32(answer.encode()) for answer in choices.answers.ravel()])
+    return torch.tensor(np.array(found), dtype=torch.float64)
+
+
+def assert_same_weights(found: Path, expected: Path, some: bool = True) -> None:
+    """Compare what two runs stored, bit by bit; with `some` they stored any weights."""
     weights, other = (load_file(folder / "model.safetensors") for folder in (found, expected))
     assert weights.keys() == other.keys()
-    assert weights
+    assert weights or not some
     for name, tensor in other.items():
         assert torch.equal(weights[name], tensor), name

@@ -67,9 +67,10 @@ def id_model(model: str | None, title: str, which: str, weight: float | None, we
         title: of the section.
         which: the sentence of `id_model`.
         weight: the default of `id_weight`.
-        weight_means: the sentence of `id_weight`.
+        weight_means: the sentence of `id_weight`; empty for a model without it.
     """
     name = Text("the name of a model")
+    weights = (Setting("id_weight", Maybe(Number(low=0, high=1)), weight, Role.TRAINING, weight_means),)
     return Section(
         title,
         (
@@ -90,7 +91,7 @@ def id_model(model: str | None, title: str, which: str, weight: float | None, we
                 "Settings of its training, such as {learning_rate: 0.001, epochs: 100}; those of the data and the "
                 "protocol are this run's.",
             ),
-            Setting("id_weight", Maybe(Number(low=0, high=1)), weight, Role.TRAINING, weight_means),
+            *(weights if weight_means else ()),
         ),
     )
 

@@ -72,7 +72,7 @@ class GPT4Rec(GenerativeRecommender):
     def _use_texts(self, texts: pd.DataFrame) -> None:
         """Write prompts and search with the texts of all items, row = item id."""
         self._texts, field = texts, self._field
-        self._prompts = Prompts(self._template, texts, self._tokenizer, self._limits, virtual=0)
+        self._prompts = Prompts(self._template, texts, self._tokenizer, self._limits, virtual=0, closed=False)
         space = " " if keeps_spaces(self._tokenizer) else ""
         written = pd.DataFrame({field: [space + text if text else "" for text in texts[field]]})
         answers = tokenize_items(written, self._tokenizer, self._max_query).with_row_ends(self._end)

@@ -167,7 +167,7 @@ class P5(GenerativeRecommender):
         """Return the learning rate of `added`."""
         return super().added_rate() if self._id_rate is None else float(self._id_rate)
 
-    def named_buffers_of_ids(self) -> list[tuple[str, Tensor]]:
+    def stored_buffers(self) -> list[tuple[str, Tensor]]:
         """Return the buffers that a checkpoint holds beside its trained weights."""
         return [("ids", self.ids)]
 

@@ -158,3 +158,22 @@ def test_a_search_ends_where_all_beams_are_leaves(models):
     items, scores = beam_items(decoder, prompt, trie, 1, False)
     assert items.tolist() == [[2]]
     assert float(scores) == pytest.approx(brute_force(causal, PROMPTS[0], [best]), abs=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_gpu_gives_the_same(models, autocast):
+    causal, decoder = models
+    trie = build_trie(RaggedTable.from_rows(PATHS))
+    expected = path_log_probabilities(decoder, prompts_of(decoder), trie, False)
+    causal.cuda()
+    weight = causal.get_output_embeddings().weight
+    moved = Decoder(causal.base_model, lambda: weight, causal.get_input_embeddings(), autocast)
+    flat = torch.tensor([token for prompt in PROMPTS for token in prompt], device="cuda")
+    with torch.no_grad():
+        prompts = left_padded(moved.embed(flat), np.array([len(prompt) for prompt in PROMPTS]))
+    found = path_log_probabilities(moved, prompts, trie.to("cuda"), False)
+    torch.testing.assert_close(found.cpu()[:, 1:], expected[:, 1:], atol=1.0 if autocast else 1e-3, rtol=1e-2)
+    items, scores = beam_items(moved, prompts, trie.to("cuda"), len(PATHS) - 1, False)
+    torch.testing.assert_close(found.gather(1, items), scores, atol=1.0 if autocast else 1e-3, rtol=1e-2)
