@@ -3,7 +3,10 @@
 Two kinds of steps with AdamW at the width of opt-125m: "cached" reads stored hidden states and trains the projection
 alone (ILP tuning); "full" also trains a backbone of opt-125m's shape on 16,384 tokens.
 
-    python benchmarks/catalogue_size.py [--items=10000,100000,1000000]
+Four ways to the loss: "pieces" is what a run takes, of some queries or of some items at a time; "queries" always cuts
+by queries, as version 0.2.0 did; "whole" keeps the logits; "torch" is torch's own `linear_cross_entropy` (>= 2.13).
+
+    python benchmarks/catalogue_size.py [--items=10000,100000,1000000] [--queries=1600] [--steps=cached,full]
                                                         (a CUDA device, or 10^3 to 10^5 items and width 64 on the CPU)
 """
 
@@ -21,6 +24,7 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
+from recbole_llm.model.layers import item_linear_projection
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.packing.batch import PackedBatch, sequence_bounds
 
@@ -29,6 +33,8 @@ DEVICE = torch.device("cuda" if GPU else "cpu")
 SHAPE = "opt-125m" if GPU else "tiny"
 PRECISION = torch.bfloat16 if GPU else torch.float32
 QUERIES, TOKENS, SAMPLES = (1_600, 16_384, 105) if GPU else (100, 512, 4)
+WAYS = ("pieces", "queries", "whole", *(("torch",) if hasattr(F, "linear_cross_entropy") else ()))
+LEAST_QUERIES = item_linear_projection._LEAST_QUERIES
 SIZES = (10_000, 100_000, 1_000_000) if GPU else (1_000, 10_000, 100_000)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -43,7 +49,7 @@ def make_backbone() -> nn.Module:
     return model.train()
 
 
-def make_batch() -> PackedBatch:
+def make_batch(queries: int) -> PackedBatch:
     """Return samples of equal length with queries at equal distances."""
     lengths = np.full(SAMPLES, TOKENS // SAMPLES)
     total = int(lengths.sum())
@@ -51,7 +57,7 @@ def make_batch() -> PackedBatch:
         token_ids=torch.randint(5, 5_000, (total,)),
         positions=torch.arange(total) % int(lengths[0]),
         bounds=sequence_bounds(lengths, causal=True),
-        query_index=torch.linspace(1, total - 1, QUERIES).long(),
+        query_index=torch.linspace(1, total - 1, queries).long(),
     ).to(DEVICE)
 
 
@@ -68,6 +74,19 @@ def whole_loss(projection: ItemLinearProjection) -> Loss:
         return F.cross_entropy(logits[:, 1:], labels - 1)
 
     return loss
+
+
+def torch_loss(projection: ItemLinearProjection) -> Loss:
+    """Return torch's own, which cuts by queries."""
+
+    def loss(states: Tensor, labels: Tensor) -> Tensor:
+        found: Tensor = F.linear_cross_entropy(states.to(PRECISION), projection.weight.to(PRECISION)[1:], labels - 1)
+        return found.float()
+
+    return loss
+
+
+LOSSES = {"pieces": pieces_loss, "queries": pieces_loss, "whole": whole_loss, "torch": torch_loss}
 
 
 def measure(step: Callable[[], Tensor], repeats: int) -> dict[str, float]:
@@ -89,18 +108,19 @@ def measure(step: Callable[[], Tensor], repeats: int) -> dict[str, float]:
     return {"step_ms": 1000 * float(np.median(times[warm_up:])), "first_loss": first, **peak}
 
 
-def run_case(items: int, kind: str, way: str) -> dict[str, float]:
-    """Measure one kind of step ("cached" or "full") with one way to the loss ("pieces" or "whole")."""
-    backbone, batch = (make_backbone(), make_batch()) if kind == "full" else (None, None)
+def run_case(items: int, queries: int, kind: str, way: str) -> dict[str, float]:
+    """Measure one kind of step ("cached" or "full") with one way to the loss."""
+    item_linear_projection._LEAST_QUERIES = 0 if way == "queries" else LEAST_QUERIES
+    backbone, batch = (make_backbone(), make_batch(queries)) if kind == "full" else (None, None)
     torch.manual_seed(1)
     width = SHAPES[SHAPE].hidden_size
     with DEVICE:
         projection = ItemLinearProjection(width, items + 1)
-        labels = torch.randint(1, items + 1, (QUERIES,))
-        stored = torch.randn(QUERIES, width).to(PRECISION)
+        labels = torch.randint(1, items + 1, (queries,))
+        stored = torch.randn(queries, width).to(PRECISION)
     parameters = [*projection.parameters(), *(backbone.parameters() if backbone is not None else ())]
     optimizer = torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.0, fused=True)
-    loss_of = (pieces_loss if way == "pieces" else whole_loss)(projection)
+    loss_of = LOSSES[way](projection)
 
     def step() -> Tensor:
         states = stored
@@ -122,16 +142,17 @@ def main() -> None:
         torch.set_num_threads(1)  # steps this small wait longer for a second thread than it saves
     given = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:])
     sizes = [int(size) for size in given["items"].split(",")] if "items" in given else SIZES
+    queries = int(given.get("queries", QUERIES))
     for items in sizes:
-        for kind in ("cached", "full"):
+        for kind in given.get("steps", "cached,full").split(","):
             ours: dict[str, float] = {}
-            for way in ("pieces", "whole"):
+            for way in WAYS:
                 common: dict[str, Any] = {
-                    "name": "catalogue_size", "items": items, "step": kind, "logits": way, "queries": QUERIES,
+                    "name": "catalogue_size", "items": items, "step": kind, "logits": way, "queries": queries,
                     "shape": SHAPE, "device": DEVICE.type,
                 }  # fmt: skip
                 try:
-                    result = run_case(items, kind, way)
+                    result = run_case(items, queries, kind, way)
                 except torch.cuda.OutOfMemoryError:
                     print_line(**common, skipped="does not fit in memory")
                     continue

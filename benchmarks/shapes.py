@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModel, BertConfig, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
+from transformers import AutoModel, BertConfig, LlamaConfig, OPTConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from recbole_llm.config.config import Config
 from recbole_llm.quick_start.run import build
@@ -34,6 +34,14 @@ SHAPES = {
         hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000,
         max_position_embeddings=2048,
     ),
+    "qwen2.5-7b": Qwen2Config(
+        hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
+        vocab_size=152064, max_position_embeddings=131072,
+    ),
+    "llama-3.1-8b": LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+        vocab_size=128256, max_position_embeddings=131072,
+    ),
     "smollm2-135m": LlamaConfig(
         hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
         vocab_size=49152, max_position_embeddings=8192, tie_word_embeddings=True,
@@ -41,14 +49,20 @@ SHAPES = {
     "bge-base": BertConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072),
     "minilm": BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
     "tiny": opt(64, 2, 4),
+    "tiny-llama": LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=WORDS + 20, max_position_embeddings=2048,
+    ),
     "tiny-bert": BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256),
 }  # fmt: skip
 
 
-def write_backbone(shape: str, folder: Path, dtype: torch.dtype = torch.float32, framed: bool = False) -> Path:
+def write_backbone(
+    shape: str, folder: Path, dtype: torch.dtype = torch.float32, framed: bool = False, device: str = "cpu"
+) -> Path:
     """Write a random model of `shape` with a tokenizer whose every word is one token, and return its folder.
 
-    With `framed` the tokenizer puts a token before and after every text, as BERT's does.
+    With `framed` the tokenizer puts a token before and after every text, as BERT's does. Weights are drawn on `device`.
     """
     vocabulary = {"<unk>": 0, ".": 1, **{f"w{n}": n + 2 for n in range(WORDS)}}
     if framed:
@@ -62,7 +76,9 @@ def write_backbone(shape: str, folder: Path, dtype: torch.dtype = torch.float32,
         tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
     torch.manual_seed(0)
-    AutoModel.from_config(SHAPES[shape], dtype=dtype).save_pretrained(folder)
+    with torch.device(device):
+        model = AutoModel.from_config(SHAPES[shape], dtype=dtype)
+    model.save_pretrained(folder)
     return folder
 
 
@@ -95,12 +111,16 @@ def build_run(
     model: str = "ST2SI",
     history: float = 7.87,
     framed: bool = False,
+    backbone: Path | None = None,
     **settings: Any,
 ) -> tuple[Any, Any]:
-    """Return parts and trainer of a run on a generated catalogue with a random language model of `shape`."""
+    """Return parts and trainer of a run on a generated catalogue with a random language model of `shape`.
+
+    The model is written first, unless `backbone` is a folder that `write_backbone` wrote.
+    """
     root = Path(tempfile.mkdtemp())
     write_catalogue(root, users, items, history)
-    folder = write_backbone(shape, root / shape, framed=framed)
+    folder = backbone or write_backbone(shape, root / shape, framed=framed)
     config = Config(
         model,
         "bench",

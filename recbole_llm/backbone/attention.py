@@ -76,7 +76,8 @@ def _packed_attention(
 
     With `sliding_window` w a token of a decoder sees itself and the w - 1 tokens before it, as in transformers' masks.
 
-    Returns [1, tokens, heads, size], as transformers' attention functions do. Grouped key heads are repeated.
+    Returns [1, tokens, heads, size], as transformers' attention functions do. Grouped key heads are repeated only where
+    the kernel does not know them.
 
     Raises:
         BackboneError: for a keyword that changes attention in a way that is not known here.
@@ -150,11 +151,13 @@ def _variable_length(
     window: int | None,
 ) -> Tensor:
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [tokens, heads, size]
-    if groups > 1:
+    options: dict[str, Any] = {}
+    if groups > 1 and "enable_gqa" in _varlen_parameters():
+        options["enable_gqa"] = True
+    elif groups > 1:  # several times the memory of keys and values
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     if scaling is not None and "scale" not in _varlen_parameters():
         query = query * (scaling * query.shape[-1] ** 0.5)
-    options: dict[str, Any] = {}
     if "scale" in _varlen_parameters():
         options["scale"] = scaling
     if "is_causal" in _varlen_parameters():

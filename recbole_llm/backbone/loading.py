@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -27,14 +28,13 @@ class Backbone:
     """A loaded language model.
 
     Attributes:
-        model: transformers' base model (AutoModel, without a head), in eval mode, on the CPU.
+        model: transformers' base model (AutoModel, without a head), in eval mode, on the device asked for.
         tokenizer: its fast tokenizer; it pads on the preset's side, and cuts only when asked to.
         preset: how the model is used.
         folder: where it was loaded from.
         width: width of `last_hidden_state`, which may differ from that of the layers (opt-350m: 512, its layers 1024).
         layers: the attention layers, first to last.
         max_positions: how many tokens the model has positions for, None if there is no bound.
-        fingerprint: 16 hexadecimal digits that identify the weights.
     """
 
     model: PreTrainedModel
@@ -44,10 +44,16 @@ class Backbone:
     width: int
     layers: torch.nn.ModuleList
     max_positions: int | None
-    fingerprint: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that identify the weight files; the files are read when it is first asked for."""
+        return fingerprint(self.folder)
 
 
-def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Backbone:
+def load_backbone(
+    name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, device: torch.device | None = None
+) -> Backbone:
     """Load the backbone `name`: a preset, a folder, or a hub id.
 
     Args:
@@ -55,6 +61,8 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 
         dtype: type of the weights in memory.
         seed: draws what the weights file does not hold (an encoder's pooler, if its class insists on one); the caller's
             random state is left as it was, so that other random numbers do not depend on the backbone.
+        device: a GPU whose memory the weights are read into, file by file, so that the host never holds all of them;
+            by default, and for a CPU, they are on the CPU.
 
     Raises:
         SettingError: if no such backbone is known.
@@ -62,7 +70,7 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 
     """
     found = resolve(name)
     require_whole(found.folder)
-    model = _load_model(found, dtype, seed)
+    model = _load_model(found, dtype, seed, device)
     tokenizer = _load_tokenizer(found)
     known, rows = max(tokenizer.get_vocab().values(), default=-1) + 1, model.get_input_embeddings().num_embeddings
     if known > rows:
@@ -79,7 +87,6 @@ def load_backbone(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 
         width=getattr(model.config, "word_embed_proj_dim", model.config.hidden_size),
         layers=_layers(model, found),
         max_positions=_max_positions(model),
-        fingerprint=fingerprint(found.folder),
     )
 
 
@@ -98,7 +105,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load_model(found: Resolved, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+def _load_model(found: Resolved, dtype: torch.dtype, seed: int, device: torch.device | None) -> PreTrainedModel:
     config = read_config(found.folder)
     has_safetensors = weight_files(found.folder)[0].suffix == ".safetensors"
     try:
@@ -113,6 +120,7 @@ def _load_model(found: Resolved, dtype: torch.dtype, seed: int) -> PreTrainedMod
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                **({"device_map": {"": device}} if device is not None and device.type != "cpu" else {}),
                 **({"add_pooling_layer": False} if _has_optional_pooler(config) else {}),
             )
     except Exception as error:  # safetensors, torch and transformers each have their own types for a broken file

@@ -21,7 +21,7 @@ import transformers
 from torch import Tensor
 
 import recbole_llm
-from recbole_llm.backbone.loading import Backbone
+from recbole_llm.backbone.loading import fingerprint
 from recbole_llm.errors import StorageError
 from recbole_llm.utils.files import replacing
 from recbole_llm.utils.hashing import content_hash
@@ -33,9 +33,12 @@ _ROWS = 16384  # written at once
 _ABANDONED = 24 * 3600.0  # seconds after which a half-written file is nobody's
 
 
-def files_key(backbone: Backbone) -> str:
-    """Return what identifies the states of a backbone as it was loaded: its weights, and how its config uses them."""
-    return f"{backbone.fingerprint} {content_hash(backbone.folder / 'config.json')}"
+def files_key(folder: Path) -> str:
+    """Return what identifies the states of the backbone in `folder`: its weights, and how its config uses them.
+
+    All weight files are read, so nobody asks who stores no states.
+    """
+    return f"{fingerprint(folder)} {content_hash(folder / 'config.json')}"
 
 
 def states_key(files: str, content: str, **how: Any) -> str:

@@ -23,7 +23,8 @@ class TuningSettings:
         lora_alpha: their scale is alpha / rank.
         lora_dropout: dropout before an adapter.
         lora_targets: names of the linear layers that get one; ``all-linear`` for all of them.
-        weights: fp32, or bf16 (half the memory; the optimiser keeps float32 masters of what is trained).
+        weights: of what is trained: fp32, or bf16 (half the memory; the optimiser keeps float32 masters). What is
+            frozen is kept in the type of the arithmetic.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         compile: compile each layer with torch.compile.
     """
@@ -53,9 +54,13 @@ class TuningSettings:
 
     def load_dtype(self, precision: torch.dtype) -> torch.dtype:
         """Return the type that the weights are loaded in: frozen ones in that of the arithmetic."""
-        if self.weights == "bf16" or self.tuning == "frozen":
+        if self.weights == "bf16" or self.tuning != "full":
             return precision
         return torch.float32
+
+    def needs_autocast(self, precision: torch.dtype) -> bool:
+        """Tell whether float32 weights, all or the adapters alone, are to be multiplied in bfloat16."""
+        return precision == torch.bfloat16 and self.weights == "fp32" and self.tuning != "frozen"
 
 
 def prepare_for_tuning(backbone: Backbone, settings: TuningSettings) -> None:
@@ -105,3 +110,5 @@ def _add_adapters(backbone: Backbone, settings: TuningSettings) -> None:
         ) from error
     for name, parameter in backbone.model.named_parameters():
         parameter.requires_grad_("lora_" in name)
+        if "lora_" in name and settings.weights == "fp32":  # peft gives adapters the type of the layer
+            parameter.data = parameter.data.float()

@@ -4,12 +4,14 @@ With D in L' placeholder rows before the prompt H, a layer computes its queries,
 11 are the layer as it is, applied to [D; H]. What it makes of the virtual rows is overwritten before the next layer.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from recbole_llm.backbone.attention import packed_hidden_states
 from recbole_llm.backbone.pooling import Segments
@@ -96,3 +98,14 @@ def compile_layers(layers: nn.ModuleList) -> None:
     """
     for layer in layers:
         layer.forward = torch.compile(layer.forward, dynamic=True)
+
+
+def checkpoint_layers(layers: nn.ModuleList) -> None:
+    """Have every layer keep its input alone, and compute what happens inside again in the backward pass.
+
+    transformers' own checkpointing does so in training mode alone, and these layers stay in eval mode, without dropout.
+    The hooks of `visit_layers` are left out: each sees its layer's input once.
+    """
+    for layer in layers:
+        # Nothing is drawn inside of a layer, so no random state is kept.
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)

@@ -85,8 +85,7 @@ class GenerativeRecommender(TextRecommender):
         self.head = language_head(loaded, self.tuning, dtype)
         self.backbone: Any = loaded.model
         self.width = self.head.weight.shape[1]
-        # float32 weights are multiplied in the run's precision; others already have it.
-        self._autocast = self.precision == torch.bfloat16 and dtype == torch.float32
+        self._autocast = self.tuning.needs_autocast(self.precision)
         use_packed_attention(self.backbone)
         prepare_for_tuning(loaded, self.tuning)
         self.max_items = config["MAX_ITEM_LIST_LENGTH"]

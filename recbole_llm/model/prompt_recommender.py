@@ -64,7 +64,7 @@ class PromptRecommender(TextRecommender):
         dtype = settings.tuning.load_dtype(self.precision)
         loaded = load_backbone(settings.backbone, dtype=dtype)
         self.head = language_head(loaded, settings.tuning, dtype)
-        self._autocast = self.precision == torch.bfloat16 and dtype == torch.float32
+        self._autocast = settings.tuning.needs_autocast(self.precision)
         self.prompts = self.make_prompts(config, dataset, loaded)
         self._tokenizer = loaded.tokenizer
         self._stop = {loaded.tokenizer.eos_token_id} if loaded.tokenizer.eos_token_id is not None else set()

@@ -31,8 +31,7 @@ class TextTower(nn.Module):
         self.backbone = loaded.model
         self.width = loaded.width
         self._frozen = tuning.tuning == "frozen"
-        # float32 weights are multiplied in the run's precision; others already have it.
-        self._autocast = precision == torch.bfloat16 and tuning.load_dtype(precision) == torch.float32
+        self._autocast = tuning.needs_autocast(precision)
         use_packed_attention(self.backbone)
         prepare_for_tuning(loaded, tuning)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recbole_llm.backbone.loading import Backbone, first_position
+from recbole_llm.backbone.loading import Backbone, fingerprint, first_position
 from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.history_texts import (
@@ -59,7 +59,7 @@ class TowerTexts:
         self._form = form
         self._model = model
         self.tokenizer = loaded.tokenizer
-        self._fingerprint = loaded.fingerprint
+        self._loaded_from = loaded.folder
         self._tokens = settings.max_sequence_tokens or loaded.max_positions or 1 << 20
         causal = loaded.preset.kind == "decoder"
         self._style = TextStyle(
@@ -110,7 +110,7 @@ class TowerTexts:
     def origin(self) -> dict[str, Any]:
         """Return what the vectors of texts depend on beside weights and texts: a pre-trained state is bound to it."""
         return {
-            "weights": self._fingerprint,
+            "weights": fingerprint(self._loaded_from),
             "pooling": self._style.pooling,
             "further_fields": list(self._settings.item_text_fields[1:]),  # the first is each dataset's own
         }

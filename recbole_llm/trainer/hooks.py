@@ -4,6 +4,7 @@ import contextlib
 from typing import Any
 
 from recbole.trainer import Trainer
+from torch import Tensor
 
 
 class TrainerHooks(Trainer):
@@ -26,6 +27,15 @@ class TrainerHooks(Trainer):
 
     def more_resume_state(self) -> dict[str, Any]:
         """Return what must be stored, beside weights and optimisers, to resume: plain values and tensors."""
+        return {}
+
+    def weights_of_more(self, state: dict[str, Any] | None = None) -> dict[str, Tensor]:
+        """Return the model's weights that follow from what `more_resume_state` returned, and are not stored beside it.
+
+        Args:
+            state: what it returned; None for now, where the names alone are asked for.
+        """
+        del state
         return {}
 
     def load_more_resume_state(self, state: dict[str, Any]) -> None:

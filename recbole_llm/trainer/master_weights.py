@@ -36,6 +36,10 @@ class MasterWeights:
             master.grad = None if low.grad is None else low.grad.float()
             low.grad = None
 
+    def rounded(self, state: list[Tensor]) -> list[Tensor]:
+        """Return what the model's weights are with the masters that `state` returned."""
+        return [master.to(low.dtype) for low, master in zip(self.low, state, strict=True)]
+
     def give_weights(self) -> None:
         """Round the masters into the model."""
         if self.low:

@@ -167,6 +167,12 @@ class PackedTrainer(TrainerHooks):
             "average": None if self.average is None else self.average.state(),
         }
 
+    def weights_of_more(self, state: dict[str, Any] | None = None) -> dict[str, Tensor]:
+        """Return the weights in bfloat16, which are their float32 masters rounded. See `TrainerHooks`."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        rounded = self.masters.low if state is None else self.masters.rounded(state["masters"])
+        return {names[id(low)]: weight for low, weight in zip(self.masters.low, rounded, strict=True)}
+
     def load_more_resume_state(self, state: dict[str, Any]) -> None:
         """Take back what `more_resume_state` returned."""
         self.scheduler.load_state_dict(state["scheduler"])

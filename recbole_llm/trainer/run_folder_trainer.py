@@ -177,13 +177,18 @@ class RunFolderMixin(TrainerHooks):
             "history": self.history,
             "finished": finished,
             "seconds": self.fit_seconds(),
-            "model": {name: tensor.detach().cpu() for name, tensor in hooks_of(self.model).stored_state().items()},
+            "model": {name: tensor.detach().cpu() for name, tensor in self._own_weights().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()},
             "random": checkpoint.random_states(),
             "loaders": [generator.get_state() for generator in self._loader_generators],
             "outside": {} if self._outside is None else self._outside.changed(),
             "more": self.more_resume_state(),
         }
+
+    def _own_weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights that are not stored in another form already."""
+        others = self.weights_of_more()
+        return {name: value for name, value in hooks_of(self.model).stored_state().items() if name not in others}
 
     def store_finished(self) -> None:
         """Store that training is over, for a later `resume_checkpoint` to evaluate the best weights with.
@@ -211,7 +216,8 @@ class RunFolderMixin(TrainerHooks):
         path = Path(resume_file)
         state = checkpoint.load_resume(path, self.description)
         if not state["finished"]:
-            checkpoint.load_state(path, self.model, state["model"], hooks_of(self.model))
+            weights = {**self.weights_of_more(state["more"]), **state["model"]}
+            checkpoint.load_state(path, self.model, weights, hooks_of(self.model))
             for name, stored in state["optimizers"].items():
                 getattr(self, name).load_state_dict(stored)
             self.load_more_resume_state(state["more"])

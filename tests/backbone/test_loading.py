@@ -1,3 +1,4 @@
+import hashlib
 import importlib.util
 import os
 import pickle
@@ -6,7 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BertModel, RobertaConfig, RobertaModel
+from transformers import AutoModel, AutoModelForCausalLM, BertModel, RobertaConfig, RobertaModel
 
 from recbole_llm.backbone import loading
 from recbole_llm.backbone.loading import load_backbone, load_tokenizer
@@ -88,6 +89,38 @@ def test_fingerprint_follows_the_content(tiny, cache, tmp_path):
     next(iter(weights.values())).view(-1)[0] += 1
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     assert load_backbone(str(copy)).fingerprint != first
+
+
+def test_no_weights_are_hashed_until_somebody_asks(tiny, cache, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(loading, "content_hash", lambda file: hashed.append(file.name) or "0123")
+    backbone = load_backbone(str(tiny["opt"]))
+    assert not hashed
+    expected = hashlib.sha256(b"0123").hexdigest()[:16]
+    assert backbone.fingerprint == backbone.fingerprint == expected
+    assert hashed == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(("device", "expected"), [(None, {}), ("cpu", {}), ("cuda:1", {"device_map": {"": "cuda:1"}})])
+def test_weights_are_read_straight_into_the_devices_memory(tiny, cache, monkeypatch, device, expected):
+    given, load = {}, AutoModel.from_pretrained
+
+    def recorded(*arguments, device_map=None, **named):
+        given.update(
+            {} if device_map is None else {"device_map": {key: str(value) for key, value in device_map.items()}}
+        )
+        return load(*arguments, **named)
+
+    monkeypatch.setattr(loading.AutoModel, "from_pretrained", recorded)
+    load_backbone(str(tiny["llama"]), device=None if device is None else torch.device(device))
+    assert given == expected
+
+
+@pytest.mark.gpu
+def test_weights_on_the_device_are_those_of_the_host(tiny, cache):
+    host, found = (load_backbone(str(tiny["llama"]), device=torch.device(device)) for device in ("cpu", "cuda"))
+    for (name, one), (_, other) in zip(host.model.named_parameters(), found.model.named_parameters(), strict=True):
+        assert other.is_cuda and torch.equal(one, other.cpu()), name
 
 
 def test_cut_short_weights(tiny, cache, tmp_path):

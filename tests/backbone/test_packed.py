@@ -1,6 +1,7 @@
 """Packed batches against transformers itself, one sequence at a time."""
 
 import copy
+import inspect
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tiny_models import MAX_POSITIONS
 from transformers import AutoModel
 
+from recbole_llm.backbone import attention
 from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
 from recbole_llm.packing.batch import PackedBatch, sequence_bounds
 
@@ -154,3 +156,38 @@ def test_dropout_is_on_in_training_mode_alone(models, kind):
         model.train()
         drops = getattr(model.config, "dropout", 0.0) > 0
         assert torch.equal(states(), states()) != drops
+
+
+@pytest.mark.parametrize("knows_groups", [True, False])
+def test_grouped_heads_are_not_expanded_where_the_kernel_knows_them(monkeypatch, knows_groups):
+    """What the kernel gets, and that the result is that of heads expanded by hand."""
+    seen = []
+
+    def compute(query, key, value, offsets, options):
+        seen.append((key.shape[1], options))
+        groups = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+        parts = [
+            torch.nn.functional.scaled_dot_product_attention(
+                *(tensor[begin:end].transpose(0, 1) for tensor in (query, key, value)), is_causal=True
+            ).transpose(0, 1)
+            for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+        ]
+        return torch.cat(parts)
+
+    def older(query, key, value, first, second, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+        return compute(query, key, value, first, {})
+
+    def newer(query, key, value, first, second, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+        return compute(query, key, value, first, {"enable_gqa": enable_gqa})
+
+    kernel = newer if knows_groups else older
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "_varlen_parameters", lambda: frozenset(inspect.signature(kernel).parameters))
+    torch.manual_seed(0)
+    bounds = sequence_bounds(np.array([5, 3]), causal=True)
+    query, key, value = torch.randn(1, 6, 8, 4), torch.randn(1, 2, 8, 4), torch.randn(1, 2, 8, 4)
+    found = attention._variable_length(query, key, value, bounds, None, 3, None)
+    plain, _ = attention._packed_attention(torch.nn.Module(), query, key, value, None, sequence_bounds=bounds)
+    torch.testing.assert_close(found, plain)
+    assert seen == [(2, {"enable_gqa": True}) if knows_groups else (6, {})]

@@ -3,7 +3,17 @@ import json
 import shutil
 
 import pytest
-from transformers import AlbertConfig, T5Config, ViTConfig
+import torch
+from transformers import (
+    AlbertConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    T5Config,
+    ViTConfig,
+)
 
 from recbole_llm.backbone.preset import (
     BackbonePreset,
@@ -18,18 +28,62 @@ from recbole_llm.errors import BackboneError, SettingError
 GOOD = {"name": "x", "kind": "decoder", "pooling": "last", "padding_side": "left", "layers": "layers", "num_layers": 2}
 
 
-def test_shipped_presets_are_those_of_the_papers():
+# The sizes in the models' own config.json files, and the weights that their cards count, head included, in millions.
+SHAPES = {
+    "llama-3.1-8b": (LlamaConfig, 128_256, 4096, 14_336, 32, 8, 8030, {}),
+    "llama-3.2-1b": (LlamaConfig, 128_256, 2048, 8192, 32, 8, 1236, {"tie_word_embeddings": True}),
+    "llama-3.2-3b": (LlamaConfig, 128_256, 3072, 8192, 24, 8, 3213, {"tie_word_embeddings": True}),
+    "mistral-7b": (MistralConfig, 32_000, 4096, 14_336, 32, 8, 7242, {}),
+    "qwen2.5-0.5b": (Qwen2Config, 151_936, 896, 4864, 14, 2, 494, {"tie_word_embeddings": True}),
+    "qwen2.5-1.5b": (Qwen2Config, 151_936, 1536, 8960, 12, 2, 1544, {"tie_word_embeddings": True}),
+    "qwen2.5-7b": (Qwen2Config, 152_064, 3584, 18_944, 28, 4, 7616, {}),
+    "qwen3-0.6b": (Qwen3Config, 151_936, 1024, 3072, 16, 8, 596, {"tie_word_embeddings": True, "head_dim": 128}),
+    "qwen3-1.7b": (Qwen3Config, 151_936, 2048, 6144, 16, 8, 1721, {"tie_word_embeddings": True, "head_dim": 128}),
+    "qwen3-4b": (Qwen3Config, 151_936, 2560, 9728, 32, 8, 4022, {"tie_word_embeddings": True, "head_dim": 128}),
+    "qwen3-8b": (Qwen3Config, 151_936, 4096, 12_288, 32, 8, 8191, {"head_dim": 128}),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_presets_of_large_models_fit_their_shapes(name, tmp_path):
+    """What is derived from a config.json of the model's sizes; its weights are as many as the model's card says."""
+    kind, vocabulary, width, inner, heads, key_heads, millions, more = SHAPES[name]
+    preset = find_preset(name)
+    config = kind(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=inner, num_attention_heads=heads,
+        num_key_value_heads=key_heads, num_hidden_layers=preset.num_layers, **more,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    assert derive_preset(name, tmp_path, preset.hub) == preset
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert sum(weight.numel() for weight in model.parameters()) / 1e6 == pytest.approx(millions, abs=1)
+
+
+def test_shipped_presets():
     found = {name: find_preset(name) for name in preset_names()}
     assert {name: (p.hub, p.kind, p.pooling, p.num_layers) for name, p in found.items()} == {
         "bert-base": ("google-bert/bert-base-uncased", "encoder", "cls", 12),
         "bge-base": ("BAAI/bge-base-en-v1.5", "encoder", "cls", 12),
         "bge-large": ("BAAI/bge-large-en-v1.5", "encoder", "cls", 24),
         "bge-small": ("BAAI/bge-small-en-v1.5", "encoder", "cls", 12),
+        "llama-3.1-8b": ("meta-llama/Llama-3.1-8B", "decoder", "last", 32),
+        "llama-3.2-1b": ("meta-llama/Llama-3.2-1B", "decoder", "last", 16),
+        "llama-3.2-3b": ("meta-llama/Llama-3.2-3B", "decoder", "last", 28),
         "llama-7b": ("huggyllama/llama-7b", "decoder", "last", 32),
+        "mistral-7b": ("mistralai/Mistral-7B-v0.1", "decoder", "last", 32),
         "opt-1.3b": ("facebook/opt-1.3b", "decoder", "last", 24),
         "opt-125m": ("facebook/opt-125m", "decoder", "last", 12),
         "opt-2.7b": ("facebook/opt-2.7b", "decoder", "last", 32),
         "opt-350m": ("facebook/opt-350m", "decoder", "last", 24),
+        **{
+            f"qwen2.5-{size}b": (f"Qwen/Qwen2.5-{size}B", "decoder", "last", layers)
+            for size, layers in (("0.5", 24), ("1.5", 28), ("7", 28))
+        },
+        **{
+            f"qwen3-{size}b": (f"Qwen/Qwen3-{size}B-Base", "decoder", "last", layers)
+            for size, layers in (("0.6", 28), ("1.7", 28), ("4", 36), ("8", 36))
+        },
         "sbert-minilm": ("sentence-transformers/all-MiniLM-L6-v2", "encoder", "mean", 6),
         "smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "decoder", "last", 30),
     }

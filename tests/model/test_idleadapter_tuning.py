@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from adapter_parts import trainer_of
+from adapter_parts import loss_of, trainer_of
 from small_data import small_settings
 from testing.interruption import interrupted_after_first_epoch
 
@@ -92,3 +92,29 @@ def test_wrong_settings_of_its_training(build, small, settings, message):
     with pytest.raises(SettingError, match=message):
         build(tuning="lora", id_model_path=None, **settings)
     assert not list(small.glob("saved/id-*")), "nothing was trained before"
+
+
+@pytest.mark.parametrize("backbone", ["bert", "llama"])
+@pytest.mark.parametrize("tuning", ["frozen", "lora"])
+def test_checkpointed_layers_give_the_same_gradients_and_keep_their_inputs_alone(build, backbone, tuning):
+    losses, gradients, kept = [], [], []
+    for checkpointing in (False, True):
+        parts = build(backbone, tuning=tuning, lora_rank=2, gradient_checkpointing=checkpointing, mmd_weight=0.5)
+        trainer_of(parts)
+        sizes = {}
+
+        def keep(tensor, sizes=sizes):
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = loss_of(parts)
+        loss.backward()
+        losses.append(loss.item())
+        kept.append(sum(sizes.values()))
+        gradients.append({name: p.grad for name, p in parts.model.named_parameters() if p.grad is not None})
+    assert losses[0] == losses[1]
+    assert gradients[0].keys() == gradients[1].keys() and any("adapter" in name for name in gradients[0])
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
+    assert kept[1] < kept[0] / 2

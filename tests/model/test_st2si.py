@@ -119,6 +119,7 @@ def test_large_catalogue_is_projected_in_pieces(build_st2si, monkeypatch):
     assert float(whole) == pytest.approx(float(reference), rel=1e-5)
     states.grad = model.projection.weight.grad = None
     monkeypatch.setattr("recbole_llm.model.layers.item_linear_projection._LOGITS_BYTES", 4 * 9 * 5)  # 5 queries a piece
+    monkeypatch.setattr("recbole_llm.model.layers.item_linear_projection._LEAST_QUERIES", 0)
     pieces = model.projection.loss(states, labels)
     (2.0 * pieces).backward()
     assert float(pieces) == pytest.approx(float(whole), rel=1e-6)

@@ -130,6 +130,11 @@ def test_resumed_training_has_the_weights_and_the_average_of_the_uninterrupted(t
     half_parts, half = trainer_of(kind, tmp_path / "half", **settings, resume_seconds=0)
     with pytest.raises(KeyboardInterrupt):
         half.fit(half_parts.train, half_parts.valid, callback_fn=interrupt)
+    # What has a float32 master is not stored a second time, nor is what is frozen.
+    state = torch.load(tmp_path / "half" / "resume.pt", weights_only=True)
+    trained = weights_of(half_parts.model)
+    assert set(state["model"]) == {name for name, weight in trained.items() if weight.dtype == torch.float32}
+    assert len(state["more"]["masters"]) == len(trained) - len(state["model"])
     rest_parts, rest = trainer_of(kind, tmp_path / "rest", **settings)
     rest.resume_checkpoint(tmp_path / "half" / "resume.pt")
     assert_equal(weights_of(rest_parts.model), weights_of(half_parts.model))

@@ -17,6 +17,14 @@ _BACKBONE = Section(
             "sbert-minilm", "A preset of properties/backbone/, a local folder, or a hub ID; encoder or decoder."
         ),
         text_models.COMPILE,
+        Setting(
+            "gradient_checkpointing",
+            Flag(),
+            False,
+            Role.MACHINE,
+            "Compute activations again instead of storing them: less memory, a third slower.",
+            since="0.3.0",
+        ),
     ),
 )
 

@@ -28,7 +28,8 @@ _BACKBONE = Section(
             Choice("fp32", "bf16"),
             "fp32",
             Role.TRAINING,
-            "How the backbone is stored in memory. With bf16 the optimiser has float32 masters.",
+            "What is trained of the backbone, in memory; with bf16 the optimiser has float32 masters. "
+            "What is frozen is kept in the arithmetic of `precision`.",
             pretraining=True,
         ),
         Setting(

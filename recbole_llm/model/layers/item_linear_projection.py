@@ -7,6 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _LOGITS_BYTES = 512 * 1024**2  # the most that the float32 logits of one piece may take
+# Cut by queries, each piece reads W and adds to its whole gradient: that pays while a piece has this many queries, and
+# half as many as W is wide. A CPU is faster with blocks that stay in its caches, so these alone are less to it.
+_LEAST_QUERIES = 512
+_BLOCK_BYTES = {"cpu": 4 * 1024**2}  # of the float32 logits of one block of items; on other devices _LOGITS_BYTES
+_LEAST_ITEMS, _MOST_ITEMS = 512, 65_536  # of a block
 
 
 class ItemLinearProjection(nn.Module):
@@ -36,7 +41,8 @@ class ItemLinearProjection(nn.Module):
     def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the sum over queries of -log p(label), float32.
 
-        The logits are made, used and dropped in pieces, so a large catalogue never needs [queries, items] at once.
+        The logits are made, used and dropped in pieces, so a large catalogue never needs [queries, items] at once: of
+        some queries with all items, or of all queries with some items once the catalogue is large.
 
         Args:
             states: [queries, width].
@@ -58,12 +64,17 @@ def cross_entropy_sum(
         dtype: of the matrix products; the softmax is float32 in any case.
         padding_class: whether row 0 is a class of the softmax, as in RecBole's models; else it takes no probability.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(states, weight, labels, dtype, padding_class)
+    piece = max(_LOGITS_BYTES // (4 * len(weight)), 1)
+    least = _LEAST_QUERIES if states.device.type == "cpu" else min(_LEAST_QUERIES, weight.shape[1] // 2)
+    if piece >= min(len(states), least):
+        loss: Tensor = _CutByQueries.apply(states, weight, labels, dtype, padding_class, piece)
+    else:
+        loss = _CutByItems.apply(states, weight, labels, dtype, padding_class)
     return loss
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of ``states @ weight.T``, without column 0 or with it.
+class _CutByQueries(torch.autograd.Function):
+    """Sum of cross-entropies of ``states @ weight.T``, without column 0 or with it; `piece` queries at a time.
 
     The gradients are computed in the forward pass, piece by piece, while the logits are there: with p = softmax(z),
     d loss / d z = p - onehot(label), so d loss / d h = (p - onehot) W and d loss / d W = (p - onehot)^T h.
@@ -71,10 +82,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, padding_class: bool
+        ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, padding_class: bool, piece: int
     ) -> Tensor:
         low_states, low_weight = states.to(dtype), weight.to(dtype)
-        piece = max(_LOGITS_BYTES // (4 * len(weight)), 1)
         state_gradient = torch.empty_like(low_states) if ctx.needs_input_grad[0] else None
         weight_gradient: Tensor | None = None
         loss = torch.zeros((), device=states.device)
@@ -104,10 +114,81 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         state_gradient, weight_gradient = ctx.saved_tensors
         if state_gradient is not None:
             state_gradient = state_gradient.to(ctx.state_dtype) * output_gradient.to(ctx.state_dtype)
         if weight_gradient is not None:
             weight_gradient = weight_gradient * output_gradient
-        return state_gradient, weight_gradient, None, None, None
+        return state_gradient, weight_gradient, None, None, None, None
+
+
+class _CutByItems(torch.autograd.Function):
+    """The same sum, for all queries at once and a block of items at a time, so that each row of W is read twice.
+
+    The forward pass adds up the normaliser, ``log sum_i exp(z_i)``, block by block, and keeps that of each query alone.
+    The backward pass makes the logits again, and so a block's p = exp(z - normaliser), whose rows of the gradient of W
+    are then final: they are written once, already times the gradient of the loss.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, padding_class: bool
+    ) -> Tensor:
+        low_states = states.to(dtype)
+        normaliser = torch.full((len(states),), float("-inf"), device=states.device)
+        label_logits = torch.zeros(len(states), device=states.device)
+        for start in range(0, len(weight), _block_size(states)):
+            logits, _ = _block_logits(low_states, weight, start, padding_class)
+            place, inside = _places(labels, start, logits.shape[1])
+            label_logits += logits.gather(1, place[:, None])[:, 0].masked_fill(~inside, 0)
+            normaliser = torch.logaddexp(normaliser, logits.logsumexp(dim=1))
+            del logits  # before the next block's are made
+        ctx.save_for_backward(states, weight, labels, normaliser)
+        ctx.dtype, ctx.padding_class = dtype, padding_class
+        return (normaliser - label_logits).masked_fill(labels == 0, 0).sum()
+
+    @staticmethod
+    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        states, weight, labels, normaliser = ctx.saved_tensors
+        low_states = states.to(ctx.dtype)
+        state_gradient = weight_gradient = None
+        if ctx.needs_input_grad[0]:
+            state_gradient = torch.zeros(states.shape, dtype=normaliser.dtype, device=states.device)
+        if ctx.needs_input_grad[1]:
+            weight_gradient = torch.empty_like(weight)
+        scale = output_gradient * (labels > 0)
+        for start in range(0, len(weight), _block_size(states)):
+            difference, low_weight = _block_logits(low_states, weight, start, ctx.padding_class)
+            difference.sub_(normaliser[:, None]).exp_()
+            place, inside = _places(labels, start, len(low_weight))
+            difference.scatter_add_(1, place[:, None], -inside[:, None].to(difference.dtype))
+            low_difference = difference.mul_(scale[:, None]).to(ctx.dtype)
+            del difference
+            if state_gradient is not None:
+                state_gradient += low_difference @ low_weight
+            if weight_gradient is not None:
+                weight_gradient[start : start + len(low_weight)] = low_difference.T @ low_states
+        return None if state_gradient is None else state_gradient.to(states.dtype), weight_gradient, None, None, None
+
+
+def _block_size(states: Tensor) -> int:
+    """Return how many items a block has for the queries of `states`."""
+    room = _BLOCK_BYTES.get(states.device.type, _LOGITS_BYTES)
+    return min(max(room // (4 * max(len(states), 1)), _LEAST_ITEMS), _MOST_ITEMS)
+
+
+def _block_logits(low_states: Tensor, weight: Tensor, start: int, padding_class: bool) -> tuple[Tensor, Tensor]:
+    """Return the float32 logits [queries, block] of the items from `start` on, and their rows of W in low precision."""
+    low_weight = weight[start : start + _block_size(low_states)].to(low_states.dtype)
+    with torch.autocast(weight.device.type, enabled=False):  # the backward pass, which makes them again, has none
+        logits = (low_states @ low_weight.T).float()
+    if start == 0 and not padding_class:
+        logits[:, 0] = float("-inf")
+    return logits, low_weight
+
+
+def _places(labels: Tensor, start: int, items: int) -> tuple[Tensor, Tensor]:
+    """Return where in a block each label is, and whether it is there; nothing waits for a GPU."""
+    place = labels - start
+    return place.clamp(0, items - 1), (place >= 0) & (place < items)

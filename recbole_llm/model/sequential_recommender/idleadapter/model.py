@@ -22,11 +22,11 @@ from recbole_llm.backbone.attention import use_packed_attention
 from recbole_llm.backbone.loading import Backbone, first_position, load_backbone
 from recbole_llm.backbone.precision import resolve_precision
 from recbole_llm.backbone.resolve import resolve
-from recbole_llm.backbone.stored_states import files_key
 from recbole_llm.backbone.tuning import prepare_for_tuning
 from recbole_llm.backbone.virtual_tokens import (
     PooledInputs,
     VirtualTokens,
+    checkpoint_layers,
     compile_layers,
     visit_layers,
     visited_hidden_states,
@@ -90,9 +90,9 @@ class IDLEAdapter(ProjectedRecommender):
         self.id_model = id_model.module
         self._known_vectors = RowMemory()
         interests, size = user_vector_shape(self.id_model)
-        loaded = load_backbone(settings.backbone, dtype=self.precision)
+        loaded = load_backbone(settings.backbone, dtype=self.precision, device=torch.device(self.device))
         self.backbone = loaded.model
-        self.backbone_files = files_key(loaded)
+        self.backbone_folder = loaded.folder
         self.layers = len(loaded.layers)
         self.width = int(loaded.model.config.hidden_size)
         self.virtual = interests * settings.virtual_tokens
@@ -102,6 +102,8 @@ class IDLEAdapter(ProjectedRecommender):
         visit_layers(loaded.layers)
         if settings.compile:
             compile_layers(loaded.layers)
+        if settings.gradient_checkpointing:
+            checkpoint_layers(loaded.layers)
         self.adapter = VirtualTokenAdapter(
             size, self.width, self.layers, settings.virtual_tokens, settings.layerwise, settings.refinement
         )

@@ -16,6 +16,7 @@ class IDLEAdapterSettings:
     Attributes:
         backbone: a preset, a folder or a hub id.
         compile: whether every layer is compiled.
+        gradient_checkpointing: whether what happens inside of a layer is computed again in the backward pass.
         virtual_tokens: L', virtual tokens a user vector.
         layerwise: whether every layer has an adapter of its own.
         refinement: whether there are prefixes and a gate.
@@ -40,6 +41,7 @@ class IDLEAdapterSettings:
 
     backbone: str
     compile: bool
+    gradient_checkpointing: bool
     virtual_tokens: int
     layerwise: bool
     refinement: bool
@@ -68,6 +70,7 @@ class IDLEAdapterSettings:
         return cls(
             backbone=str(config["backbone"]),
             compile=config["compile"],
+            gradient_checkpointing=config["gradient_checkpointing"],
             virtual_tokens=config["num_virtual_tokens"],
             layerwise=config["layerwise"],
             refinement=config["refinement"],
@@ -102,6 +105,6 @@ def _tuning(config: Any) -> TuningSettings:
         lora_dropout=0.0,
         lora_targets=config["lora_targets"],
         weights="bf16",
-        gradient_checkpointing=False,
+        gradient_checkpointing=False,  # transformers' own is for training mode alone; see `checkpoint_layers`
         compile=False,
     )

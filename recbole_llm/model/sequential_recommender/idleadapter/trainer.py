@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_llm.backbone.feature_cache import SharedRows, stored_or_computed, storing_budget
-from recbole_llm.backbone.stored_states import states_key
+from recbole_llm.backbone.stored_states import files_key, states_key
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 
 _ROWS = 8192  # histories of one pass of the ID model
@@ -60,7 +60,7 @@ class AdapterTrainer(PackedTrainer):
                     bar.update(len(states))
 
         how = {"model": "IDLEAdapter", "style": inputs.style, "precision": model.precision}
-        key = states_key(model.backbone_files, content, **how, device=device.type, budget=budget)
+        key = states_key(files_key(model.backbone_folder), content, **how, device=device.type, budget=budget)
         limit = self.config["stored_states_gb"] * 1e9
         shape = len(first), width
         store = stored_or_computed(key, shape, model.precision, device, self.run_folder, limit, parts, in_memory=size)

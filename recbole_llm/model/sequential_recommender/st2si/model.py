@@ -95,10 +95,11 @@ class ST2SI(ProjectedRecommender):
         super().__init__(config, dataset)
         self.settings = ST2SISettings.from_config(config, backbone)
         self.precision = resolve_precision(config["precision"], torch.device(self.device))
-        loaded = load_backbone(self.settings.backbone, dtype=self.settings.tuning.load_dtype(self.precision))
+        dtype = self.settings.tuning.load_dtype(self.precision)
+        loaded = load_backbone(self.settings.backbone, dtype=dtype, device=torch.device(self.device))
         self._check_backbone(loaded)
         self.backbone = loaded.model
-        self.backbone_files = files_key(loaded)
+        self.backbone_folder = loaded.folder
         self._memory = StateMemory()
         self.tokenizer = loaded.tokenizer
         self.inputs = self._inputs(dataset, loaded)
@@ -159,16 +160,9 @@ class ST2SI(ProjectedRecommender):
             aligned = query_token_id(loaded.tokenizer, loaded.model, settings.alignment_token)
         limits = WindowLimits(settings.max_items, settings.max_sequence_tokens)
         return ST2SIInputs(
-            dataset,
-            text,
-            query,
-            instruction,
-            limits,
-            settings.train_window,
-            settings.multi_query,
-            settings.alignment,
+            dataset, text, query, instruction, limits, settings.train_window, settings.multi_query, settings.alignment,
             aligned,
-        )
+        )  # fmt: skip
 
     def train(self, mode: bool = True) -> "ST2SI":
         """Set training mode; a frozen backbone stays in eval mode, without dropout."""
@@ -182,8 +176,7 @@ class ST2SI(ProjectedRecommender):
     def query_states(self, batch: PackedBatch) -> Tensor:
         """Return the last-layer hidden states h_q [queries, width] (eq. 4)."""
         batch = batch.to(self.device)
-        # float32 weights are multiplied in the run's precision; others already have it.
-        autocast = self.precision == torch.bfloat16 and self.settings.tuning.load_dtype(self.precision) == torch.float32
+        autocast = self.settings.tuning.needs_autocast(self.precision)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=autocast):
             hidden = packed_hidden_states(self.backbone, batch)
         return hidden.index_select(0, batch.query_index)
@@ -357,7 +350,7 @@ class ST2SI(ProjectedRecommender):
     def _states_key(self, plan: QueryPlan) -> str:
         device = torch.device(self.device)
         return states_key(
-            self.backbone_files,
+            files_key(self.backbone_folder),
             plan.content(self.inputs.table),
             model="ST2SI",
             precision=self.precision,
