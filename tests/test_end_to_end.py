@@ -194,7 +194,7 @@ def test_planted_transitions_are_learned(workdir, tiny, tuning, window, epochs, 
     settings = small_settings(
         write_chain(workdir), backbone=str(tiny["llama"]), tuning=tuning, train_window=window, epochs=epochs,
         learning_rate=rate, warmup_steps=5, train_batch_size=16, stopping_step=99,
-        lr_scheduler="constant",
+        lr_scheduler="constant", clip_grad_norm={"max_norm": 1.0},
     )  # fmt: skip
     result = run(settings=settings)
     losses = [epoch["train_loss"] for epoch in result["history"]]

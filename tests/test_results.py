@@ -228,7 +228,7 @@ def test_kept_runs_lie_where_their_results_say():
 def test_kept_metrics_are_those_of_the_kept_ranks(run):
     result = run.result
     if result["model"] == "Pop":
-        return  # ties: RecBole breaks them arbitrarily, ranks count them against the target
+        return  # ties: up to 0.2 RecBole broke them arbitrarily, ranks count them against the target
     ranks = run.ranks()["rank"].to_numpy()
     assert len(ranks) == result["counts"]["test"]
     assert result["test"]["mrr"] == pytest.approx(np.mean(1 / ranks), abs=6e-5)

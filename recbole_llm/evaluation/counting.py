@@ -59,3 +59,34 @@ def leave_out(scores: Tensor, keys: Tensor, rows: Tensor, targets: Tensor) -> No
     items = scores.shape[1]
     scores[keys // items, keys % items] = -torch.inf
     scores[rows, targets] = own
+
+
+def hits_of_ranks(rows: Tensor, targets: Tensor, ranks: Tensor, lines: int, cut: int) -> Tensor:
+    """Return RecBole's table of hits: 1 at each place of a list where a target stands, and last, how many it has.
+
+    `recbole/evaluator/collector.py:150` takes the places from ``torch.topk``, which breaks ties by chance: items with
+    the same text have the same score for a model of texts, and so have all items that Pop counts as often. Here a tie
+    counts against the target, as in the ranks. Targets of one list that tie with one another share their places.
+
+    Args:
+        rows: int64 [targets], the list of each target.
+        targets: int64 [targets], item ids; one that is named twice in a list counts once.
+        ranks: int64 [targets], from 1, a tie against the target.
+        lines: how many lists there are.
+        cut: the largest cut-off.
+
+    Returns:
+        int64 [lines, cut + 1].
+    """
+    pairs = torch.unique(torch.stack([rows, ranks, targets], dim=1), dim=0)  # sorted by list, then by rank
+    rows, ranks = pairs[:, 0], pairs[:, 1]
+    begins = torch.ones(len(pairs), dtype=torch.bool, device=pairs.device)
+    begins[1:] = (rows[1:] != rows[:-1]) | (ranks[1:] != ranks[:-1])
+    number = torch.arange(len(pairs), device=pairs.device)
+    first = torch.cummax(torch.where(begins, number, 0), dim=0).values
+    places = ranks - 1 - (number - first)
+    hits = torch.zeros(lines, cut + 1, dtype=torch.int64, device=pairs.device)
+    inside = places < cut
+    hits[rows[inside], places[inside]] = 1
+    hits[:, cut] = torch.bincount(rows, minlength=lines)
+    return hits

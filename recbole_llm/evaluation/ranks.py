@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recbole_llm.data.known_histories import KnownHistories
 from recbole_llm.evaluation.candidates import CandidateRanking
-from recbole_llm.evaluation.counting import leave_out, target_ranks
+from recbole_llm.evaluation.counting import hits_of_ranks, leave_out, target_ranks
 from recbole_llm.evaluation.recommended_items import RecommendedItemsCollector, only_candidates
 
 
@@ -118,37 +118,42 @@ class RankCollector(RecommendedItemsCollector):
             if not repeatable:
                 assert self._known is not None
                 leave_out(scores_tensor, self._known.keys(interaction, lists, scores_tensor.device), rows, targets)
-            ranks[repeatable] = target_ranks(scores_tensor, rows, targets).cpu().numpy()
-            self._collect(repeatable, scores_tensor, interaction, rows, targets)
+            found = target_ranks(scores_tensor, rows, targets)
+            ranks[repeatable] = found.cpu().numpy()
+            self._collect(repeatable, scores_tensor, interaction, rows, targets, found)
         own = ranks.pop(self._repeatable)
         self._parts.append((users[positive_u.cpu().numpy()], positive_i.cpu().numpy(), own, *ranks.values()))
 
-    def _collect(self, repeatable: bool, scores: Tensor, interaction: Any, rows: Tensor, targets: Tensor) -> None:
+    def _collect(
+        self, repeatable: bool, scores: Tensor, interaction: Any, rows: Tensor, targets: Tensor, ranks: Tensor
+    ) -> None:
         """Collect RecBole's resources of one batch under one protocol."""
         own, self.data_struct = self.data_struct, self.data_struct if repeatable == self._repeatable else self._other
         try:
             if any(map(self.register.need, ("rec.meanrank", "rec.score", "data.label"))):
                 super().eval_batch_collect(scores, interaction, rows, targets)
+                if self.register.need("rec.topk"):
+                    self.data_struct["rec.topk"][-len(scores) :] = self._hits(scores, rows, targets, ranks).cpu()
             elif any(map(self.register.need, ("rec.items", "rec.topk"))):
-                self._collect_top(scores, rows, targets)
+                self._collect_top(scores, rows, targets, ranks)
         finally:
             self.data_struct = own
 
-    def _collect_top(self, scores: Tensor, rows: Tensor, targets: Tensor) -> None:
+    def _collect_top(self, scores: Tensor, rows: Tensor, targets: Tensor, ranks: Tensor) -> None:
         """Collect what RecBole does of the best items, without its table of [batch, items] for the targets.
 
-        Stands in for `recbole/evaluator/collector.py:143-160`, whose results these are.
+        Stands in for `recbole/evaluator/collector.py:143-160`, whose results these are where no scores tie.
         """
-        # What fills a list that has too few candidates is no hit: a target that is not ranked may be among it.
-        top = only_candidates(scores, torch.topk(scores, max(self.topk), dim=-1).indices)
         if self.register.need("rec.items"):
-            self.data_struct.update_tensor("rec.items", top)
+            top = torch.topk(scores, max(self.topk), dim=-1).indices
+            self.data_struct.update_tensor("rec.items", only_candidates(scores, top))
         if self.register.need("rec.topk"):
-            lines, items = scores.shape
-            keys = torch.unique(rows * items + targets)
-            hits = torch.isin(top + items * torch.arange(lines, device=top.device)[:, None], keys)
-            counts = torch.bincount(keys // items, minlength=lines)
-            self.data_struct.update_tensor("rec.topk", torch.cat([hits.long(), counts[:, None]], dim=1))
+            self.data_struct.update_tensor("rec.topk", self._hits(scores, rows, targets, ranks))
+
+    def _hits(self, scores: Tensor, rows: Tensor, targets: Tensor, ranks: Tensor) -> Tensor:
+        # A target that is not ranked is no hit, also where fewer items are ranked than the cut-off.
+        ranks = ranks.masked_fill(scores[rows, targets].isneginf(), max(self.topk) + len(ranks) + 1)
+        return hits_of_ranks(rows, targets, ranks, len(scores), max(self.topk))
 
     def get_data_struct(self) -> Any:
         """Return what was collected, for the metrics.

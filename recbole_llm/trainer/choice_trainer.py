@@ -48,6 +48,10 @@ class ChoiceTrainer(PackedTrainer):
         """Return what `PackedTrainer` needs to resume; nothing where nothing is trained."""
         return super().more_resume_state() if self.masters is not None else {}
 
+    def weights_of_more(self, state: dict[str, Any] | None = None) -> dict[str, Tensor]:
+        """Return the weights that the float32 masters give back, see `PackedTrainer`; none if nothing is trained."""
+        return super().weights_of_more(state) if self.masters is not None else {}
+
     def load_more_resume_state(self, state: dict[str, Any]) -> None:
         """Take back what `more_resume_state` returned."""
         if self.masters is not None:

@@ -6,7 +6,7 @@ import torch
 from small_data import build_parts, write_dataset
 
 from recbole_llm.errors import TrainingError
-from recbole_llm.evaluation.counting import leave_out, target_ranks
+from recbole_llm.evaluation.counting import hits_of_ranks, leave_out, target_ranks
 from recbole_llm.model.id_model.mixed_ranks import mixed_ranks
 
 ITEMS = 40
@@ -103,3 +103,16 @@ def test_a_batch_is_no_larger_than_its_memory(workdir, model, own):
     assert steps[1] == 2**20 // (16 * 1639) == 39 and steps[4096] >= 61
     for found, expected in zip(ranks[1], ranks[4096], strict=True):
         assert np.array_equal(found, expected)
+
+
+def test_ties_count_against_targets_in_the_table_of_hits():
+    """Against a plain walk: what is not a target stands before a target of the same score."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 5, (40, 30), generator=generator).float()  # many ties
+    rows = torch.randint(0, 40, (90,), generator=generator)
+    targets = torch.randint(1, 30, (90,), generator=generator)
+    found = hits_of_ranks(rows, targets, target_ranks(scores, rows, targets), 40, 10)
+    for line in range(40):
+        own = set(targets[rows == line].tolist())
+        order = sorted(range(30), key=lambda item: (-scores[line, item].item(), item in own))
+        assert found[line].tolist() == [int(item in own) for item in order[:10]] + [len(own)]
