@@ -100,7 +100,8 @@ class RankCollector(RecommendedItemsCollector):
         self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor | None, positive_i: Tensor | None
     ) -> None:
         """Collect one batch: RecBole's resources and the ranks of its targets."""
-        if positive_u is None or positive_i is None:  # RecBole measures labelled rows and ranks nothing
+        # RecBole measures labelled rows and ranks nothing: without targets, or with a score per sampled row.
+        if positive_u is None or positive_i is None or scores_tensor.dim() != 2:
             super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
             return
         rows, targets = positive_u.to(scores_tensor.device), positive_i.to(scores_tensor.device)
