@@ -1,14 +1,18 @@
 """Fixtures for all tests: no test writes into the user's caches or the working folder."""
 
+import importlib
 import importlib.util
+import json
+import logging
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
-from small_data import write_dataset
+from small_data import build_parts, write_dataset
 from tiny_models import tiny_bert, tiny_llama, tiny_opt, tiny_opt_projected
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from vector_parts import SIZES
 
 from recbole_llm.backbone.resolve import resolve
 
@@ -71,3 +75,38 @@ def tiny_smollm2(packaged, tmp_path_factory) -> Path:
     LlamaForCausalLM(config).eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def probe(monkeypatch, tmp_path, capsys):
+    """Import a module of experiments/, or run it with arguments and return its lines."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "experiments")
+
+    def call(name, *arguments):
+        module = importlib.import_module(name)
+        if not arguments:
+            return module
+        out = tmp_path / f"{name}.json"
+        monkeypatch.setattr("sys.argv", [name, *arguments, f"--out={out}"])
+        capsys.readouterr()
+        module.main()
+        kept = json.loads(out.read_text())
+        printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [list(line) for line in printed] == [list(line) for line in kept]
+        assert {line["name"] for line in kept} == {name}
+        return kept
+
+    yield call
+    logging.disable(logging.NOTSET)  # a probe is a program of its own, which leaves the log quiet
+
+
+@pytest.fixture
+def vector_model(tiny, small):
+    """Build a model of some settings on the dataset `small`, in eval mode."""
+
+    def build(model, **settings):
+        parts = build_parts(small, model=model, backbone=str(tiny["bert"]), **{**SIZES, **settings})
+        parts.model.eval()
+        return parts
+
+    return build

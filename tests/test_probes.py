@@ -1,27 +1,21 @@
 """The probes of runs in benchmarks/, against numpy in float64, plain transformers and the runs' own results."""
 
-import importlib
 import json
-import logging
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from learnable_data import USERS, write_learnable
 from plain_ranks import assert_metrics, plain_metrics, plain_ranks
-from small_data import small_settings, write_dataset
+from small_data import small_settings
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.packing.ragged import RaggedTable
 from recbole_llm.quick_start.run import load, run
-from recbole_llm.runs.ranks import read_ranks
 
-ITEMS, USERS = 24, 60
-WORDS = ["Toy", "Story", "Guitar", "Light", "Meter", "Zelda", "Mario", "Galaxy", "Print", "Black", "Comedy"]
-NAMES = [f"i{n:02}" for n in range(ITEMS)]
 FULL = {"train_neg_sample_args": None}
 SMALL = {"hidden_size": 16, "inner_size": 16, "n_heads": 2}
 RUNS = {
@@ -37,13 +31,7 @@ RUNS = {
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A dataset in which the next item is mostly the one after the last, so that there is something to learn."""
-    random = np.random.default_rng(0)
-    histories = {}
-    for user in range(USERS):
-        steps = random.choice([1, 1, 1, 2, 5], random.integers(3, 8))
-        histories[f"u{user}"] = [NAMES[n] for n in (random.integers(ITEMS) + np.cumsum(steps)) % ITEMS]
-    titles = {name: " ".join(random.choice(WORDS, random.integers(1, 5))) for name in NAMES}
-    return write_dataset(tmp_path_factory.mktemp("probes"), histories, titles)
+    return write_learnable(tmp_path_factory.mktemp("probes"))
 
 
 @pytest.fixture(scope="module")
@@ -67,29 +55,6 @@ def finished(root, tiny):
         return known[key]
 
     return get
-
-
-@pytest.fixture
-def probe(monkeypatch, tmp_path, capsys):
-    """Import a module of experiments/, or run it with arguments and return its lines."""
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "experiments")
-
-    def call(name, *arguments):
-        module = importlib.import_module(name)
-        if not arguments:
-            return module
-        out = tmp_path / f"{name}.json"
-        monkeypatch.setattr("sys.argv", [name, *arguments, f"--out={out}"])
-        capsys.readouterr()
-        module.main()
-        kept = json.loads(out.read_text())
-        printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        assert [list(line) for line in printed] == [list(line) for line in kept]
-        assert {line["name"] for line in kept} == {name}
-        return kept
-
-    yield call
-    logging.disable(logging.NOTSET)  # a probe is a program of its own, which leaves the log quiet
 
 
 # -- score_mix ---------------------------------------------------------------------------------------------------------
@@ -388,37 +353,3 @@ def test_probes_refuse_a_run_of_another_model(finished, probe):
     for name, wanted in (("frozen_text_probe", "IDLEAdapter"), ("what_st2si_reads", "ST2SI")):
         with pytest.raises(SettingError, match=f"is a run of GRU4Rec: give one of {wanted}"):
             probe(name, f"--run={finished('GRU4Rec')}")
-
-
-# -- new_items ---------------------------------------------------------------------------------------------------------
-
-
-def test_held_out_items_are_targets_alone(root, tiny, probe, tmp_path):
-    """No history has one; each that ends a history is its test target; and the metrics are those of the ranks."""
-    shutil.copytree(root / "small", tmp_path / "small")
-    (line,) = probe("new_items", "--hold=small", f"--data_path={tmp_path}", "--share=0.25", "--seed=3")
-    held = set((tmp_path / "small-new" / "held-out-items.txt").read_text().split())
-    assert len(held) == line["held_out"] == ITEMS // 4
-    given = small_settings(
-        tmp_path, model="ZESRec", dataset="small-new", backbone=str(tiny["bert"]), epochs=1, topk=[5, 10],
-        hidden_size=8, inner_size=8, MAX_ITEM_LIST_LENGTH=6,
-    )  # fmt: skip
-    folder = Path(run(settings={**given, "valid_metric": "NDCG@10"})["path"]).parent
-    parts = load(folder)
-    histories, targets = [], {}
-    for name in ("train", "valid", "test"):
-        part = getattr(parts, name)._dataset
-        rows = part[np.arange(len(part))]
-        histories += rows["item_id_list"].numpy().ravel().tolist()
-        targets[name] = set(part.id2token("item_id", rows["item_id"].numpy()))
-    assert not held & set(parts.dataset.id2token("item_id", sorted(set(histories) - {0})))
-    assert not held & (targets["train"] | targets["valid"])
-    assert len(held & targets["test"]) == line["new_items"] > 0
-    (told,) = probe("new_items", f"--runs={folder}")
-    frame = read_ranks(folder / "ranks-test.tsv.gz")
-    ranks = frame["rank"][frame["item"].isin(held)].to_numpy()
-    assert told["new_targets"] == len(ranks) == line["new_targets"]
-    assert told["new_hit10"] == pytest.approx((ranks <= 10).mean())
-    assert told["times_chance"] == pytest.approx((ranks <= 10).mean() * line["items"] / 10)
-    with pytest.raises(DataError, match="small-new is there already"):
-        probe("new_items", "--hold=small", f"--data_path={tmp_path}")

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_llm.data.answers import TextRows, pack_answers
 from recbole_llm.data.list_prompts import ListPrompts
-from recbole_llm.packing.batch import PackedBatch, sequence_bounds
-from recbole_llm.packing.ragged import ranges
+from recbole_llm.packing.batch import PackedBatch
 from recbole_llm.packing.sequences import within_budget
 
 
@@ -55,26 +55,13 @@ def answered(
         rows: of each prompt.
         answers: rows of each answer, which are learned; None for prompts alone.
     """
-    table = prompts.table
-    whole = [[*prompt, *answer] for prompt, answer in zip(rows, answers or [()] * len(rows), strict=True)]
+    of_each = answers if answers is not None else [()] * len(rows)
+    whole = [[*prompt, *answer] for prompt, answer in zip(rows, of_each, strict=True)]
     flat = np.fromiter((row for sequence in whole for row in sequence), dtype=np.int64)
-    counts = np.array([len(sequence) for sequence in whole])
-    tokens, lengths = table.gather(flat)
-    begins = np.cumsum(counts) - counts
-    of_sequence = np.add.reduceat(lengths, begins)
-    is_answer = np.zeros(len(flat), dtype=bool)
-    if answers is not None:
-        of_answer = np.array([len(answer) for answer in answers])
-        is_answer[ranges(begins + counts - of_answer, of_answer)] = True
-    places = np.flatnonzero(np.repeat(is_answer, lengths))
+    texts = TextRows(flat, np.array([len(sequence) for sequence in whole]))
+    packed = pack_answers(texts, prompts.table, answer_rows=np.array([len(answer) for answer in of_each])).packed
     marked = flat == prompts.marker_row
-    packed = PackedBatch(
-        torch.from_numpy(tokens),
-        torch.from_numpy(ranges(np.zeros_like(of_sequence), of_sequence)),
-        sequence_bounds(of_sequence, causal=True),
-        torch.from_numpy(places - 1),
-        torch.from_numpy(tokens[places]),
-    )
+    lengths = prompts.table.lengths[flat]
     first = np.cumsum(lengths) - lengths
     return AnsweredPrompts(
         packed,

@@ -77,17 +77,23 @@ def word_numbers(starts: RaggedTable, texts: TextRows) -> np.ndarray:
     return counted - np.repeat(before, lengths)
 
 
-def pack_answers(texts: TextRows, table: RaggedTable, starts: RaggedTable | None = None) -> PackedAnswers:
+def pack_answers(
+    texts: TextRows, table: RaggedTable, starts: RaggedTable | None = None, answer_rows: np.ndarray | None = None
+) -> PackedAnswers:
     """Lay prompts and answers in one row.
 
     Args:
-        texts: prompts whose last row is the answer.
+        texts: prompts whose last rows are the answer.
         table: token ids.
         starts: see `word_numbers`; None for no words.
+        answer_rows: int64 [texts], how many rows each answer has; None for one.
     """
     token_ids, row_tokens = table.gather(texts.rows)
     lengths = texts.tokens(table)
-    answers = row_tokens[np.cumsum(texts.counts) - 1]
+    of_answer = np.ones_like(texts.counts) if answer_rows is None else answer_rows
+    before = np.concatenate([[0], np.cumsum(row_tokens)])
+    last = np.cumsum(texts.counts)
+    answers = before[last] - before[last - of_answer]
     labelled = ranges(np.cumsum(lengths) - answers, answers)
     packed = PackedBatch(
         token_ids=torch.from_numpy(token_ids),

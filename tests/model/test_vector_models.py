@@ -6,26 +6,14 @@ import torch
 from recbole.data.interaction import Interaction
 from small_data import HISTORIES, TITLES, build_parts, write_dataset
 from torch.nn import functional as F
+from vector_parts import SIZES
 
 from recbole_llm.model.layers.contrastive_loss import in_batch_loss
 from recbole_llm.model.layers.sequence_encoder import without_some_items
 from recbole_llm.model.layers.text_table import FusedTable, projection_to
 from recbole_llm.model.sequential_recommender.unisrec.adaptor import WhiteningAdaptor
 
-SIZES = {"hidden_size": 8, "inner_size": 12, "n_layers": 2, "n_heads": 2}
 TOKENS = sorted(TITLES)
-
-
-@pytest.fixture
-def built(tiny, small):
-    """Build a model of some settings on the dataset `small`, in eval mode."""
-
-    def build(model, **settings):
-        parts = build_parts(small, model=model, backbone=str(tiny["bert"]), **{**SIZES, **settings})
-        parts.model.eval()
-        return parts
-
-    return build
 
 
 @pytest.fixture
@@ -60,9 +48,9 @@ def scores_of(model, rows):
 # -- ZESRec ------------------------------------------------------------------------------------------------------------
 
 
-def test_zesrec_is_gru4rec_with_mapped_text_vectors(built, recboles):
+def test_zesrec_is_gru4rec_with_mapped_text_vectors(vector_model, recboles):
     """Without offsets, on RecBole's GRU4Rec with the same weights and the item table W x + b; the loss, too."""
-    parts = built("ZESRec", offset_weight=None, n_layers=1)
+    parts = vector_model("ZESRec", offset_weight=None, n_layers=1)
     model, rows = parts.model, test_rows(parts)
     gru = recboles("GRU4Rec", embedding_size=8, hidden_size=12, num_layers=1)
     with torch.no_grad():
@@ -77,9 +65,9 @@ def test_zesrec_is_gru4rec_with_mapped_text_vectors(built, recboles):
     assert model.calculate_loss(rows).item() == pytest.approx(by_hand, abs=1e-5)
 
 
-def test_zesrec_ranks_without_offsets_and_trains_with_them(built):
+def test_zesrec_ranks_without_offsets_and_trains_with_them(vector_model):
     """The offsets enter the table in training, and the ranking only where asked; the prior's part of the loss."""
-    parts = built("ZESRec", offset_weight=0.5)
+    parts = vector_model("ZESRec", offset_weight=0.5)
     model, rows = parts.model, test_rows(parts)
     plain, loss = scores_of(model, rows), model.calculate_loss(rows)
     with torch.no_grad():
@@ -89,18 +77,18 @@ def test_zesrec_ranks_without_offsets_and_trains_with_them(built):
     assert model.calculate_loss(rows).item() == pytest.approx(loss.item() + prior, rel=1e-5)
     own = model.item_map(model.text_vectors) + model.offsets.weight
     assert torch.equal(model.train().item_table(), own)
-    asked = built("ZESRec", offset_weight=0.5, offsets_in_ranking=True)
+    asked = vector_model("ZESRec", offset_weight=0.5, offsets_in_ranking=True)
     assert not asked.model.reads_text_only
     asked.model.load_state_dict(model.state_dict())
     assert not torch.allclose(scores_of(asked.model, rows), plain)
 
 
-def test_a_large_weight_is_no_offset(built):
+def test_a_large_weight_is_no_offset(vector_model):
     """With a strong prior the offsets stay at its mean, and what is learned is what is learned without them."""
 
     def trained(weight):
         torch.manual_seed(3)
-        parts = built("ZESRec", offset_weight=weight, hidden_dropout_prob=0.0)
+        parts = vector_model("ZESRec", offset_weight=weight, hidden_dropout_prob=0.0)
         model, rows = parts.model.train(), next(iter(parts.train))
         # Plain gradient steps: Adam would move an offset by its rate however strong the prior.
         optimizer = torch.optim.SGD([w for n, w in model.named_parameters() if "offsets" not in n], lr=0.5)
@@ -149,9 +137,9 @@ def test_permuted_ids_give_permuted_scores(model, tiny, tmp_path, workdir):
 # -- UniSRec -----------------------------------------------------------------------------------------------------------
 
 
-def test_one_identity_expert_is_cosine_sasrec(built, recboles):
+def test_one_identity_expert_is_cosine_sasrec(vector_model, recboles):
     """W = I, b = 0, one expert: RecBole's SASRec on the text vectors themselves, compared by the cosine."""
-    parts = built("UniSRec", num_experts=1, hidden_size=32, temperature=0.5)
+    parts = vector_model("UniSRec", num_experts=1, hidden_size=32, temperature=0.5)
     model, rows = parts.model, test_rows(parts)
     with torch.no_grad():
         model.adaptor.weight.copy_(torch.eye(32)[None])
@@ -218,9 +206,9 @@ def test_in_batch_loss_by_hand():
     assert alone.item() == 0
 
 
-def test_pretraining_loss_by_hand(built):
+def test_pretraining_loss_by_hand(vector_model):
     """Without dropout: the contrast of states and next items, and with the states after some items left."""
-    parts = built("UniSRec", item_drop=0.5, item_drop_batches=1.0, contrast_weight=0.25)
+    parts = vector_model("UniSRec", item_drop=0.5, item_drop_batches=1.0, contrast_weight=0.25)
     model, rows = parts.model, next(iter(parts.train))
     histories, lengths, targets = (rows[name] for name in ("item_id_list", "item_length", "item_id"))
     torch.manual_seed(7)
@@ -241,9 +229,9 @@ def test_pretraining_loss_by_hand(built):
     assert found.item() == pytest.approx((first + 0.25 * second).item(), abs=1e-5)
 
 
-def test_word_drop_reads_other_vectors(built):
+def test_word_drop_reads_other_vectors(vector_model):
     """Where all items are read with words left out, the second view is that of the other table."""
-    parts = built("UniSRec", item_drop_batches=0.0, contrast_weight=1.0, word_drop=0.9)
+    parts = vector_model("UniSRec", item_drop_batches=0.0, contrast_weight=1.0, word_drop=0.9)
     model, rows = parts.model, next(iter(parts.train))
     model.before_pretraining(parts.train._dataset)
     other, targets = model._shortened, rows["item_id"]
@@ -272,12 +260,12 @@ def test_histories_move_together():
     assert lengths.tolist() == [2, 1]
 
 
-def test_tuned_parts(built):
+def test_tuned_parts(vector_model):
     """With the encoder frozen, adaptor, normalisation and learned vectors are what is trained."""
     trained = {
         parts: {
             name
-            for name, w in built("UniSRec", tuned_parts=parts, item_ids=True).model.named_parameters()
+            for name, w in vector_model("UniSRec", tuned_parts=parts, item_ids=True).model.named_parameters()
             if w.requires_grad
         }
         for parts in (None, "adaptor")
@@ -303,9 +291,9 @@ def test_fused_table_by_hand(covered):
     np.testing.assert_allclose(table().detach().numpy()[1:], expected[1:], atol=1e-4)
 
 
-def test_row_space_is_untouched_by_training(built):
+def test_row_space_is_untouched_by_training(vector_model):
     """After steps of Adam with weight decay the text's columns are bit for bit what they were, the others are not."""
-    parts = built("AlphaFuse", null_size=3, learning_rate=0.05)
+    parts = vector_model("AlphaFuse", null_size=3, learning_rate=0.05)
     model, rows = parts.model.train(), next(iter(parts.train))
     before = model.item_table().detach().clone()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05, weight_decay=0.1)
@@ -318,9 +306,9 @@ def test_row_space_is_untouched_by_training(built):
     assert (after[1:, 5:] != before[1:, 5:]).all()
 
 
-def test_alphafuse_scores_are_those_of_cosine_sasrec(built, recboles):
+def test_alphafuse_scores_are_those_of_cosine_sasrec(vector_model, recboles):
     """With the fused table in RecBole's SASRec."""
-    parts = built("AlphaFuse", null_size=3, temperature=0.2)
+    parts = vector_model("AlphaFuse", null_size=3, temperature=0.2)
     model, rows = parts.model, test_rows(parts)
     sasrec = recboles("SASRec", **SIZES)
     give_transformer(sasrec, model.encoder)
@@ -331,9 +319,9 @@ def test_alphafuse_scores_are_those_of_cosine_sasrec(built, recboles):
     torch.testing.assert_close(scores_of(model, rows)[:, 1:], expected[:, 1:], atol=1e-5, rtol=1e-5)
 
 
-def test_text_init_is_sasrec_from_another_start(built, recboles):
+def test_text_init_is_sasrec_from_another_start(vector_model, recboles):
     """The scores of RecBole's SASRec with that table; the start keeps the texts' distances but for one scale."""
-    parts = built("TextInitSASRec", hidden_size=32)
+    parts = vector_model("TextInitSASRec", hidden_size=32)
     model, rows = parts.model, test_rows(parts)
     sasrec = recboles("SASRec", **{**SIZES, "hidden_size": 32})
     give_transformer(sasrec, model.encoder)

@@ -5,25 +5,13 @@ import pytest
 import torch
 from recbole.data.interaction import Interaction
 from small_data import TITLES, build_parts, small_settings, write_dataset
+from vector_parts import SIZES
 
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.model.id_model.user_vector import user_vector_shape, user_vectors
 from recbole_llm.quick_start.run import load, run
 
-SIZES = {"hidden_size": 8, "inner_size": 12, "n_layers": 2, "n_heads": 2}
 TOKENS = sorted(TITLES)
-
-
-@pytest.fixture
-def built(tiny, small):
-    """Build a model of some settings on the dataset `small`, in eval mode."""
-
-    def build(model, **settings):
-        parts = build_parts(small, model=model, backbone=str(tiny["bert"]), **{**SIZES, **settings})
-        parts.model.eval()
-        return parts
-
-    return build
 
 
 def test_rows(parts):
@@ -42,9 +30,9 @@ def scores_of(model, rows):
 
 
 @pytest.mark.parametrize("model", ["ZESRec", "UniSRec", "AlphaFuse", "TextInitSASRec"])
-def test_all_positions_of_a_pass_are_the_rows(model, built):
+def test_all_positions_of_a_pass_are_the_rows(model, vector_model):
     """The loss and its gradients are those of RecBole's rows, one per position."""
-    parts = built(model, train_positions="all", **({"null_size": 3} if model == "AlphaFuse" else {}))
+    parts = vector_model(model, train_positions="all", **({"null_size": 3} if model == "AlphaFuse" else {}))
     model = parts.model
     histories = torch.tensor([[3, 1, 4, 2, 5], [6, 2, 7, 0, 0]])
     labels = torch.tensor([[1, 4, 2, 5, 8], [2, 7, 1, 0, 0]])
@@ -69,12 +57,12 @@ def test_all_positions_of_a_pass_are_the_rows(model, built):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("model", ["ZESRec", "UniSRec", "AlphaFuse", "TextInitSASRec"])
-def test_steps_from_a_graph_are_the_plain_ones(model, built, workdir):
+def test_steps_from_a_graph_are_the_plain_ones(model, vector_model, workdir):
     """With dropout and the gate's noise: the same random numbers, losses and weights."""
     found = []
     for replays in (True, False):
         more = {"null_size": 3} if model == "AlphaFuse" else {}
-        parts = built(model, use_gpu=True, train_positions="all", train_batch_size=2, learning_rate=0.01, **more)
+        parts = vector_model(model, use_gpu=True, train_positions="all", train_batch_size=2, learning_rate=0.01, **more)
         trainer = parts.trainer(workdir)
         assert trainer._replays
         trainer._replays = replays
@@ -118,19 +106,19 @@ def test_items_without_text_are_refused(tiny, workdir):
         ("ZESRec", {"item_text_fields": []}, "item_text_fields names no column"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(built, model, settings, words):
+def test_sizes_that_cannot_be_are_refused(vector_model, model, settings, words):
     """One sentence each."""
     with pytest.raises(SettingError, match=words):
-        built(model, **settings)
+        vector_model(model, **settings)
 
 
 # -- inside other models -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", ["ZESRec", "UniSRec", "AlphaFuse", "TextInitSASRec"])
-def test_scores_are_those_of_the_user_vectors(model, built):
+def test_scores_are_those_of_the_user_vectors(model, vector_model):
     """What IDLE-Adapter is given is what ranks: the dot product with the item table, or the cosine / temperature."""
-    parts = built(model, **({"null_size": 3} if model == "AlphaFuse" else {}))
+    parts = vector_model(model, **({"null_size": 3} if model == "AlphaFuse" else {}))
     rows = test_rows(parts)
     assert user_vector_shape(parts.model) == (1, 8)
     with torch.no_grad():

@@ -17,21 +17,8 @@ def language_model(learning: str) -> Section:
             text_models.backbone("smollm2-135m", "A preset of properties/backbone/, a local folder, or a hub ID."),
             Setting("tuning", Choice("full", "lora"), "full", Role.TRAINING, learning),
             *text_models.lora(0.05),
-            Setting(
-                "weights",
-                Choice("fp32", "bf16"),
-                "fp32",
-                Role.TRAINING,
-                "What is trained of the backbone, in memory; with bf16 the optimiser has float32 masters. "
-                "What is frozen is kept in the arithmetic of `precision`.",
-            ),
-            Setting(
-                "gradient_checkpointing",
-                Flag(),
-                False,
-                Role.MACHINE,
-                "Compute activations again instead of storing them: less memory, a third slower.",
-            ),
+            text_models.WEIGHTS,
+            text_models.CHECKPOINTING,
             text_models.COMPILE,
         ),
     )

@@ -1,5 +1,7 @@
 """The settings of IDLE-Adapter, written to properties/model/IDLEAdapter.yaml."""
 
+from dataclasses import replace
+
 from recbole_llm.config.kinds import FROM_ZERO, SIZE, Choice, Flag, Maybe
 from recbole_llm.config.schema import Role, Section, Setting
 from recbole_llm.config.settings import text_models
@@ -17,14 +19,7 @@ _BACKBONE = Section(
             "sbert-minilm", "A preset of properties/backbone/, a local folder, or a hub ID; encoder or decoder."
         ),
         text_models.COMPILE,
-        Setting(
-            "gradient_checkpointing",
-            Flag(),
-            False,
-            Role.MACHINE,
-            "Compute activations again instead of storing them: less memory, a third slower.",
-            since="0.3.0",
-        ),
+        replace(text_models.CHECKPOINTING, since="0.3.0"),
     ),
 )
 

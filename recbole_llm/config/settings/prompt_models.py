@@ -29,13 +29,6 @@ def _backbone(tunings: tuple[str, ...], dropout: float, lora: dict[str, Any]) ->
         Setting(each.name, each.kind, lora.get(each.name, each.default), each.role, each.sentence)
         for each in text_models.lora(dropout)
     )
-    checkpointing = Setting(
-        "gradient_checkpointing",
-        Flag(),
-        False,
-        Role.MACHINE,
-        "Compute activations again instead of storing them: less memory, a third slower.",
-    )
     return Section(
         "The language model",
         (
@@ -50,15 +43,8 @@ def _backbone(tunings: tuple[str, ...], dropout: float, lora: dict[str, Any]) ->
                 "How much of it is trained. " + " ".join(_TUNINGS[name] for name in tunings),
             ),
             *(adapters if trained else ()),
-            Setting(
-                "weights",
-                Choice("fp32", "bf16"),
-                "fp32",
-                Role.TRAINING,
-                "What is trained of the backbone, in memory; with bf16 the optimiser has float32 masters. "
-                "What is frozen is kept in the arithmetic of `precision`.",
-            ),
-            *((checkpointing, text_models.COMPILE) if trained else ()),
+            text_models.WEIGHTS,
+            *((text_models.CHECKPOINTING, text_models.COMPILE) if trained else ()),
         ),
     )
 

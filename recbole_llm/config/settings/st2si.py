@@ -23,23 +23,8 @@ _BACKBONE = Section(
             "recbole_llm.model.sequential_recommender.st2si.scenario puts onto a loaded backbone.",
         ),
         *text_models.lora(0.05),
-        Setting(
-            "weights",
-            Choice("fp32", "bf16"),
-            "fp32",
-            Role.TRAINING,
-            "What is trained of the backbone, in memory; with bf16 the optimiser has float32 masters. "
-            "What is frozen is kept in the arithmetic of `precision`.",
-            pretraining=True,
-        ),
-        Setting(
-            "gradient_checkpointing",
-            Flag(),
-            False,
-            Role.MACHINE,
-            "Compute activations again instead of storing them: less memory, a third slower.",
-            pretraining=True,
-        ),
+        text_models.WEIGHTS,
+        text_models.CHECKPOINTING,
         text_models.COMPILE,
     ),
 )

@@ -49,6 +49,23 @@ def backbone(default: str, sentence: str) -> Setting:
     return Setting("backbone", Text("a preset, a folder or a hub ID"), default, Role.INPUT, sentence)
 
 
+WEIGHTS = Setting(
+    "weights",
+    Choice("fp32", "bf16"),
+    "fp32",
+    Role.TRAINING,
+    "What is trained of the backbone, in memory; with bf16 the optimiser has float32 masters. "
+    "What is frozen is kept in the arithmetic of `precision`.",
+    pretraining=True,
+)
+CHECKPOINTING = Setting(
+    "gradient_checkpointing",
+    Flag(),
+    False,
+    Role.MACHINE,
+    "Compute activations again instead of storing them: less memory, a third slower.",
+    pretraining=True,
+)
 COMPILE = Setting(
     "compile",
     Flag(),

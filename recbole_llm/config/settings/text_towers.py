@@ -33,21 +33,8 @@ def backbone(default: str, remark: str, tuning: str, tunings: tuple[str, ...], p
             text_models.backbone(default, "A preset of properties/backbone/, a local folder, or a hub ID."),
             Setting("tuning", Choice(*tunings), tuning, Role.TRAINING, remark),
             *text_models.lora(0.1),
-            Setting(
-                "weights",
-                Choice("fp32", "bf16"),
-                "fp32",
-                Role.TRAINING,
-                "What is trained of the backbone, in memory; with bf16 the optimiser has float32 masters. "
-                "What is frozen is kept in the arithmetic of `precision`.",
-            ),
-            Setting(
-                "gradient_checkpointing",
-                Flag(),
-                False,
-                Role.MACHINE,
-                "Compute activations again instead of storing them: less memory, a third slower.",
-            ),
+            text_models.WEIGHTS,
+            text_models.CHECKPOINTING,
             text_models.COMPILE,
             Setting(
                 "item_pooling",
