@@ -113,6 +113,9 @@ RUN: dict[str, dict[str, object]] = {
 }
 
 READ = {
+    "recbole-llm compare --runs=results/runs/Scientific.parquet "
+    "--models=TextInitSASRec,TwinBERT,AlphaFuse,SASRec-one-pass,GRU4Rec-one-pass --protocols=both --show=ndcg@10 "
+    "--significance=False": "tests/test_results.py compares the page's table with the kept runs",
     **dict.fromkeys(
         (
             "recbole-llm run --model=LLaRA --dataset=ml-100k --id_model=SASRec",

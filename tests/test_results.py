@@ -234,3 +234,15 @@ def test_kept_metrics_are_those_of_the_kept_ranks(run):
     assert result["test"]["mrr"] == pytest.approx(np.mean(1 / ranks), abs=6e-5)
     gains = np.where(ranks <= 10, 1 / np.log2(ranks + 1.0), 0)
     assert result["test"]["ndcg@10"] == pytest.approx(gains.mean(), abs=6e-5)
+
+
+def test_the_table_of_the_page_on_protocols_is_that_of_the_kept_runs():
+    page = (RESULTS.parent / "docs" / "protocols.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| ([\w ]+) \| (\.\d{4}) \| (\.\d{4}) \|$", page, flags=re.MULTILINE)
+    assert len(shown) == 5
+    kept = {run.label: run.ranks() for run in RUNS if run.archive.stem == "Scientific"}
+    for name, with_history, without in shown:
+        ranks = kept[name.replace(" in one pass", "-one-pass")]
+        for column, value in (("other_rank", with_history), ("rank", without)):
+            gains = np.where(ranks[column] <= 10, 1 / np.log2(ranks[column] + 1.0), 0)
+            assert gains.mean() == pytest.approx(float(value), abs=6e-5), (name, column)
