@@ -1,5 +1,6 @@
 """Tiny random language models of the true types, each saved with a real fast tokenizer as a transformers folder."""
 
+import string
 from pathlib import Path
 
 import torch
@@ -51,14 +52,19 @@ def _byte_tokenizer(special: list[str], **names: str) -> PreTrainedTokenizerFast
 
 
 def _word_tokenizer() -> PreTrainedTokenizerFast:
-    """WordPiece with [CLS] and [SEP] as in BERT."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    """WordPiece with [CLS] and [SEP] as in BERT.
+
+    Its words are listed, not trained: WordPiece's trainer gives them other ids in every process.
+    """
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(TITLES, trainer)
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words = {word for text in TITLES for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    letters = sorted(set(string.printable.lower()) - set(string.whitespace))
+    pieces = [*letters, *(f"##{letter}" for letter in letters), *sorted(words - set(letters))]
+    vocabulary = {piece: index for index, piece in enumerate([*special, *pieces])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )

@@ -81,7 +81,8 @@ class TestMoRec(ModelTests):
 
     model = "MoRec"
     settings: ClassVar[dict[str, Any]] = {
-        **TEXT, **TRANSFORMER, "backbone": "tiny/bert", "backbone_learning_rate": 0.001, "item_loss": "in-batch",
+        **TEXT, **TRANSFORMER, "backbone": "tiny/bert", "backbone_learning_rate": 0.003, "item_loss": "in-batch",
+        "epochs": 12,
     }  # fmt: skip
     reads_texts = True
 
@@ -161,7 +162,8 @@ class TestRecformer(ModelTests):
 
     model = "Recformer"
     settings: ClassVar[dict[str, Any]] = {
-        **TEXT, "backbone": "tiny/bert", "learning_rate": 0.003, "item_text_fields": ["title", "class"],
+        **TEXT, "backbone": "tiny/bert", "item_text_fields": ["title", "class"], "epochs": 24, "first_stage_epochs": 2,
+        "similarity": "dot", "temperature": 1.0,  # a cosine of texts this alike learns slowly
         "train_prefixes": "all",  # the loss of one random target per user rises and falls
     }  # fmt: skip
     reads_texts = True
@@ -171,7 +173,7 @@ class TestZESRec(ModelTests):
     """A GRU over mapped text vectors, with offsets in training."""
 
     model = "ZESRec"
-    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/bert", **TRANSFORMER}
+    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/bert", **TRANSFORMER, "epochs": 8}
     reads_texts = True
 
 
@@ -195,7 +197,7 @@ class TestZESRecAtAllPositions(ModelTests):
     """One pass over every history, by a GRU."""
 
     model = "ZESRec"
-    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/bert", **TRANSFORMER, "train_positions": "all"}
+    settings: ClassVar[dict[str, Any]] = {"backbone": "tiny/bert", **TRANSFORMER, "epochs": 8, "train_positions": "all"}
     reads_texts = True
 
 
@@ -256,7 +258,7 @@ class TestBERT4Rec(ModelTests):
     """RecBole's."""
 
     model = "BERT4Rec"
-    settings: ClassVar[dict[str, Any]] = TRANSFORMER
+    settings: ClassVar[dict[str, Any]] = {**TRANSFORMER, "learning_rate": 0.03, "epochs": 12}
 
 
 class TestFPMC(ModelTests):
