@@ -17,6 +17,7 @@ from recbole_llm.errors import TrainingError
 from recbole_llm.trainer.graphed_step import GraphedStep
 from recbole_llm.trainer.hooks import TrainerHooks
 from recbole_llm.trainer.master_weights import MasterWeights
+from recbole_llm.trainer.row_sparse import ROWS, RowSparse, with_rows
 from recbole_llm.trainer.weight_average import WeightAverage
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -54,7 +55,11 @@ class PackedTrainer(TrainerHooks):
         if self.config["weight_average"] is not None:
             self.average = WeightAverage(weights, _weights(groups), self.config["weight_average"])
         on_gpu = torch.device(self.device).type == "cuda"
-        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=on_gpu, capturable=on_gpu)
+        kind: Any = torch.optim.AdamW
+        if any(ROWS in group for group in groups):
+            kind = with_rows(kind)
+        optimizer: torch.optim.Optimizer = kind(groups, weight_decay=self.weight_decay, fused=on_gpu, capturable=on_gpu)
+        return optimizer
 
     def _samples(self, epoch: int) -> Any:
         # The epoch's own generator: a resumed run draws what the uninterrupted one draws.
@@ -75,7 +80,7 @@ class PackedTrainer(TrainerHooks):
             return tqdm(total=sequences, desc="Hidden states", ncols=100, disable=not show_progress)
 
         self.model.fill_state_cache(parts, self.run_folder, bar)
-        if torch.device(self.device).type == "cuda":
+        if torch.device(self.device).type == "cuda" and not isinstance(self.optimizer, RowSparse):
             queries = self.model.state_cache.samples.lengths
             # Room for a step of average samples and a half; the rare larger one is taken without the graph.
             capacity = max(int(1.5 * self.batch_size * queries.mean()), int(queries.max()))

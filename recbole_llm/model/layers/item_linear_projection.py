@@ -1,5 +1,7 @@
 """The item linear projection (ILP) of ST2SI, eq. 5, and its cross-entropy, eq. 7."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +24,12 @@ class ItemLinearProjection(nn.Module):
     Args:
         width: size of the hidden states.
         items: number of item ids, the padding id included.
+
+    Attributes:
+        group_options: what the optimiser's group of the weights has of its own, such as its learning rate.
     """
+
+    group_options: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, width: int, items: int) -> None:
         super().__init__()

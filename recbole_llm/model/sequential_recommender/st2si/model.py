@@ -384,8 +384,9 @@ class ST2SI(ProjectedRecommender):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups: the projection, and what is tuned of the backbone if anything is."""
         tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
-        groups = [list(self.projection.parameters()), tuned]
-        return [{"params": group, "lr": self.settings.learning_rate} for group in groups if group]
+        head = {"params": list(self.projection.parameters()), "lr": self.settings.learning_rate}
+        groups = [{**head, **self.projection.group_options}, {"params": tuned, "lr": self.settings.learning_rate}]
+        return groups if tuned else groups[:1]
 
 
 def _require_decoder(backbone: str, preset: BackbonePreset) -> None:
