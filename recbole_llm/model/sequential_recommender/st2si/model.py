@@ -81,6 +81,7 @@ class ST2SI(ProjectedRecommender):
 
     dataset_class = HistoryDataset
     trainer_class = PackedTrainer
+    several_processes = True
     trains_on_rows = False  # but on windows of whole histories
     has_position_losses = True
     stages = (PretrainedBackbone(), IdModel(required=False))
@@ -199,6 +200,10 @@ class ST2SI(ProjectedRecommender):
     def training_samples(self, rng: np.random.Generator) -> Sequences:
         """Return the samples of one epoch. See `PackedTrainer`."""
         return self.inputs.training_sequences(rng)
+
+    def sample_tokens(self, samples: Sequences) -> np.ndarray:
+        """Return the tokens of each sample. See `TextRecommender`."""
+        return samples.tokens(self.inputs.table)
 
     def prepared_step(self, samples: Sequences) -> tuple[int, list[PackedBatch]]:
         """Return how many queries a step has, and its passes. See `PackedTrainer`."""
