@@ -10,7 +10,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +63,17 @@ def process(
     kill: tuple[str, int] | None = None,
     largest_file: int | None = None,
     by: int = signal.SIGKILL,
+    name: str = "child",
+    environment: Mapping[str, str] | None = None,
 ) -> Any:
     """Start the command line in `folder`, as `command_line` does, and return its process.
 
-    What it prints goes to `child.out` and `child.err` in the folder.
+    What it prints goes to `<name>.out` and `<name>.err` in the folder.
     """
-    out, error = folder / "child.out", folder / "child.err"
+    out, error = folder / f"{name}.out", folder / f"{name}.err"
     child = _SERVER.Process(
-        target=_child, args=(str(folder), list(arguments), kill, largest_file, by, str(out), str(error))
+        target=_child,
+        args=(str(folder), list(arguments), kill, largest_file, by, str(out), str(error), dict(environment or {})),
     )
     child.start()
     return child
@@ -84,8 +87,10 @@ def _child(
     by: int,
     out: str,
     error: str,
+    environment: dict[str, str],
 ) -> None:
     os.chdir(folder)
+    os.environ.update(environment)
     os.environ["RECBOLE_LLM_CACHE"] = str(Path(folder) / "cache")
     for path, stream in ((out, sys.stdout), (error, sys.stderr)):
         with Path(path).open("wb") as file:

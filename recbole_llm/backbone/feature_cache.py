@@ -19,6 +19,7 @@ from recbole_llm.errors import StorageError
 from recbole_llm.packing.ragged import RaggedTable, ranges
 from recbole_llm.packing.sequences import Sequences, distinct
 from recbole_llm.utils.files import reserve
+from recbole_llm.utils.processes import world
 
 _IN_MEMORY = 2 * 1024**3  # bytes; a larger table is memory-mapped
 _REMEMBERED = 256 * 1024**2  # bytes of single states
@@ -187,6 +188,11 @@ class CachedQueries:
 
     rows: Tensor
     labels: Tensor
+
+    def share(self) -> "CachedQueries":
+        """Return the queries that this process computes, where several share a step: each has every n-th."""
+        own = world()
+        return CachedQueries(self.rows[own.rank :: own.size], self.labels[own.rank :: own.size])
 
 
 class QueryStateCache:

@@ -10,6 +10,7 @@ from recbole_llm.config.hooks import hooks_of_class
 from recbole_llm.config.registry import known_models
 from recbole_llm.config.settings.one_pass import ONE_PASS_LOSSES
 from recbole_llm.errors import SettingError, nearest
+from recbole_llm.utils.processes import world
 
 # RecBole's settings of several processes, with the values that mean one.
 _ONE_PROCESS: dict[str, tuple[Any, ...]] = {
@@ -81,6 +82,8 @@ def check_together(config: Any) -> None:
         SettingError: the first thing that cannot be.
     """
     _check_one_process(config.merged)
+    if world().is_shared:
+        _check_several_processes(config)
     for name in _PICKLES:
         if config[name]:
             raise SettingError(f"{name} is not supported: RecBole stores it as a pickle, which is not safe to load")
@@ -101,16 +104,36 @@ def _check_one_process(settings: Mapping[str, Any]) -> None:
     for name, values in _ONE_PROCESS.items():
         if settings.get(name) not in values:
             raise SettingError(
-                f"{name}={settings[name]} is for several processes, which a run does not have yet: leave it out, and "
-                f"start one run per device with gpu_id=0, gpu_id=1, ..."
+                f"{name}={settings[name]} is for several processes as RecBole starts them: leave it out, and start the "
+                f"run with torchrun --nproc_per_node=2 -m recbole_llm run ..., which says all of it"
             )
     gpu_id = settings.get("gpu_id")
     if isinstance(gpu_id, list | tuple) or "," in str(gpu_id):
         several = ",".join(map(str, gpu_id)) if isinstance(gpu_id, list | tuple) else gpu_id
         raise SettingError(
-            f"gpu_id={several} names several devices, but a run has one process on one device: name one, such as "
-            f"gpu_id=0"
+            f"gpu_id={several} names several devices, but a process has one: name one, such as gpu_id=0, or start the "
+            f"run with torchrun --nproc_per_node=2 -m recbole_llm run ..."
         )
+
+
+def _check_several_processes(config: Any) -> None:
+    """Refuse what only a run in one process does."""
+    if str(config.given.get("gpu_id", "")).strip() not in ("", "0"):  # which a resumed run is given
+        raise SettingError(
+            f"gpu_id={config.given['gpu_id']} names one device for all processes: leave it out, torchrun gives each "
+            f"its own; CUDA_VISIBLE_DEVICES chooses among them"
+        )
+    if config["item_optimizer"] is not None:
+        raise SettingError(f"item_optimizer={config['item_optimizer']} is for one process: leave it out")
+    if hooks_of_class(config.model_class).has_position_losses and config["loss_type"] != "CE":
+        raise SettingError(
+            f"loss_type={config['loss_type']} of {config['model']} is for one process: take CE, whose items are shared "
+            f"out over all of them"
+        )
+    modes = config["eval_args"]["mode"]
+    if set(modes.values()) != {"full"}:
+        raise SettingError(f"mode={modes} of eval_args is for one process: set it to full, or run without torchrun")
+    hooks_of_class(config.model_class).check_processes(config)
 
 
 def _check_valid_metric(config: Any) -> None:

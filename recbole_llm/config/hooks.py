@@ -28,6 +28,7 @@ class ModelHooks:
         has_position_losses: whether it takes the losses of `model.layers.position_loss` without `train_positions`.
         renamed_weights: what weights in checkpoints of older versions are called now.
         reads_text_only: whether an item that was never trained on is as good as any other in a history.
+        several_processes: whether several processes can train it together, see `trainer.shared_steps`.
         histories_on_host: whether the model looks up histories on the CPU, so that its rows need not be moved to its
             device before `full_sort_predict` and `predict`.
     """
@@ -38,6 +39,7 @@ class ModelHooks:
     stages: ClassVar[tuple[Any, ...]] = ()
     one_pass: ClassVar[bool] = False
     has_position_losses: ClassVar[bool] = False
+    several_processes: ClassVar[bool] = False
     renamed_weights: ClassVar[Mapping[str, str]] = {}
     reads_text_only: bool = False
     histories_on_host: bool = False
@@ -53,6 +55,23 @@ class ModelHooks:
         """
         del config
         return False
+
+    @classmethod
+    def check_processes(cls, config: Any) -> None:
+        """Refuse to be trained by several processes, if they cannot, or what some settings ask of them.
+
+        Args:
+            config: the settings of the run.
+
+        Raises:
+            SettingError: which says what to do.
+        """
+        if cls.several_processes:
+            return
+        raise SettingError(
+            f"{config['model']} trains in one process: start it with recbole-llm run, without torchrun; ST2SI and "
+            f"sequential models with train_positions=all can share a run"
+        )
 
     @classmethod
     def check_before_stages(cls, config: Any, dataset: Any) -> None:

@@ -29,7 +29,6 @@ from recbole_llm.backbone.feature_cache import (
 )
 from recbole_llm.backbone.loading import Backbone, load_backbone
 from recbole_llm.backbone.precision import resolve_precision
-from recbole_llm.backbone.preset import BackbonePreset
 from recbole_llm.backbone.query_token import query_token_id
 from recbole_llm.backbone.resolve import resolve
 from recbole_llm.backbone.stored_states import files_key, read_states, states_key
@@ -38,7 +37,7 @@ from recbole_llm.config import registry
 from recbole_llm.data.dataset import HistoryDataset, row_ends
 from recbole_llm.data.item_text import tokenize_items
 from recbole_llm.data.windows import WindowLimits
-from recbole_llm.errors import BackboneError, DataError, SettingError
+from recbole_llm.errors import DataError, SettingError
 from recbole_llm.model.id_model.frozen import FrozenIdModel
 from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items, validation_gain
 from recbole_llm.model.layers.item_projections import item_projection
@@ -46,7 +45,7 @@ from recbole_llm.model.needs import IdModel, PretrainedBackbone
 from recbole_llm.model.projected_recommender import ProjectedRecommender
 from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
 from recbole_llm.model.sequential_recommender.st2si.scenario import save_scenario
-from recbole_llm.model.sequential_recommender.st2si.settings import ST2SISettings
+from recbole_llm.model.sequential_recommender.st2si.settings import ST2SISettings, require_decoder
 from recbole_llm.model.sequential_recommender.st2si.single_history import SingleHistory
 from recbole_llm.model.sequential_recommender.st2si.stored import QueryPlan, plan_queries
 from recbole_llm.packing.batch import PackedBatch
@@ -81,6 +80,7 @@ class ST2SI(ProjectedRecommender):
 
     dataset_class = HistoryDataset
     trainer_class = PackedTrainer
+    several_processes = True
     trains_on_rows = False  # but on windows of whole histories
     has_position_losses = True
     stages = (PretrainedBackbone(), IdModel(required=False))
@@ -120,14 +120,14 @@ class ST2SI(ProjectedRecommender):
         """Refuse what a pre-training or an ID model would be made in vain for."""
         settings = ST2SISettings.from_config(config)
         if settings.id_model:
-            _require_decoder(settings.backbone, resolve(settings.backbone).preset)
+            require_decoder(settings.backbone, resolve(settings.backbone).preset)
             if config["id_weight"] is None:
                 validation_gain(config)
             if not config["id_model_path"]:
                 require_scores_of_all_items(registry.model_class(config["id_model"]))
 
     def _check_backbone(self, loaded: Backbone) -> None:
-        _require_decoder(self.settings.backbone, loaded.preset)
+        require_decoder(self.settings.backbone, loaded.preset)
         if loaded.max_positions is not None and self.settings.max_sequence_tokens > loaded.max_positions:
             raise SettingError(
                 f"max_sequence_tokens={self.settings.max_sequence_tokens} is more than the {loaded.max_positions} "
@@ -199,6 +199,10 @@ class ST2SI(ProjectedRecommender):
     def training_samples(self, rng: np.random.Generator) -> Sequences:
         """Return the samples of one epoch. See `PackedTrainer`."""
         return self.inputs.training_sequences(rng)
+
+    def sample_tokens(self, samples: Sequences) -> np.ndarray:
+        """Return the tokens of each sample. See `TextRecommender`."""
+        return samples.tokens(self.inputs.table)
 
     def prepared_step(self, samples: Sequences) -> tuple[int, list[PackedBatch]]:
         """Return how many queries a step has, and its passes. See `PackedTrainer`."""
@@ -387,11 +391,3 @@ class ST2SI(ProjectedRecommender):
         head = {"params": list(self.projection.parameters()), "lr": self.settings.learning_rate}
         groups = [{**head, **self.projection.group_options}, {"params": tuned, "lr": self.settings.learning_rate}]
         return groups if tuned else groups[:1]
-
-
-def _require_decoder(backbone: str, preset: BackbonePreset) -> None:
-    if preset.kind != "decoder":
-        raise BackboneError(
-            f"ST2SI needs a decoder, but {backbone} is an encoder, whose query tokens would see the items that they "
-            f"should predict: choose a decoder such as smollm2-135m or opt-125m"
-        )
