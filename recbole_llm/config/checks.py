@@ -8,7 +8,7 @@ from recbole.utils import EvaluatorType, InputType, ModelType
 from recbole_llm.config import declared, renamed
 from recbole_llm.config.hooks import hooks_of_class
 from recbole_llm.config.registry import known_models
-from recbole_llm.config.settings.one_pass import ONE_PASS_LOSSES
+from recbole_llm.config.settings.one_pass import ONE_PASS_LOSSES, TWO_LEVEL
 from recbole_llm.errors import SettingError, nearest
 from recbole_llm.utils.processes import world
 
@@ -125,10 +125,10 @@ def _check_several_processes(config: Any) -> None:
         )
     if config["item_optimizer"] is not None:
         raise SettingError(f"item_optimizer={config['item_optimizer']} is for one process: leave it out")
-    if hooks_of_class(config.model_class).has_position_losses and config["loss_type"] != "CE":
+    full = config["loss_type"] == "CE" or not hooks_of_class(config.model_class).has_position_losses
+    if not full or config["loss_type"] == TWO_LEVEL:
         raise SettingError(
-            f"loss_type={config['loss_type']} of {config['model']} is for one process: take CE, whose items are shared "
-            f"out over all of them"
+            f"loss_type={config['loss_type']} of {config['model']} is for one process: take CE, or run without torchrun"
         )
     modes = config["eval_args"]["mode"]
     if set(modes.values()) != {"full"}:
@@ -195,7 +195,7 @@ def _check_item_optimizer(config: Any) -> None:
         raise SettingError(f"{start} is for train_positions=all and for ST2SI: leave it out")
     if config["loss_type"] not in (*ONE_PASS_LOSSES, "BPR"):
         raise SettingError(
-            f"{start} updates the items that a step has drawn, but loss_type={config['loss_type']} reads all of them: "
+            f"{start} updates the items that a step has read, but loss_type={config['loss_type']} reads all of them: "
             f"take SampledCE or gBCE"
         )
     for name, why in (

@@ -1,7 +1,6 @@
 """Text models that score by a linear projection of one hidden state per row, perhaps with an ID model's scores."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ class ProjectedRecommender(TextRecommender):
         items = interaction[self.ITEM_ID].to(self.device)
         if self.id_scores is not None:
             return self.full_sort_predict(interaction).gather(1, items[:, None])[:, 0]
-        return (self.row_states(interaction) * self.projection.weight[items]).sum(dim=1)
+        return self.projection.of_pairs(self.row_states(interaction), items)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return the scores of all items: [batch, items], float32, -inf for the padding id."""
@@ -60,10 +59,10 @@ class ProjectedRecommender(TextRecommender):
         return self.id_scores.mix(self.projection(states), interaction)
 
     def scores_of_items(self, interaction: Interaction) -> Callable[[int, int], Tensor] | None:
-        """Return ``W[begin:end] h`` as a function; None with an ID model, whose mix needs the scores of all items."""
+        """Return what scores items from one id to another; None with an ID model, whose mix needs the scores of all."""
         if self.id_scores is not None:
             return None
-        return partial(self.projection.of_items, self.row_states(interaction))
+        return self.projection.in_blocks(self.row_states(interaction))
 
     def before_validation(self, valid_data: Any) -> None:
         """Choose the weight of the ID model's scores, if ``id_weight: ~`` asks for it. See `PackedTrainer`.

@@ -107,7 +107,8 @@ _OPTIMISATION = Section(
             "CE",
             Role.TRAINING,
             "CE: softmax over all items (eq. 7). For large catalogues (ours): SampledCE, softmax over the target and "
-            "drawn items; BCE and gBCE, drawn items against each prediction. Ranking is over all items in any case.",
+            "drawn items; BCE and gBCE, drawn items against each prediction; TwoLevel, softmax over clusters of items, "
+            "and over the items of one. Ranking is over all items in any case.",
             since="0.3.0",
         ),
         *text_models.optimisation(

@@ -1,8 +1,8 @@
 """The item linear projection (ILP) of ST2SI, eq. 5, and its cross-entropy, eq. 7."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,10 @@ class ItemLinearProjection(nn.Module):
         items: number of item ids, the padding id included.
 
     Attributes:
-        group_options: what the optimiser's group of the weights has of its own, such as its learning rate.
+        linear: whether a score is the product of a state and the item's row of the weight, and of nothing else.
     """
 
-    group_options: Mapping[str, Any] = MappingProxyType({})
+    linear: ClassVar[bool] = True
 
     def __init__(self, width: int, items: int) -> None:
         super().__init__()
@@ -44,6 +44,18 @@ class ItemLinearProjection(nn.Module):
     def of_items(self, states: Tensor, begin: int, end: int) -> Tensor:
         """Return the logits [queries, end - begin] of the item ids from `begin` to `end`, that of id 0 as any other."""
         return F.linear(states.to(self.weight.dtype), self.weight[begin:end])
+
+    def in_blocks(self, states: Tensor) -> Callable[[int, int], Tensor]:
+        """Return what gives the logits of the item ids from one to another, see `of_items`."""
+        return partial(self.of_items, states)
+
+    def of_pairs(self, states: Tensor, items: Tensor) -> Tensor:
+        """Return the logit [queries] of one item [queries] for each state."""
+        return (states * self.weight[items]).sum(dim=1)
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Return the optimiser's groups of the weights."""
+        return [{"params": list(self.parameters()), "lr": learning_rate}]
 
     def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the sum over queries of -log p(label), float32.

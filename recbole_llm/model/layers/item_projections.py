@@ -1,13 +1,16 @@
 """Which projection from hidden states to items a run has, by its `loss_type`."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_llm.config.settings.one_pass import TWO_LEVEL
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.layers.position_loss import PositionLoss
+from recbole_llm.model.layers.two_level_softmax import TwoLevelSoftmax
 from recbole_llm.trainer.row_sparse import row_options
 
 
@@ -19,13 +22,17 @@ class DrawnItemsProjection(ItemLinearProjection):
     Args:
         width: size of the hidden states.
         position_loss: its loss.
-        group_options: see `ItemLinearProjection`.
+        options: what the optimiser's group of W has of its own, see `row_options`.
     """
 
-    def __init__(self, width: int, position_loss: PositionLoss, group_options: Mapping[str, Any]) -> None:
+    def __init__(self, width: int, position_loss: PositionLoss, options: Mapping[str, Any]) -> None:
         super().__init__(width, position_loss.items + 1)
         self.position_loss = position_loss
-        self.group_options = group_options
+        self.options = options
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Return the group of W."""
+        return [{"params": [self.weight], "lr": learning_rate, **self.options}]
 
     def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the sum of the losses of all queries, float32, in products of float32 whatever `dtype` is.
@@ -36,6 +43,60 @@ class DrawnItemsProjection(ItemLinearProjection):
             dtype: of the full softmax; drawn items are too few to gain by it.
         """
         return self.position_loss.summed(states, self.weight, labels)
+
+
+class TwoLevelProjection(ItemLinearProjection):
+    """An item projection with a `TwoLevelSoftmax`: its scores are log-probabilities.
+
+    Args:
+        width: size of the hidden states.
+        items: number of item ids, the padding id included.
+        options: what the optimiser's group of W has of its own, see `row_options`.
+    """
+
+    linear: ClassVar[bool] = False
+
+    def __init__(self, width: int, items: int, options: Mapping[str, Any]) -> None:
+        super().__init__(width, items)
+        self.options = options
+        self.softmax = TwoLevelSoftmax(width, items, sparse=bool(options))
+
+    def choose_clusters(self, states: Iterable[tuple[np.ndarray, Tensor]], seed: int) -> None:
+        """Choose the clusters by the states of items.
+
+        Args:
+            states: item ids int64 [n] and their states [n, width], in parts; an item without one has zeros.
+            seed: of the clustering.
+        """
+        vectors = np.zeros(tuple(self.weight.shape), dtype=np.float32)
+        for items, found in states:
+            vectors[items] = found.float().cpu().numpy()
+        self.softmax.choose_clusters(vectors[1:], seed)
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Return the groups of W and of the clusters' weights."""
+        clusters = {"params": [self.softmax.cluster_weight], "lr": learning_rate}
+        return [{"params": [self.weight], "lr": learning_rate, **self.options}, clusters]
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return log p of all items [queries, items], float32, for hidden states [queries, width]."""
+        return self.softmax.scores(states, self.weight)
+
+    def in_blocks(self, states: Tensor) -> Callable[[int, int], Tensor]:
+        """Return what gives log p of the item ids from one to another; all items are read once before."""
+        return self.softmax.in_blocks(states, self.weight)
+
+    def of_items(self, states: Tensor, begin: int, end: int) -> Tensor:
+        """Return log p [queries, end - begin] of the item ids from `begin` to `end`; of several parts see above."""
+        return self.in_blocks(states)(begin, end)
+
+    def of_pairs(self, states: Tensor, items: Tensor) -> Tensor:
+        """Return log p [queries] of one item [queries] for each state."""
+        return self(states).gather(1, items[:, None])[:, 0]
+
+    def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the sum over queries of -log p(label), float32. See `ItemLinearProjection.loss`."""
+        return self.softmax.summed(states, self.weight, labels, dtype)
 
 
 def item_projection(config: Any, width: int, popularity: Tensor) -> ItemLinearProjection:
@@ -51,4 +112,7 @@ def item_projection(config: Any, width: int, popularity: Tensor) -> ItemLinearPr
     """
     if config["loss_type"] == "CE":
         return ItemLinearProjection(width, len(popularity))
-    return DrawnItemsProjection(width, PositionLoss.from_config(config, popularity), row_options(config))
+    options = row_options(config)
+    if config["loss_type"] == TWO_LEVEL:
+        return TwoLevelProjection(width, len(popularity), options)
+    return DrawnItemsProjection(width, PositionLoss.from_config(config, popularity), options)
