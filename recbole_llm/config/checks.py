@@ -126,6 +126,8 @@ def _check_several_processes(config: Any) -> None:
     if config["item_optimizer"] is not None:
         raise SettingError(f"item_optimizer={config['item_optimizer']} is for one process: leave it out")
     full = config["loss_type"] == "CE" or not hooks_of_class(config.model_class).has_position_losses
+    if config["item_codes"] is not None:
+        raise SettingError(f"item_codes={config['item_codes']} is for one process: leave it out")
     if not full or config["loss_type"] == TWO_LEVEL:
         raise SettingError(
             f"loss_type={config['loss_type']} of {config['model']} is for one process: take CE, or run without torchrun"
@@ -181,7 +183,11 @@ def _check_loss_type(config: Any) -> None:
 
 
 def _check_item_optimizer(config: Any) -> None:
-    """Refuse a row-sparse optimiser where a step reads all rows of the item table."""
+    """Refuse a row-sparse optimiser where a step reads all rows of the item table, and codes with another loss."""
+    if config["item_codes"] is not None and config["loss_type"] != "CE":
+        raise SettingError(
+            f"item_codes={config['item_codes']} goes with loss_type=CE, not {config['loss_type']}: leave one out"
+        )
     chosen = config["item_optimizer"]
     if chosen is None:
         if config["item_learning_rate"] is not None:

@@ -45,6 +45,14 @@ class TestST2SIWithTwoLevels(ModelTests):
     reads_texts = True
 
 
+class TestST2SIWithCodes(ModelTests):
+    """A projection that is put together from codes of items."""
+
+    model = "ST2SI"
+    settings: ClassVar[dict[str, Any]] = {**TEXT, "backbone": "tiny/opt", "tuning": "ilp", "item_codes": "4x6"}
+    reads_texts = True
+
+
 class TestST2SIWithIdModel(ModelTests):
     """An ID model's scores are mixed in, by a weight that validation chooses."""
 

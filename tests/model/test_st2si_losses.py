@@ -107,6 +107,40 @@ def test_two_levels_train_and_rank_exactly(build_st2si, tuning):
             torch.testing.assert_close(table.of_items(parts.model.row_states(interaction), 2, 5), scores[:, 2:5])
 
 
+def test_codes_train_what_ranks(build_st2si):
+    parts = build_st2si(item_codes="4x3", alignment=False)
+    model = parts.model
+    assert model.projection.to_choose
+    model.before_epoch(0)
+    assert not model.projection.to_choose
+    loss = one_pass_loss(parts)
+    loss.backward()
+    assert set(gradients(model)) == {"projection.codebooks"}
+    assert {"projection.codebooks", "projection.codes", "projection.chosen"} == set(model.stored_state())
+    assert {model.projection.width, 32} == {32}
+    model.eval()
+    with torch.no_grad():
+        for interaction, _ in prefix_rows(parts.valid):
+            scores = model.full_sort_predict(interaction)
+            plain = model.row_states(interaction) @ model.projection.weight.T
+            torch.testing.assert_close(scores[:, 1:], plain[:, 1:])
+            torch.testing.assert_close(model.scores_of_items(interaction)(2, 6), scores[:, 2:6])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"item_codes": "8"}, "item_codes=8 must be two whole numbers such as 8x256"),
+        ({"item_codes": "5x3"}, "item_codes=5x3 cuts states into 5 parts, but theirs have 32 numbers"),
+        ({"item_codes": "4x9"}, "item_codes=4x9 has 9 values of a code for 8 items"),
+        ({"item_codes": "4x3", "loss_type": "gBCE"}, "item_codes=4x3 goes with loss_type=CE, not gBCE"),
+    ],
+)
+def test_codes_that_do_not_fit_are_refused(build_st2si, settings, message):
+    with pytest.raises(SettingError, match=message):
+        build_st2si(**settings)
+
+
 def test_a_loss_of_rows_is_refused(small, tiny):
     with pytest.raises(SettingError, match="loss_type=BPR must be CE, BCE, gBCE"):
         build_parts(small, backbone=str(tiny["llama"]), loss_type="BPR")

@@ -1,9 +1,10 @@
 """The item linear projection (ILP) of ST2SI, eq. 5, and its cross-entropy, eq. 7."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,6 +36,25 @@ class ItemLinearProjection(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(items, width))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # torch.nn.Linear's own initialisation, as in the authors' code
+
+    @property
+    def width(self) -> int:
+        """The size of the hidden states."""
+        return self.weight.shape[1]
+
+    @property
+    def to_choose(self) -> bool:
+        """Whether `choose` is to be called before training; False here, where nothing comes from items' states."""
+        return False
+
+    def choose(self, states: Iterable[tuple[np.ndarray, Tensor]], seed: int) -> None:
+        """Choose once what is fixed before training, by the states of items.
+
+        Args:
+            states: item ids int64 [n] and their states [n, width], in parts; an item without one has zeros.
+            seed: of what is drawn.
+        """
+        raise NotImplementedError
 
     def forward(self, states: Tensor) -> Tensor:
         """Return the logits [queries, items] of hidden states [queries, width]."""

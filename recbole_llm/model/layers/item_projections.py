@@ -1,4 +1,4 @@
-"""Which projection from hidden states to items a run has, by its `loss_type`."""
+"""Which projection from hidden states to items a run has, by its `loss_type` and `item_codes`."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from recbole_llm.config.settings.one_pass import TWO_LEVEL
+from recbole_llm.errors import SettingError
+from recbole_llm.model.layers.coded_projection import CodedProjection, parse_codes
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.layers.position_loss import PositionLoss
 from recbole_llm.model.layers.two_level_softmax import TwoLevelSoftmax
@@ -61,13 +63,13 @@ class TwoLevelProjection(ItemLinearProjection):
         self.options = options
         self.softmax = TwoLevelSoftmax(width, items, sparse=bool(options))
 
-    def choose_clusters(self, states: Iterable[tuple[np.ndarray, Tensor]], seed: int) -> None:
-        """Choose the clusters by the states of items.
+    @property
+    def to_choose(self) -> bool:
+        """Whether the clusters are still to be chosen."""
+        return not self.softmax.chosen
 
-        Args:
-            states: item ids int64 [n] and their states [n, width], in parts; an item without one has zeros.
-            seed: of the clustering.
-        """
+    def choose(self, states: Iterable[tuple[np.ndarray, Tensor]], seed: int) -> None:
+        """Choose the clusters. See `ItemLinearProjection`."""
         vectors = np.zeros(tuple(self.weight.shape), dtype=np.float32)
         for items, found in states:
             vectors[items] = found.float().cpu().numpy()
@@ -108,11 +110,26 @@ def item_projection(config: Any, width: int, popularity: Tensor) -> ItemLinearPr
         popularity: int64 [items], how often each item is a label in an epoch; the padding id's is 0.
 
     Raises:
-        SettingError: if a loss shall draw more items than there are.
+        SettingError: if a loss shall draw more items than there are, or for codes that do not fit.
     """
+    if config["item_codes"] is not None:
+        return _coded(config["item_codes"], width, len(popularity))
     if config["loss_type"] == "CE":
         return ItemLinearProjection(width, len(popularity))
     options = row_options(config)
     if config["loss_type"] == TWO_LEVEL:
         return TwoLevelProjection(width, len(popularity), options)
     return DrawnItemsProjection(width, PositionLoss.from_config(config, popularity), options)
+
+
+def _coded(item_codes: str, width: int, items: int) -> CodedProjection:
+    parts, values = parse_codes(item_codes)
+    if width % parts:
+        raise SettingError(
+            f"item_codes={item_codes} cuts states into {parts} parts, but theirs have {width} numbers: take a divisor"
+        )
+    if values >= items:
+        raise SettingError(
+            f"item_codes={item_codes} has {values} values of a code for {items - 1} items: take fewer, such as 256"
+        )
+    return CodedProjection(width, items, parts, values)

@@ -40,7 +40,7 @@ from recbole_llm.data.windows import WindowLimits
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.model.id_model.frozen import FrozenIdModel
 from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items, validation_gain
-from recbole_llm.model.layers.item_projections import TwoLevelProjection, item_projection
+from recbole_llm.model.layers.item_projections import item_projection
 from recbole_llm.model.needs import IdModel, PretrainedBackbone
 from recbole_llm.model.projected_recommender import ProjectedRecommender
 from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
@@ -192,10 +192,10 @@ class ST2SI(ProjectedRecommender):
 
     @torch.no_grad()
     def before_epoch(self, epoch: int) -> None:
-        """Choose the clusters of a two-level softmax, once: by the states of the items' alignment inputs."""
-        if isinstance(self.projection, TwoLevelProjection) and not self.projection.softmax.chosen:
+        """Choose the clusters or codes of items, once: by the states of their alignment inputs."""
+        if self.projection.to_choose:
             self.eval()
-            self.projection.choose_clusters(self._alignment_states(self.inputs.alignment_sequences()), self.seed)
+            self.projection.choose(self._alignment_states(self.inputs.alignment_sequences()), self.seed)
 
     def training_samples(self, rng: np.random.Generator) -> Sequences:
         """Return the samples of one epoch. See `PackedTrainer`."""
@@ -338,7 +338,7 @@ class ST2SI(ProjectedRecommender):
                     yield self.states_of(part)
                     bar.update(len(part))
 
-        shape = plan.states, self.projection.weight.shape[1]
+        shape = plan.states, self.projection.width
         limit = self.settings.stored_states_gb * 1e9
         store = stored_or_computed(self._states_key(plan), shape, self.precision, device, folder, limit, parts)
         self.state_cache = plan.cache(store)
@@ -348,7 +348,7 @@ class ST2SI(ProjectedRecommender):
         if not self.states_never_change:
             return
         plan = plan_queries(self.inputs, evaluated, self.settings.alignment)
-        shape = plan.states, self.projection.weight.shape[1]
+        shape = plan.states, self.projection.width
         known = read_states(self._states_key(plan), *shape, self.precision)
         if known is not None:  # they stay on the disk: few of them may be asked for
             self.state_cache = plan.cache(FeatureStore.of(known, torch.device(self.device), in_memory=0))
