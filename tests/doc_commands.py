@@ -116,6 +116,8 @@ READ = {
     "recbole-llm compare --runs=results/runs/Scientific.parquet "
     "--models=TextInitSASRec,TwinBERT,AlphaFuse,SASRec-one-pass,GRU4Rec-one-pass --protocols=both --show=ndcg@10 "
     "--significance=False": "tests/test_results.py compares the page's table with the kept runs",
+    "recbole-llm compare --runs=results/runs/ml-100k-llara.parquet --show=candidates.hit@1,seconds.fit,"
+    "parameters.trained,seeds --significance=False": "likewise, of leaderboard.md",
     **dict.fromkeys(
         (
             "recbole-llm run --model=LLaRA --dataset=ml-100k --id_model=SASRec",

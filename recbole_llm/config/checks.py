@@ -151,7 +151,7 @@ def _check_positions(config: Any) -> None:
     loss, positions = config["loss_type"], config["train_positions"]
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
     if positions == "last":
-        if sequential and loss in ONE_PASS_LOSSES:
+        if sequential and loss in ONE_PASS_LOSSES and not hooks_of_class(config.model_class).has_position_losses:
             raise SettingError(f"loss_type={loss} needs train_positions=all: rows of RecBole have CE and BPR")
         return
     if config["benchmark_filename"] is not None:

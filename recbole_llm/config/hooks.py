@@ -25,6 +25,7 @@ class ModelHooks:
             which they are made. What each yields is an argument of the constructor.
         one_pass: whether `train_positions` can be `all`: user vectors of all positions come from one pass, see
             `recbole_llm.model.one_pass.OnePass`, which has what such a model needs.
+        has_position_losses: whether it takes the losses of `model.layers.position_loss` without `train_positions`.
         renamed_weights: what weights in checkpoints of older versions are called now.
         reads_text_only: whether an item that was never trained on is as good as any other in a history.
         several_processes: whether several processes can train it together, see `trainer.shared_steps`.
@@ -37,6 +38,7 @@ class ModelHooks:
     trains_on_rows: ClassVar[bool] = True
     stages: ClassVar[tuple[Any, ...]] = ()
     one_pass: ClassVar[bool] = False
+    has_position_losses: ClassVar[bool] = False
     several_processes: ClassVar[bool] = False
     renamed_weights: ClassVar[Mapping[str, str]] = {}
     reads_text_only: bool = False

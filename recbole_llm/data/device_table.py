@@ -10,9 +10,8 @@ in a Python loop, would take `MAX_ITEM_LIST_LENGTH` times as much. Datasets that
 models with a dataset of their own) are moved as they are.
 
 Batches and their order are RecBole's own for the same seed, and the state of the loader's generator after an epoch is,
-too. Where a batch is changed at random before the model sees it (BERT4Rec's masks, negative samples), RecBole's own
-functions do it, on the CPU and with the random numbers that they would draw; the table then stays in the CPU's memory.
-BERT4Rec gains little by it: its masks, drawn item by item in Python, take some ten times as long as the rows.
+too. Where a batch is changed at random before the model sees it (BERT4Rec's masks, negative samples), that is done on
+the CPU, as in RecBole; the table then stays in the CPU's memory.
 """
 
 from collections.abc import Iterator

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from recbole_llm.config.hooks import ModelHooks, hooks_of_class
+from recbole_llm.data.popularity import target_counts
 from recbole_llm.errors import SettingError
 from recbole_llm.model.layers.position_loss import PositionLoss
 
@@ -87,7 +88,7 @@ class OnePass(ModelHooks):
     def __init__(self, config: Any, dataset: Any, **arguments: Any) -> None:
         super().__init__(_with_a_loss_of_rows(config), dataset, **arguments)  # type: ignore[call-arg]
         if config["train_positions"] != "last":
-            self.position_loss_of = PositionLoss.from_config(config, dataset)
+            self.position_loss_of = PositionLoss.from_config(config, target_counts(dataset))
 
     def states_at_all_positions(self, item_seq: Tensor) -> Tensor:
         """Return the user vectors [batch, length, size] after every item of histories.

@@ -47,6 +47,16 @@ ONE_PASS = Section(
             "or half and half; the logits are corrected for it.",
             since=_SINCE,
         ),
+        Setting(
+            "logq_correction",
+            Choice("corrected", "plain"),
+            "corrected",
+            Role.TRAINING,
+            "With loss_type SampledCE, how the logits are corrected. corrected: the target, which is not drawn, is no "
+            "part of the sum over drawn items, and the loss is weighed by 1 - p(target), as in the full softmax's "
+            "gradient; plain: the target stands beside them.",
+            since=_SINCE,
+        ),
     ),
-    "With train_positions: all. `loss_type` may then also be BCE, gBCE or SampledCE.",
+    "With train_positions: all, and for ST2SI. `loss_type` may then also be BCE, gBCE or SampledCE.",
 )

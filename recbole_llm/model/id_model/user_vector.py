@@ -15,6 +15,7 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_llm.compat.masked_items import next_item_states
 from recbole_llm.errors import SettingError, TrainingError
 
 
@@ -50,18 +51,9 @@ def _fossil(model: Any, rows: Interaction) -> Tensor:
     return model(rows[model.ITEM_SEQ], rows[model.ITEM_SEQ_LEN], rows[model.USER_ID])
 
 
-def _bert4rec(model: Any, rows: Interaction) -> Tensor:
-    # The mask token stands after the last item, and the first position makes room for it; RecBole's
-    # `reconstruct_test_data` does the same row by row.
-    histories, lengths = rows[model.ITEM_SEQ], rows[model.ITEM_SEQ_LEN]
-    longer = torch.cat([histories, torch.zeros_like(histories[:, :1])], dim=1)
-    masked = longer.scatter(1, lengths[:, None], model.mask_token)[:, 1:]
-    return model.gather_indexes(model(masked), lengths - 1)
-
-
 # RecBole's models by their names.
 _CALLS: dict[str, Callable[[Any, Interaction], Tensor]] = {
-    "BERT4Rec": _bert4rec,
+    "BERT4Rec": next_item_states,
     "CORE": _history,
     "Caser": _caser,
     "FDSA": _history_and_length,

@@ -34,7 +34,7 @@ from recbole_llm.data.windows import WindowLimits
 from recbole_llm.errors import BackboneError, DataError, SettingError
 from recbole_llm.model.id_model.frozen import FrozenIdModel
 from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items, validation_gain
-from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.model.layers.item_projections import item_projection
 from recbole_llm.model.needs import IdModel, PretrainedBackbone
 from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
 from recbole_llm.model.sequential_recommender.st2si.scenario import save_scenario
@@ -75,6 +75,7 @@ class ST2SI(StoredStates):
     trainer_class = PackedTrainer
     several_processes = True
     trains_on_rows = False  # but on windows of whole histories
+    has_position_losses = True
     stages = (PretrainedBackbone(), IdModel(required=False))
     histories_on_host = True  # where item texts are looked up
 
@@ -98,7 +99,7 @@ class ST2SI(StoredStates):
         self.inputs = self._inputs(dataset, loaded)
         use_packed_attention(self.backbone)
         prepare_for_tuning(loaded, self.settings.tuning)
-        self.projection = ItemLinearProjection(loaded.width, self.n_items)
+        self.projection = item_projection(config, loaded.width, self.inputs.label_counts())
         self.id_run = id_model
         self.id_scores: IdScores | None = None
         if id_model is not None:
