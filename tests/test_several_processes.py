@@ -16,6 +16,7 @@ from several_processes import command_lines
 from small_data import write_dataset
 
 import recbole_llm
+from recbole_llm.config.declared import has_setting
 
 ITEMS = [f"i{n}" for n in range(13)]
 EPOCHS = 4
@@ -27,6 +28,21 @@ MODELS = {
         "--clip_grad_norm={'max_norm': 0.5}", "--candidates=5",
     ],
     "ilp": ["--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01"],
+    "SASRec": [
+        "--model=SASRec", "--train_positions=all", "--n_layers=1", "--hidden_size=16", "--inner_size=16",
+        "--hidden_dropout_prob=0", "--attn_dropout_prob=0", "--clip_grad_norm={'max_norm': 0.5}",
+    ],
+    "GRU4Rec": [
+        "--model=GRU4Rec", "--train_positions=all", "--embedding_size=8", "--hidden_size=8", "--dropout_prob=0",
+    ],
+    "IDLEAdapter": [
+        "--model=IDLEAdapter", "--id_model=SASRec", "--id_weight=~", "--learning_rate=0.01", "--max_prompt_tokens=120",
+        "--id_model_settings={hidden_size: 8, inner_size: 8, n_layers: 1, epochs: 1}",
+    ],
+    "ZESRec": [
+        "--model=ZESRec", "--train_positions=all", "--hidden_size=8", "--hidden_dropout_prob=0",
+        "--attn_dropout_prob=0",
+    ],
 }  # fmt: skip
 
 
@@ -45,15 +61,14 @@ def arguments_of(name, tiny, folder):
         "--valid_metric=NDCG@5", "--train_batch_size=5", "--show_progress=False", "--state=ERROR", "--precision=fp32",
         "--resume_seconds=0", "--stored_states_gb=0", f"--checkpoint_dir={folder}", "--metric_decimal_place=8",
         "--metrics=['Recall','NDCG','ItemCoverage']", "--max_sequence_tokens=128", "--warmup_steps=3",
-        f"--backbone={tiny['llama']}",
+        f"--backbone={tiny['bert' if name == 'ZESRec' else 'llama']}",
     ]  # fmt: skip
-    if name != "ilp":
-        arguments.remove("--stored_states_gb=0")
-    return arguments
+    model = MODELS[name][0].removeprefix("--model=")
+    return [one for one in arguments if has_setting(model, one[2:].partition("=")[0])]
 
 
 def only_run(folder):
-    (run,) = folder.iterdir()
+    (run,) = (one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("id-"))
     return run
 
 

@@ -5,8 +5,9 @@ training of a linear model, with the same loss and the same gradients.
 """
 
 import hashlib
+import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -136,19 +137,19 @@ def stored_or_computed(
     return store
 
 
-def by_turns(parts: Sequence[T], compute: Callable[[T], Tensor], none: Tensor) -> Iterator[Tensor]:
+def by_turns(parts: Iterable[T], compute: Callable[[T], Tensor], none: Tensor) -> Iterator[Tensor]:
     """Yield what `compute` makes of each of some parts, in their order, several at a time.
 
     Where processes share a run, each computes every n-th part, and all of them get all. They call it together.
 
     Args:
         parts: the same in every process.
-        compute: from a part to its rows [rows, width].
-        none: no row of the result, [0, width], in its precision.
+        compute: from a part to its rows [rows, ...].
+        none: no row of the result, [0, ...], in its precision.
     """
     own = world()
-    for begin in range(0, len(parts), own.size):
-        turn = parts[begin : begin + own.size]
+    waiting = iter(parts)
+    while turn := list(itertools.islice(waiting, own.size)):
         states = compute(turn[own.rank]).to(none.dtype) if own.rank < len(turn) else none
         counts = numbers_of_all([len(states)])[:, 0].tolist()
         yield rows_of_all(states, counts)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from several_processes import together
 
+from recbole_llm.config.hooks import ModelHooks
 from recbole_llm.trainer.shared_steps import shares
 from recbole_llm.utils import processes
 
@@ -33,7 +34,7 @@ def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch):
 GRADIENTS = [torch.tensor([3.0, -4.0]), torch.tensor([[1.0], [2.0], [2.0]])]
 
 
-class Halved(torch.nn.Module):
+class Halved(ModelHooks, torch.nn.Module):
     """A vector that every process has, a table that is split, and a weight that nobody uses."""
 
     def __init__(self):
