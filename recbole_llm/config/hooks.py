@@ -66,12 +66,24 @@ class ModelHooks:
         Raises:
             SettingError: which says what to do.
         """
-        if cls.several_processes:
-            return
-        raise SettingError(
-            f"{config['model']} trains in one process: start it with recbole-llm run, without torchrun; ST2SI and "
-            f"sequential models with train_positions=all can share a run"
-        )
+        if not cls.several_processes:
+            raise SettingError(
+                f"{config['model']} trains in one process: start it with recbole-llm run, without torchrun; ST2SI, "
+                f"IDLEAdapter and models with train_positions=all can share a run"
+            )
+        if config["loss_type"] not in (None, "CE"):
+            raise SettingError(
+                f"loss_type={config['loss_type']} draws items, and every process would draw its own: set loss_type=CE, "
+                f"or run without torchrun"
+            )
+
+    def share_over_processes(self) -> list[Any]:
+        """Split what is large over the processes that train the model together; by default nothing.
+
+        Returns:
+            What is split: `trainer.split_rows.SplitRows`.
+        """
+        return []
 
     @classmethod
     def check_before_stages(cls, config: Any, dataset: Any) -> None:

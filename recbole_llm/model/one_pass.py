@@ -83,12 +83,23 @@ class OnePass(ModelHooks):
     """
 
     one_pass: ClassVar[bool] = True
+    several_processes: ClassVar[bool] = True
     capturable: ClassVar[bool] = False
 
     def __init__(self, config: Any, dataset: Any, **arguments: Any) -> None:
         super().__init__(_with_a_loss_of_rows(config), dataset, **arguments)  # type: ignore[call-arg]
         if config["train_positions"] != "last":
             self.position_loss_of = PositionLoss.from_config(config, target_counts(dataset))
+
+    @classmethod
+    def check_processes(cls, config: Any) -> None:
+        """Refuse several processes for rows of RecBole, see `ModelHooks`."""
+        if config["train_positions"] == "last":
+            raise SettingError(
+                f"{config['model']} trains on rows in one process: set train_positions=all, or start it with "
+                f"recbole-llm run, without torchrun"
+            )
+        super().check_processes(config)
 
     def states_at_all_positions(self, item_seq: Tensor) -> Tensor:
         """Return the user vectors [batch, length, size] after every item of histories.

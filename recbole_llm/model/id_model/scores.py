@@ -22,6 +22,8 @@ from recbole_llm.evaluation.ranks import gain_of_rank
 from recbole_llm.model.id_model.histories import resized_histories
 from recbole_llm.model.id_model.memory import RowMemory
 from recbole_llm.model.id_model.mixed_ranks import mixed_ranks
+from recbole_llm.utils.collectives import sum_
+from recbole_llm.utils.processes import own_part, world
 
 WEIGHTS = np.linspace(0, 1, 21)  # that are tried on validation
 # Rows of a batch, the model's own scores [rows, items] of them, ranking and item of each target; the ranking that each
@@ -109,7 +111,9 @@ class IdScores(nn.Module):
         known = None if part is None or part.item_protocol.repeatable else part.known_histories
 
         def batches() -> Iterator[Scored]:
-            for interaction, place, rows, items in valid_data:
+            for interaction, place, rows, items in map(_own_rows, valid_data):
+                if not len(interaction):  # other processes have the rows of a small batch
+                    continue
                 states = states_of(interaction)
                 scores = head(states)
                 lines = place if isinstance(place, Tensor) else None
@@ -144,9 +148,18 @@ class IdScores(nn.Module):
             if left_out is not None:
                 leave_out(own, left_out, *targets)
             gains += self._gain(mixed_ranks(own, of_id_model, *targets, weights)).sum(dim=1)
-        counted = gains.cpu().numpy()
+        counted = sum_(gains).cpu().numpy()
         best = np.flatnonzero(np.isclose(counted, counted.max(), rtol=1e-12))
         self.weight.fill_(WEIGHTS[min(best, key=lambda index: abs(WEIGHTS[index] - 0.5))])
+
+
+def _own_rows(batch: Any) -> Any:
+    """Return the rows of a batch that this process ranks, as `evaluation.shared_ranks` cuts them."""
+    if not world().is_shared:
+        return batch
+    interaction, place, _, items = batch
+    own = own_part(len(interaction))
+    return interaction[own], place, torch.arange(own.stop - own.start), items[own]
 
 
 def given_id_weight(value: Any) -> float | None:
