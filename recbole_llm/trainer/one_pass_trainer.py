@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_llm.data.position_windows import WindowTable, labelled_windows
+from recbole_llm.model.layers.quick_layers import quicken
 from recbole_llm.trainer.device_steps import DeviceSteps
 from recbole_llm.trainer.graphed_loss import GraphedLoss
 from recbole_llm.trainer.row_sparse import row_options, with_rows
@@ -29,6 +30,7 @@ class OnePassTrainer(DeviceSteps):
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
+        quicken(model)
         self.graphed_loss = None  # that of rows
         self._table: WindowTable | None = None
         self._graphs: dict[int, GraphedLoss] = {}
