@@ -9,9 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_llm.data.position_windows import WindowTable, labelled_windows
-from recbole_llm.model.layers.quick_layers import quicken
 from recbole_llm.trainer.device_steps import DeviceSteps
 from recbole_llm.trainer.graphed_loss import GraphedLoss
+from recbole_llm.trainer.quick_layers import quicken
 from recbole_llm.trainer.row_sparse import row_options, with_rows
 from recbole_llm.trainer.shared_steps import SharedSteps, seed_epoch
 from recbole_llm.utils.collectives import sum_
