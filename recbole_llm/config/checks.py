@@ -90,6 +90,7 @@ def check_together(config: Any) -> None:
     _check_valid_metric(config)
     _check_positions(config)
     _check_loss_type(config)
+    _check_item_optimizer(config)
     _check_negatives(config)
     _check_candidates(config)
     _check_split(config)
@@ -121,6 +122,13 @@ def _check_several_processes(config: Any) -> None:
         raise SettingError(
             f"gpu_id={config.given['gpu_id']} names one device for all processes: leave it out, torchrun gives each "
             f"its own; CUDA_VISIBLE_DEVICES chooses among them"
+        )
+    if config["item_optimizer"] is not None:
+        raise SettingError(f"item_optimizer={config['item_optimizer']} is for one process: leave it out")
+    if hooks_of_class(config.model_class).has_position_losses and config["loss_type"] != "CE":
+        raise SettingError(
+            f"loss_type={config['loss_type']} of {config['model']} is for one process: take CE, whose items are shared "
+            f"out over all of them"
         )
     modes = config["eval_args"]["mode"]
     if set(modes.values()) != {"full"}:
@@ -170,6 +178,35 @@ def _check_loss_type(config: Any) -> None:
     # RecBole takes from it what a training row holds, and fails at the first sample of a loss that it does not know.
     if config["MODEL_INPUT_TYPE"] is None and config["train_neg_sample_args"]["distribution"] != "none":
         raise SettingError(f"loss_type={config['loss_type']} of {config['model']} is not one of CE, BPR")
+
+
+def _check_item_optimizer(config: Any) -> None:
+    """Refuse a row-sparse optimiser where a step reads all rows of the item table."""
+    chosen = config["item_optimizer"]
+    if chosen is None:
+        if config["item_learning_rate"] is not None:
+            raise SettingError(
+                f"item_learning_rate={config['item_learning_rate']} has no effect without item_optimizer: name one, "
+                f"such as adamw"
+            )
+        return
+    start = f"item_optimizer={chosen}"
+    if config["train_positions"] == "last" and not hooks_of_class(config.model_class).has_position_losses:
+        raise SettingError(f"{start} is for train_positions=all and for ST2SI: leave it out")
+    if config["loss_type"] not in (*ONE_PASS_LOSSES, "BPR"):
+        raise SettingError(
+            f"{start} updates the items that a step has drawn, but loss_type={config['loss_type']} reads all of them: "
+            f"take SampledCE or gBCE"
+        )
+    for name, why in (
+        ("clip_grad_norm", "needs the gradient of all items in one"),
+        ("weight_average", "averages all items after every step"),
+        ("enable_scaler", "scales the gradients of all items"),
+    ):
+        if config[name]:
+            raise SettingError(f"{start} leaves most items alone, and {name} {why}: leave one of them out")
+    if config["learner"] not in ("adam", "adamw"):
+        raise SettingError(f"{start} stands beside Adam or AdamW: set learner to adam, not {config['learner']}")
 
 
 def _check_negatives(config: Any) -> None:

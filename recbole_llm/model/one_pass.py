@@ -20,7 +20,7 @@ import copy
 import functools
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_llm.config.hooks import ModelHooks, hooks_of_class
 from recbole_llm.data.popularity import target_counts
@@ -117,6 +117,21 @@ class OnePass(ModelHooks):
         model: Any = self
         table: Tensor = model.item_embedding.weight
         return table
+
+    def row_sparse_table(self) -> Tensor:
+        """Return the item table, whose gradient is from now on a sparse tensor of the rows that a step reads.
+
+        Raises:
+            SettingError: if the vectors of items are no table of their own.
+        """
+        embedding = getattr(self, "item_embedding", None)
+        if not isinstance(embedding, nn.Embedding) or self.item_table() is not embedding.weight:
+            raise SettingError(
+                f"item_optimizer needs a trained vector for each item, and those of {type(self).__name__} are computed "
+                f"for all items at once: leave it out"
+            )
+        embedding.sparse = True
+        return embedding.weight
 
     def positions_loss(self, item_seq: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss over the labelled positions, a scalar; nothing in it waits for a GPU.

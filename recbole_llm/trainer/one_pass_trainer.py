@@ -11,6 +11,8 @@ from tqdm import tqdm
 from recbole_llm.data.position_windows import WindowTable, labelled_windows
 from recbole_llm.trainer.device_steps import DeviceSteps
 from recbole_llm.trainer.graphed_loss import GraphedLoss
+from recbole_llm.trainer.quick_layers import quicken
+from recbole_llm.trainer.row_sparse import row_options, with_rows
 from recbole_llm.trainer.shared_steps import SharedSteps, seed_epoch
 from recbole_llm.utils.collectives import sum_
 from recbole_llm.utils.processes import world
@@ -28,22 +30,34 @@ class OnePassTrainer(DeviceSteps):
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
+        quicken(model)
         self.graphed_loss = None  # that of rows
         self._table: WindowTable | None = None
         self._graphs: dict[int, GraphedLoss] = {}
         on_gpu = torch.device(self.device).type == "cuda"
         precise = not config["enable_amp"] and not config["enable_scaler"]
         self.shared = SharedSteps(model) if world().is_shared else None
-        self._replays = on_gpu and precise and model.capturable and self.shared is None
+        # Which rows a sparse gradient has is known to the host alone.
+        dense = config["item_optimizer"] is None
+        self._replays = on_gpu and precise and model.capturable and dense and self.shared is None
         self._pool = torch.cuda.graph_pool_handle() if self._replays else None
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """Return RecBole's optimiser; Adam and AdamW update a weight, or all of them on a GPU, in one kernel."""
         optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)
         if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
-            return type(optimizer)(
-                self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
-            )
+            return self._fused(type(optimizer))
+        return optimizer
+
+    def _fused(self, kind: Any) -> torch.optim.Optimizer:
+        weights, options = list(self.model.parameters()), row_options(self.config)
+        if options:
+            table = self.model.row_sparse_table()
+            groups = [{"params": [weight for weight in weights if weight is not table]}, {"params": [table], **options}]
+            kind, weights = with_rows(kind), [group for group in groups if group["params"]]
+        optimizer: torch.optim.Optimizer = kind(
+            weights, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
+        )
         return optimizer
 
     def windows(self, train_data: Any) -> WindowTable:

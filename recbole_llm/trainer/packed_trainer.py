@@ -18,6 +18,7 @@ from recbole_llm.errors import TrainingError
 from recbole_llm.trainer.graphed_step import GraphedStep
 from recbole_llm.trainer.hooks import TrainerHooks
 from recbole_llm.trainer.master_weights import MasterWeights
+from recbole_llm.trainer.row_sparse import ROWS, RowSparse, with_rows
 from recbole_llm.trainer.shared_steps import SharedSteps, seed_epoch
 from recbole_llm.trainer.split_rows import SplitState
 from recbole_llm.trainer.weight_average import WeightAverage
@@ -63,7 +64,11 @@ class PackedTrainer(TrainerHooks):
         if self.config["weight_average"] is not None:
             self.average = WeightAverage(weights, _weights(groups), self.config["weight_average"])
         on_gpu = torch.device(self.device).type == "cuda"
-        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=on_gpu, capturable=on_gpu)
+        kind: Any = torch.optim.AdamW
+        if any(ROWS in group for group in groups):
+            kind = with_rows(kind)
+        optimizer: torch.optim.Optimizer = kind(groups, weight_decay=self.weight_decay, fused=on_gpu, capturable=on_gpu)
+        return optimizer
 
     def _samples(self, epoch: int) -> Any:
         # The epoch's own generator: a resumed run draws what the uninterrupted one draws.
@@ -84,13 +89,18 @@ class PackedTrainer(TrainerHooks):
             return tqdm(total=sequences, desc="Hidden states", ncols=100, disable=not show_progress)
 
         self.model.fill_state_cache(parts, self.run_folder, bar)
-        if torch.device(self.device).type == "cuda" and self.shared is None:
+        if self._replays():
             queries = self.model.state_cache.samples.lengths
             # Room for a step of average samples and a half; the rare larger one is taken without the graph.
             capacity = max(int(1.5 * self.batch_size * queries.mean()), int(queries.max()))
             self.graphed_step = GraphedStep(
                 lambda part, count: self._update([part], count), self.optimizer, capacity, torch.device(self.device)
             )
+
+    def _replays(self) -> bool:
+        """Tell whether steps can be replayed from a CUDA graph, which cannot ask which rows a sparse gradient has."""
+        on_gpu = torch.device(self.device).type == "cuda"
+        return on_gpu and self.shared is None and not isinstance(self.optimizer, RowSparse)
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False

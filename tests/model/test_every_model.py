@@ -297,12 +297,12 @@ class TestSASRecAtAllPositions(ModelTests):
 
 
 class TestGRU4RecAtAllPositions(ModelTests):
-    """With items drawn on the device."""
+    """With items drawn on the device, whose rows alone are updated."""
 
     model = "GRU4Rec"
     settings: ClassVar[dict[str, Any]] = {
         "embedding_size": 8, "hidden_size": 8, "learning_rate": 0.01, "train_positions": "all", "loss_type": "gBCE",
-        "num_negatives": 3,
+        "num_negatives": 3, "item_optimizer": "adamw",
     }  # fmt: skip
 
 

@@ -167,7 +167,7 @@ def test_items_are_drawn_from_what_the_correction_says(sampling):
     loss = PositionLoss("SampledCE", popularity, 20_000, sampling=sampling)
     seen = []
 
-    def spy(states, table, labels, drawn, log_expected, plain):
+    def spy(states, table, labels, drawn, log_expected, *_):
         seen.append((drawn, log_expected))
         return states.sum(dim=1)
 

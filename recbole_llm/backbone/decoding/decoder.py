@@ -17,6 +17,10 @@ from transformers import DynamicCache
 from recbole_llm.errors import BackboneError
 from recbole_llm.packing.ragged import ranges
 
+_LOGITS_BYTES = {"cpu": 30 * 1024**2, "cuda": 512 * 1024**2}
+"""The most that the float32 logits of one piece may take. A CPU's allocator keeps memory below 32 MiB for the next
+piece; above, every piece costs as many page faults as products."""
+
 
 @dataclass(frozen=True)
 class PaddedPrompts:
@@ -61,7 +65,7 @@ class Prefix:
 
     Attributes:
         cache: keys and values.
-        visible: bool [rows, columns], which columns of the cache hold a token.
+        visible: bool [rows, columns], which columns of the cache hold a token that all further ones see.
         lengths: int64 [rows], tokens read: the position of the next one.
         shift: see `PaddedPrompts`.
     """
@@ -70,12 +74,6 @@ class Prefix:
     visible: Tensor
     lengths: Tensor
     shift: Tensor | None
-
-    def select(self, rows: Tensor) -> None:
-        """Keep `rows`, int64 [new rows], in their order; a row may be taken several times."""
-        self.cache.batch_select_indices(rows)
-        self.visible, self.lengths = self.visible[rows], self.lengths[rows]
-        self.shift = None if self.shift is None else self.shift[rows]
 
 
 class Decoder:
@@ -126,12 +124,13 @@ class Decoder:
     def branch(self, prefix: Prefix, tokens: Tensor, sees: Tensor, depths: Tensor) -> Tensor:
         """Return the states after many tokens that follow a prefix in several branches at once.
 
-        The prefix is spent: its cache holds the branches then.
+        Called again, further tokens follow those of earlier calls; `follow` cannot go on behind branches.
 
         Args:
-            prefix: of `read`.
+            prefix: of `read`. Its cache gets a column per token.
             tokens: int64 [rows, tokens].
-            sees: bool [rows or 1, tokens, tokens], whether a token sees another of them; each sees itself.
+            sees: bool [rows or 1, tokens, columns], whether a token sees those of earlier calls and of this one, in
+                their order; each sees itself.
             depths: int64 [rows or 1, tokens], how many tokens of its branch stand before it.
 
         Returns:
@@ -139,7 +138,7 @@ class Decoder:
         """
         rows, count = tokens.shape
         before = prefix.visible[:, None].expand(rows, count, prefix.visible.shape[1])
-        mask = torch.cat([before, sees.expand(rows, count, count)], dim=2)
+        mask = torch.cat([before, sees.expand(rows, *sees.shape[1:])], dim=2)
         positions = prefix.lengths[:, None] + depths
         return self._forward(self._embedded(prefix, tokens), positions, mask, prefix.cache)
 
@@ -178,6 +177,11 @@ class Decoder:
             )
         states: Tensor = output.last_hidden_state
         return states
+
+
+def states_per_piece(vocabulary: int, device: torch.device) -> int:
+    """Return how many states may have their logits over a vocabulary at once, at least 1."""
+    return max(_LOGITS_BYTES.get(device.type, _LOGITS_BYTES["cuda"]) // (4 * vocabulary), 1)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Which projection from hidden states to items a run has, by its `loss_type`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.layers.position_loss import PositionLoss
+from recbole_llm.trainer.row_sparse import row_options
 
 
 class DrawnItemsProjection(ItemLinearProjection):
@@ -17,11 +19,13 @@ class DrawnItemsProjection(ItemLinearProjection):
     Args:
         width: size of the hidden states.
         position_loss: its loss.
+        group_options: see `ItemLinearProjection`.
     """
 
-    def __init__(self, width: int, position_loss: PositionLoss) -> None:
+    def __init__(self, width: int, position_loss: PositionLoss, group_options: Mapping[str, Any]) -> None:
         super().__init__(width, position_loss.items + 1)
         self.position_loss = position_loss
+        self.group_options = group_options
 
     def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the sum of the losses of all queries, float32, in products of float32 whatever `dtype` is.
@@ -47,4 +51,4 @@ def item_projection(config: Any, width: int, popularity: Tensor) -> ItemLinearPr
     """
     if config["loss_type"] == "CE":
         return ItemLinearProjection(width, len(popularity))
-    return DrawnItemsProjection(width, PositionLoss.from_config(config, popularity))
+    return DrawnItemsProjection(width, PositionLoss.from_config(config, popularity), row_options(config))

@@ -34,22 +34,30 @@ _BPR_FLOOR = 1e-10  # of recbole.model.loss.BPRLoss
 _HIDDEN = -1e30  # the logit of a drawn item that is the label; minus infinity would have no gradient where all are
 
 
-def scores_of(states: Tensor, table: Tensor, items: Tensor) -> Tensor:
+def vectors_of(table: Tensor, items: Tensor, sparse: bool) -> Tensor:
+    """Return the rows [..., size] of a table; with `sparse` its gradient is a sparse tensor of them alone."""
+    return F.embedding(items, table, sparse=True) if sparse else table[items]
+
+
+def scores_of(states: Tensor, table: Tensor, items: Tensor, sparse: bool = False) -> Tensor:
     """Return the scores [queries, k] of items [queries, k] for states [queries, size]."""
-    if len(table) <= _DENSE * items.shape[1]:
+    if len(table) <= _DENSE * items.shape[1] and not sparse:
         return (states @ table.T).gather(1, items)
-    return (table[items] @ states[:, :, None]).squeeze(2)
+    return (vectors_of(table, items, sparse) @ states[:, :, None]).squeeze(2)
 
 
-def bpr(states: Tensor, table: Tensor, labels: Tensor, negatives: Tensor) -> Tensor:
+def bpr(states: Tensor, table: Tensor, labels: Tensor, negatives: Tensor, sparse: bool = False) -> Tensor:
     """Return BPR [queries] against items [queries, 1]."""
-    difference = scores_of(states, table, labels[:, None]) - scores_of(states, table, negatives)
+    scores = scores_of(states, table, torch.cat([labels[:, None], negatives], dim=1), sparse)
+    difference = scores[:, :1] - scores[:, 1:]
     return -torch.log(_BPR_FLOOR + torch.sigmoid(difference)).squeeze(1)
 
 
-def binary(states: Tensor, table: Tensor, labels: Tensor, negatives: Tensor, beta: float = 1.0) -> Tensor:
+def binary(
+    states: Tensor, table: Tensor, labels: Tensor, negatives: Tensor, beta: float = 1.0, sparse: bool = False
+) -> Tensor:
     """Return (generalised) binary cross-entropies [queries] against items [queries, k]."""
-    scores = scores_of(states, table, torch.cat([labels[:, None], negatives], dim=1))
+    scores = scores_of(states, table, torch.cat([labels[:, None], negatives], dim=1), sparse)
     # log(1 - sigma(z)) = log sigma(-z)
     return -beta * F.logsigmoid(scores[:, 0]) - F.logsigmoid(-scores[:, 1:]).sum(dim=1)
 
@@ -67,7 +75,13 @@ def calibrated_beta(calibration: float, negatives: int, items: int) -> float:
 
 
 def sampled_softmax(
-    states: Tensor, table: Tensor, labels: Tensor, drawn: Tensor, log_expected: Tensor, plain: bool = False
+    states: Tensor,
+    table: Tensor,
+    labels: Tensor,
+    drawn: Tensor,
+    log_expected: Tensor,
+    plain: bool = False,
+    sparse: bool = False,
 ) -> Tensor:
     """Return sampled cross-entropies [queries].
 
@@ -78,9 +92,10 @@ def sampled_softmax(
         drawn: int64 [m], items that all queries share; one may be drawn more than once.
         log_expected: [m], log(m q_j) of each.
         plain: whether the correction is the plain one.
+        sparse: whether the gradient of the table is a sparse tensor.
     """
-    label_logits = (states * table[labels]).sum(dim=1)
-    logits = states @ table[drawn].T - log_expected
+    label_logits = (states * vectors_of(table, labels, sparse)).sum(dim=1)
+    logits = states @ vectors_of(table, drawn, sparse).T - log_expected
     others = logits.masked_fill(drawn == labels[:, None], _HIDDEN).logsumexp(dim=1)
     if plain:
         return F.softplus(others - label_logits)
@@ -99,6 +114,7 @@ class PositionLoss(nn.Module):
         sampling: q of SampledCE: uniform, popularity (items that are never a target are never drawn), or mixed, the
             mean of both.
         correction: of SampledCE, corrected or plain.
+        sparse: whether gradients of the table are sparse tensors, of the rows that a step reads.
 
     Raises:
         SettingError: if gBCE or BCE shall draw more items than there are.
@@ -115,9 +131,10 @@ class PositionLoss(nn.Module):
         calibration: float = 0.75,
         sampling: str = "mixed",
         correction: str = "corrected",
+        sparse: bool = False,
     ) -> None:
         super().__init__()
-        self.loss_type, self.negatives = loss_type, negatives
+        self.loss_type, self.negatives, self.sparse = loss_type, negatives, sparse
         self.plain = correction == "plain"
         self.items = len(popularity) - 1
         if loss_type in ("BCE", "gBCE") and negatives >= self.items:
@@ -137,7 +154,7 @@ class PositionLoss(nn.Module):
         """Return the loss of a run; `popularity` is that of the class."""
         return cls(
             config["loss_type"], popularity, config["num_negatives"], config["gbce_calibration"],
-            config["negative_sampling"], config["logq_correction"],
+            config["negative_sampling"], config["logq_correction"], config["item_optimizer"] is not None,
         )  # fmt: skip
 
     def forward(self, states: Tensor, table: Tensor, labels: Tensor) -> Tensor:
@@ -161,10 +178,10 @@ class PositionLoss(nn.Module):
             place = torch.rand(self.negatives, dtype=torch.double, device=labels.device) * self.up_to[-1]
             drawn = torch.searchsorted(self.up_to, place, right=True).clamp(max=self.items)
             log_expected = self.log_share[drawn] + math.log(self.negatives)
-            return sampled_softmax(states, table, labels, drawn, log_expected, self.plain)
+            return sampled_softmax(states, table, labels, drawn, log_expected, self.plain, self.sparse)
         if self.loss_type == "BPR":
-            return bpr(states, table, labels, self._others(labels, 1))
-        return binary(states, table, labels, self._others(labels, self.negatives), self.beta)
+            return bpr(states, table, labels, self._others(labels, 1), self.sparse)
+        return binary(states, table, labels, self._others(labels, self.negatives), self.beta, self.sparse)
 
     def _others(self, labels: Tensor, number: int) -> Tensor:
         """Return int64 [queries, number]: for each query, items drawn evenly from all but its label."""

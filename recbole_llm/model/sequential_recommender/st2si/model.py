@@ -23,7 +23,6 @@ from recbole_llm.backbone.attention import packed_hidden_states, use_packed_atte
 from recbole_llm.backbone.feature_cache import CachedQueries, StateMemory
 from recbole_llm.backbone.loading import Backbone, load_backbone
 from recbole_llm.backbone.precision import resolve_precision
-from recbole_llm.backbone.preset import BackbonePreset
 from recbole_llm.backbone.query_token import query_token_id
 from recbole_llm.backbone.resolve import resolve
 from recbole_llm.backbone.tuning import prepare_for_tuning
@@ -31,14 +30,14 @@ from recbole_llm.config import registry
 from recbole_llm.data.dataset import HistoryDataset, row_ends
 from recbole_llm.data.item_text import tokenize_items
 from recbole_llm.data.windows import WindowLimits
-from recbole_llm.errors import BackboneError, DataError, SettingError
+from recbole_llm.errors import DataError, SettingError
 from recbole_llm.model.id_model.frozen import FrozenIdModel
 from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items, validation_gain
 from recbole_llm.model.layers.item_projections import item_projection
 from recbole_llm.model.needs import IdModel, PretrainedBackbone
 from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
 from recbole_llm.model.sequential_recommender.st2si.scenario import save_scenario
-from recbole_llm.model.sequential_recommender.st2si.settings import ST2SISettings
+from recbole_llm.model.sequential_recommender.st2si.settings import ST2SISettings, require_decoder
 from recbole_llm.model.sequential_recommender.st2si.single_history import SingleHistory
 from recbole_llm.model.sequential_recommender.st2si.stored import StoredStates
 from recbole_llm.packing.batch import PackedBatch
@@ -113,14 +112,14 @@ class ST2SI(StoredStates):
         """Refuse what a pre-training or an ID model would be made in vain for."""
         settings = ST2SISettings.from_config(config)
         if settings.id_model:
-            _require_decoder(settings.backbone, resolve(settings.backbone).preset)
+            require_decoder(settings.backbone, resolve(settings.backbone).preset)
             if config["id_weight"] is None:
                 validation_gain(config)
             if not config["id_model_path"]:
                 require_scores_of_all_items(registry.model_class(config["id_model"]))
 
     def _check_backbone(self, loaded: Backbone) -> None:
-        _require_decoder(self.settings.backbone, loaded.preset)
+        require_decoder(self.settings.backbone, loaded.preset)
         if loaded.max_positions is not None and self.settings.max_sequence_tokens > loaded.max_positions:
             raise SettingError(
                 f"max_sequence_tokens={self.settings.max_sequence_tokens} is more than the {loaded.max_positions} "
@@ -325,13 +324,6 @@ class ST2SI(StoredStates):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups: the projection, and what is tuned of the backbone if anything is."""
         tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
-        groups = [list(self.projection.parameters()), tuned]
-        return [{"params": group, "lr": self.settings.learning_rate} for group in groups if group]
-
-
-def _require_decoder(backbone: str, preset: BackbonePreset) -> None:
-    if preset.kind != "decoder":
-        raise BackboneError(
-            f"ST2SI needs a decoder, but {backbone} is an encoder, whose query tokens would see the items that they "
-            f"should predict: choose a decoder such as smollm2-135m or opt-125m"
-        )
+        head = {"params": list(self.projection.parameters()), "lr": self.settings.learning_rate}
+        groups = [{**head, **self.projection.group_options}, {"params": tuned, "lr": self.settings.learning_rate}]
+        return groups if tuned else groups[:1]
