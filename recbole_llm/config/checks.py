@@ -125,11 +125,6 @@ def _check_several_processes(config: Any) -> None:
         )
     if config["item_optimizer"] is not None:
         raise SettingError(f"item_optimizer={config['item_optimizer']} is for one process: leave it out")
-    if hooks_of_class(config.model_class).has_position_losses and config["loss_type"] != "CE":
-        raise SettingError(
-            f"loss_type={config['loss_type']} of {config['model']} is for one process: take CE, whose items are shared "
-            f"out over all of them"
-        )
     modes = config["eval_args"]["mode"]
     if set(modes.values()) != {"full"}:
         raise SettingError(f"mode={modes} of eval_args is for one process: set it to full, or run without torchrun")
