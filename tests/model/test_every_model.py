@@ -328,6 +328,16 @@ class TestP5InABeam(ModelTests):
     reads_texts = True
 
 
+class TestP5OnT5(ModelTests):
+    """As in the paper: an encoder reads the prompt, a decoder writes the ID."""
+
+    model = "P5"
+    settings: ClassVar[dict[str, Any]] = {
+        **GENERATIVE, "backbone": "tiny/t5", "id_clusters": 3, "cluster_items": 3, "id_probability": "children",
+    }  # fmt: skip
+    reads_texts = True
+
+
 class TestGPT4Rec(ModelTests):
     """Titles as queries; what no query finds is not ranked."""
 
