@@ -217,6 +217,17 @@ class TestTextInitSASRec(ModelTests):
     reads_texts = True
 
 
+class TestTextSLIT(ModelTests):
+    """Transitions in closed form, with texts and another model's scores."""
+
+    model = "TextSLIT"
+    settings: ClassVar[dict[str, Any]] = {
+        "backbone": "tiny/bert", "ridge": 1.0, "id_model": "SASRec", "id_model_settings": {**TRANSFORMER, "epochs": 2},
+    }  # fmt: skip
+    learns = False
+    reads_texts = True
+
+
 class TestComiRec(ModelTests):
     """Several interests."""
 
