@@ -43,6 +43,7 @@ def command_line(
         kill: (moment, n): end the process when the moment comes for the n-th time:
 
             * step: after an optimiser step
+            * fail: after an optimiser step, by an error of this process alone
             * weights: in the middle of writing the weights
             * between: after the weights are written, before the state to resume from
             * state: in the middle of writing the state to resume from
@@ -158,6 +159,16 @@ def _kill_at(moment: str, count: int, by: int) -> None:
             from torch.optim.optimizer import register_optimizer_step_post_hook
 
             register_optimizer_step_post_hook(lambda *_: end() if now() else None)
+        case "fail":
+            from torch.optim.optimizer import register_optimizer_step_post_hook
+
+            from recbole_llm.errors import DataError
+
+            def fail(*_: Any) -> None:
+                if now():
+                    raise DataError("the titles of this process are gone")
+
+            register_optimizer_step_post_hook(fail)
         case "weights":
             checkpoint.save_file = save_file
         case "state":

@@ -123,15 +123,9 @@ def _check_several_processes(config: Any) -> None:
             f"gpu_id={config.given['gpu_id']} names one device for all processes: leave it out, torchrun gives each "
             f"its own; CUDA_VISIBLE_DEVICES chooses among them"
         )
-    if config["item_optimizer"] is not None:
-        raise SettingError(f"item_optimizer={config['item_optimizer']} is for one process: leave it out")
-    full = config["loss_type"] == "CE" or not hooks_of_class(config.model_class).has_position_losses
-    if config["item_codes"] is not None:
-        raise SettingError(f"item_codes={config['item_codes']} is for one process: leave it out")
-    if not full or config["loss_type"] == TWO_LEVEL:
-        raise SettingError(
-            f"loss_type={config['loss_type']} of {config['model']} is for one process: take CE, or run without torchrun"
-        )
+    for name in ("item_optimizer", "item_codes"):
+        if config[name] is not None:
+            raise SettingError(f"{name}={config[name]} is for one process: leave it out, or run without torchrun")
     modes = config["eval_args"]["mode"]
     if set(modes.values()) != {"full"}:
         raise SettingError(f"mode={modes} of eval_args is for one process: set it to full, or run without torchrun")

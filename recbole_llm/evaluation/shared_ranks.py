@@ -17,7 +17,7 @@ from torch import Tensor
 from recbole_llm.data.known_histories import KnownHistories
 from recbole_llm.evaluation.ranks import RankCollector
 from recbole_llm.utils.collectives import object_from_first, objects_of_all
-from recbole_llm.utils.processes import world
+from recbole_llm.utils.processes import own_part, world
 
 _OF_ROWS = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label")  # RecBole's names of what rows have
 _Batch = tuple[Interaction, Any, Tensor, Tensor]
@@ -43,16 +43,17 @@ class SharedRankCollector(RankCollector):
             batch: of a sequential model, which has one target per row.
         """
         interaction, _, rows, targets = batch
-        count, own = len(interaction), world()
+        count = len(interaction)
         if len(rows) != count:
             raise ValueError("only rows with one target each can be shared out")
-        begin, end = own.rank * count // own.size, (own.rank + 1) * count // own.size
+        own = own_part(count)
+        begin, end = own.start, own.stop
         if self.candidates is not None:
             self.candidates.skip(begin)
         self._after = count - end
         self._numbers = np.concatenate([self._numbers, self._begun + np.arange(begin, end)])
         self._begun += count
-        return interaction[begin:end], None, torch.arange(end - begin), targets[begin:end]
+        return interaction[own], None, torch.arange(end - begin), targets[own]
 
     def eval_batch_collect(
         self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor | None, positive_i: Tensor | None

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from recbole_llm.config.hooks import ModelHooks, hooks_of_class
+from recbole_llm.config.hooks import ModelHooks, ScoresOfItems, hooks_of_class
 from recbole_llm.config.settings.one_pass import TWO_LEVEL
 from recbole_llm.data.popularity import target_counts
 from recbole_llm.errors import SettingError
@@ -86,6 +86,7 @@ class OnePass(ModelHooks):
     """
 
     one_pass: ClassVar[bool] = True
+    several_processes: ClassVar[bool] = True
     capturable: ClassVar[bool] = False
 
     def __init__(self, config: Any, dataset: Any, **arguments: Any) -> None:
@@ -102,6 +103,16 @@ class OnePass(ModelHooks):
         Args:
             dataset: the training part.
         """
+
+    @classmethod
+    def check_processes(cls, config: Any) -> None:
+        """Refuse several processes for rows of RecBole, see `ModelHooks`."""
+        if config["train_positions"] == "last":
+            raise SettingError(
+                f"{config['model']} trains on rows in one process: set train_positions=all, or start it with "
+                f"recbole-llm run, without torchrun"
+            )
+        super().check_processes(config)
 
     def states_at_all_positions(self, item_seq: Tensor) -> Tensor:
         """Return the user vectors [batch, length, size] after every item of histories.
@@ -198,8 +209,19 @@ class _InTwoLevels(_OfRecBole):
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Return log p of all items [batch, items], float32, -inf for the padding id."""
         model: Any = self
-        states = model.forward(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN])
-        return model.position_loss_of.scores(states, self.item_table())
+        scores: Tensor = model.position_loss_of.scores(self._user_vectors(interaction), self.item_table())
+        return scores
+
+    def scores_of_items(self, interaction: Any) -> ScoresOfItems | None:
+        """Return what gives log p of some items. See `ModelHooks`."""
+        model: Any = self
+        found: ScoresOfItems = model.position_loss_of.in_blocks(self._user_vectors(interaction), self.item_table())
+        return found
+
+    def _user_vectors(self, interaction: Any) -> Tensor:
+        model: Any = self
+        vectors: Tensor = model.forward(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN])
+        return vectors
 
     def predict(self, interaction: Any) -> Tensor:
         """Return log p [batch] of each row's item."""

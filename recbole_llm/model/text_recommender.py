@@ -12,7 +12,6 @@ from torch import Tensor
 
 from recbole_llm.backbone.feature_cache import QueryStateCache
 from recbole_llm.config.hooks import ModelHooks
-from recbole_llm.trainer.split_rows import SplitRows
 
 
 class TextRecommender(ModelHooks, SequentialRecommender):
@@ -91,10 +90,6 @@ class TextRecommender(ModelHooks, SequentialRecommender):
             samples: selected from those of the epoch.
         """
         return np.ones(len(samples), dtype=np.int64)
-
-    def share_over_processes(self) -> list[SplitRows]:
-        """Split what is large over the processes that train the model together, and return it; by default nothing."""
-        return []
 
     def empty_pass_loss(self) -> Tensor:
         """Return 0, for a pass without samples: it takes part in what processes exchange during a pass."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_llm.config.hooks import hooks_of
 from recbole_llm.trainer.split_rows import SplitRows
 from recbole_llm.utils.collectives import from_first_, max_, numbers_of_all, sum_
 from recbole_llm.utils.processes import world
@@ -58,7 +59,7 @@ class SharedSteps:
 
     def __init__(self, model: Any) -> None:
         from_first_([parameter.data for parameter in model.parameters() if parameter.requires_grad])
-        self.splits: list[SplitRows] = model.share_over_processes()
+        self.splits: list[SplitRows] = hooks_of(model).share_over_processes()
         self._with_gradient: list[bool] | None = None
 
     def own(self, sizes: np.ndarray) -> np.ndarray:

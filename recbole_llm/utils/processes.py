@@ -153,6 +153,12 @@ def _part() -> None:
         distributed.destroy_process_group()
 
 
+def own_part(count: int) -> slice:
+    """Return which of `count` things, in consecutive parts, are those of this process."""
+    own = world()
+    return slice(own.rank * count // own.size, (own.rank + 1) * count // own.size)
+
+
 # -- one before the others -------------------------------------------------------------------------------------------
 
 

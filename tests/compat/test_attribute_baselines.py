@@ -11,9 +11,7 @@ from plain_baselines import linear, log_loss, normed, recurrent, rows_of, sigmoi
 from recbole_llm.config.config import Config
 from recbole_llm.quick_start.run import build
 
-FIELDS = {"selected_features": ["category", "class"]}
 TRANSFORMER = {
-    **FIELDS,
     "hidden_size": 4,
     "inner_size": 6,
     "n_layers": 2,
@@ -24,7 +22,7 @@ TRANSFORMER = {
 SETTINGS = {
     "FDSA": TRANSFORMER,
     "SASRecF": TRANSFORMER,
-    "GRU4RecF": {**FIELDS, "embedding_size": 4, "hidden_size": 5, "num_layers": 1, "dropout_prob": 0.0},
+    "GRU4RecF": {"embedding_size": 4, "hidden_size": 5, "num_layers": 1, "dropout_prob": 0.0},
 }
 
 

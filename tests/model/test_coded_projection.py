@@ -42,8 +42,9 @@ def test_scores_are_those_of_the_rows_that_codes_stand_for(coded):
     with torch.no_grad():
         found = coded(states).numpy()
         np.testing.assert_allclose(coded.weight.numpy(), whole(coded))
-        np.testing.assert_allclose(coded.of_items(states, 3, 9).numpy(), expected[:, 3:9], rtol=1e-12)
+        np.testing.assert_allclose(coded.of_items(states, slice(3, 9)).numpy(), expected[:, 3:9], rtol=1e-12)
         items = torch.tensor([1, 2, 3, 4, 5, 29])
+        np.testing.assert_allclose(coded.of_items(states, items).numpy(), expected[:, items.numpy()], rtol=1e-12)
         np.testing.assert_allclose(coded.of_pairs(states, items), expected[range(QUERIES), items.numpy()], rtol=1e-12)
     np.testing.assert_allclose(found[:, 1:], expected[:, 1:], rtol=1e-12)
     assert np.isneginf(found[:, 0]).all()

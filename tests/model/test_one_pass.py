@@ -145,6 +145,8 @@ def test_two_levels_rank_by_probabilities(folder, workdir, model):
     with torch.no_grad():
         scores = parts.model.eval().full_sort_predict(rows)
         torch.testing.assert_close(scores.exp().sum(dim=1), torch.ones(len(rows)))
+        blocks = parts.model.scores_of_items(rows)
+        torch.testing.assert_close(blocks(slice(1, 9)), scores[:, 1:9])
         found = parts.model.predict(rows)
         torch.testing.assert_close(found, scores.gather(1, rows[parts.model.ITEM_ID][:, None])[:, 0])
         histories, labels = whole(parts)

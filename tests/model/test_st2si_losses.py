@@ -100,11 +100,11 @@ def test_two_levels_train_and_rank_exactly(build_st2si, tuning):
             scores = parts.model.full_sort_predict(interaction)
             torch.testing.assert_close(scores.exp().sum(dim=1), torch.ones(len(scores)))
             blocks = parts.model.scores_of_items(interaction)
-            torch.testing.assert_close(torch.cat([blocks(1, 4), blocks(4, 9)], dim=1), scores[:, 1:])
+            torch.testing.assert_close(torch.cat([blocks(slice(1, 4)), blocks(slice(4, 9))], dim=1), scores[:, 1:])
             interaction.interaction["item_id"] = torch.full((len(interaction),), 3)
             torch.testing.assert_close(parts.model.predict(interaction), scores[:, 3])
             table = parts.model.projection
-            torch.testing.assert_close(table.of_items(parts.model.row_states(interaction), 2, 5), scores[:, 2:5])
+            torch.testing.assert_close(table.of_items(parts.model.row_states(interaction), slice(2, 5)), scores[:, 2:5])
 
 
 def test_codes_train_what_ranks(build_st2si):
@@ -124,7 +124,7 @@ def test_codes_train_what_ranks(build_st2si):
             scores = model.full_sort_predict(interaction)
             plain = model.row_states(interaction) @ model.projection.weight.T
             torch.testing.assert_close(scores[:, 1:], plain[:, 1:])
-            torch.testing.assert_close(model.scores_of_items(interaction)(2, 6), scores[:, 2:6])
+            torch.testing.assert_close(model.scores_of_items(interaction)(slice(2, 6)), scores[:, 2:6])
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,15 @@ ONE_PASS = Section(
             since=_SINCE,
         ),
         Setting(
+            "sasrec_layers",
+            Choice("recbole", "authors"),
+            "recbole",
+            Role.TRAINING,
+            "Of SASRec. recbole: RecBole's, those of BERT. authors: those of the authors' own code, which public "
+            "implementations have: item vectors scaled by the square root of hidden_size, normalised queries.",
+            since="0.4.0",
+        ),
+        Setting(
             "num_negatives",
             SIZE,
             256,

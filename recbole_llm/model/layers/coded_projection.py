@@ -82,16 +82,12 @@ class CodedProjection(ItemLinearProjection):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """W, [items, width], put together."""
-        return self.rows(0, len(self.codes))
+        return _rows(self.codebooks, self.codes)
 
     @property
     def width(self) -> int:
         """The size of the hidden states."""
         return self.codebooks.shape[0] * self.codebooks.shape[2]
-
-    def rows(self, begin: int, end: int) -> Tensor:
-        """Return the rows [end - begin, width] of W from one id to another."""
-        return _rows(self.codebooks, self.codes[begin:end])
 
     @property
     def to_choose(self) -> bool:
@@ -109,17 +105,18 @@ class CodedProjection(ItemLinearProjection):
 
     def forward(self, states: Tensor) -> Tensor:
         """Return the logits [queries, items] of hidden states [queries, width], -inf for the padding id."""
-        logits = self.of_items(states, 0, len(self.codes))
+        logits = self.of_items(states, slice(None))
         return logits.index_fill(-1, torch.zeros(1, dtype=torch.long, device=logits.device), float("-inf"))
 
-    def of_items(self, states: Tensor, begin: int, end: int) -> Tensor:
-        """Return the logits [queries, end - begin] of the item ids from `begin` to `end`, that of id 0 as any other."""
+    def of_items(self, states: Tensor, items: slice | Tensor) -> Tensor:
+        """Return the logits [queries, n] of some item ids, a slice or int64 [n], that of id 0 as any other."""
         parts, _, size = self.codebooks.shape
         split = states.to(self.codebooks.dtype).view(-1, parts, size).transpose(0, 1)
         products = split @ self.codebooks.mT  # [M, queries, B]: what every code gives
-        logits = products.new_zeros(len(states), end - begin)
-        for part in range(parts):
-            logits += products[part].index_select(1, self.codes[begin:end, part])
+        codes = self.codes[items]
+        logits = products[0].index_select(1, codes[:, 0])
+        for part in range(1, parts):
+            logits += products[part].index_select(1, codes[:, part])
         return logits
 
     def of_pairs(self, states: Tensor, items: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ _LOGITS_BYTES = 512 * 1024**2  # the most that the float32 logits of one piece m
 _LEAST_QUERIES = 512
 _BLOCK_BYTES = {"cpu": 4 * 1024**2}  # of the float32 logits of one block of items; on other devices _LOGITS_BYTES
 _LEAST_ITEMS, _MOST_ITEMS = 512, 65_536  # of a block
+# Cut by queries on a CPU, a piece takes so many queries at least, and no more than fill this: the softmax goes over the
+# logits several times, and is twice as fast where they stay in the cache.
+_CPU_QUERIES, _CPU_PIECE_BYTES = 256, 1024**2
 
 
 class ItemLinearProjection(nn.Module):
@@ -61,12 +64,12 @@ class ItemLinearProjection(nn.Module):
         logits = F.linear(states.to(self.weight.dtype), self.weight)
         return logits.index_fill(-1, torch.zeros(1, dtype=torch.long, device=logits.device), float("-inf"))
 
-    def of_items(self, states: Tensor, begin: int, end: int) -> Tensor:
-        """Return the logits [queries, end - begin] of the item ids from `begin` to `end`, that of id 0 as any other."""
-        return F.linear(states.to(self.weight.dtype), self.weight[begin:end])
+    def of_items(self, states: Tensor, items: slice | Tensor) -> Tensor:
+        """Return the logits [queries, n] of some item ids, a slice or int64 [n], that of id 0 as any other."""
+        return F.linear(states.to(self.weight.dtype), self.weight[items])
 
-    def in_blocks(self, states: Tensor) -> Callable[[int, int], Tensor]:
-        """Return what gives the logits of the item ids from one to another, see `of_items`."""
+    def in_blocks(self, states: Tensor) -> Callable[[slice | Tensor], Tensor]:
+        """Return what gives the logits of some item ids, see `of_items`."""
         return partial(self.of_items, states)
 
     def of_pairs(self, states: Tensor, items: Tensor) -> Tensor:
@@ -106,6 +109,8 @@ def cross_entropy_sum(
     piece = max(_LOGITS_BYTES // (4 * len(weight)), 1)
     least = _LEAST_QUERIES if states.device.type == "cpu" else min(_LEAST_QUERIES, weight.shape[1] // 2)
     if piece >= min(len(states), least):
+        if states.device.type == "cpu":
+            piece = min(piece, max(_CPU_PIECE_BYTES // (4 * len(weight)), _CPU_QUERIES))
         loss: Tensor = _CutByQueries.apply(states, weight, labels, dtype, padding_class, piece)
     else:
         loss = _CutByItems.apply(states, weight, labels, dtype, padding_class)

@@ -84,13 +84,13 @@ class TwoLevelProjection(ItemLinearProjection):
         """Return log p of all items [queries, items], float32, for hidden states [queries, width]."""
         return self.softmax.scores(states, self.weight)
 
-    def in_blocks(self, states: Tensor) -> Callable[[int, int], Tensor]:
-        """Return what gives log p of the item ids from one to another; all items are read once before."""
+    def in_blocks(self, states: Tensor) -> Callable[[slice | Tensor], Tensor]:
+        """Return what gives log p of some item ids; all items are read once before."""
         return self.softmax.in_blocks(states, self.weight)
 
-    def of_items(self, states: Tensor, begin: int, end: int) -> Tensor:
-        """Return log p [queries, end - begin] of the item ids from `begin` to `end`; of several parts see above."""
-        return self.in_blocks(states)(begin, end)
+    def of_items(self, states: Tensor, items: slice | Tensor) -> Tensor:
+        """Return log p [queries, n] of some item ids, a slice or int64 [n]; of several parts see above."""
+        return self.in_blocks(states)(items)
 
     def of_pairs(self, states: Tensor, items: Tensor) -> Tensor:
         """Return log p [queries] of one item [queries] for each state."""

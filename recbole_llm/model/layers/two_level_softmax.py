@@ -115,8 +115,8 @@ class TwoLevelSoftmax(nn.Module):
         scores[:, 0] = -torch.inf
         return scores
 
-    def in_blocks(self, states: Tensor, table: Tensor) -> Callable[[int, int], Tensor]:
-        """Return what gives log p of the ids from one to another; the whole table is read once before.
+    def in_blocks(self, states: Tensor, table: Tensor) -> Callable[[slice | Tensor], Tensor]:
+        """Return what gives log p of some item ids, a slice or int64 [n]; the whole table is read once before.
 
         Args:
             states: [queries, width].
@@ -130,8 +130,8 @@ class TwoLevelSoftmax(nn.Module):
             inside = (states @ table[members.flatten()].T).view(len(states), *members.shape).float()
             offsets[:, begin : begin + some] -= inside.masked_fill_(members == 0, -torch.inf).logsumexp(dim=2)
 
-        def of_items(begin: int, end: int) -> Tensor:
-            return F.linear(states, table[begin:end]).float() + offsets.index_select(1, self.cluster_of[begin:end])
+        def of_items(items: slice | Tensor) -> Tensor:
+            return F.linear(states, table[items]).float() + offsets.index_select(1, self.cluster_of[items])
 
         return of_items
 
