@@ -85,8 +85,9 @@ def mixed_ranks_in_blocks(
         lines = max(piece_bytes // (100 * block.shape[1]), 1)
         for first in range(0, len(rows), lines):
             piece = slice(first, first + lines)
-            both = (scores[rows[piece]] for scores in blocks)
-            ranks[:, piece] += _of_piece(*both, *(score[piece] for score in of_targets), weights)
+            lists, others = (scores[rows[piece]] for scores in blocks)
+            mine, theirs = (score[piece] for score in of_targets)
+            ranks[:, piece] += _of_piece(lists, others, mine, theirs, weights)
     return ranks
 
 
