@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from recbole_llm.evaluation.blocks import Candidates, ItemBlocks
 from recbole_llm.evaluation.counting import PIECE_BYTES, require_numbers
 
 
@@ -39,6 +40,53 @@ def mixed_ranks(
         ranks[:, piece] = _of_piece(
             own[rows[piece]], other[rows[piece]], own_of_target[piece], other_of_target[piece], weights
         )
+    return ranks
+
+
+def mixed_ranks_in_blocks(
+    own: ItemBlocks,
+    other: ItemBlocks,
+    rows: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    left_out: Tensor | None = None,
+    piece_bytes: int = PIECE_BYTES,
+) -> Tensor:
+    """Return what `mixed_ranks` does of the log-probabilities of two models, from scores that come in blocks.
+
+    The logarithms of the softmaxes' denominators are the same for all items of a row: no rank depends on them, so the
+    scores are mixed as they are.
+
+    Args:
+        own: scores of one model.
+        other: those of the other, in the same blocks.
+        rows: int64 [targets], the ranking of each target.
+        targets: int64 [targets], item ids.
+        weights: from 0 to 1.
+        left_out: int64 [left out], ``row * items + item``, what is no candidate though no target; None: nothing.
+        piece_bytes: the most that is held beside the blocks, about.
+
+    Returns:
+        int64 [weights, targets].
+
+    Raises:
+        TrainingError: if a score is not a number.
+    """
+    of_targets = own.of(rows, targets).float(), other.of(rows, targets).float()
+    candidates = Candidates(rows, targets, own.items, left_out)
+    ranks = torch.zeros(len(weights), len(rows), dtype=torch.int64, device=own.device)
+    for (begin, block), (_, other_block) in zip(own, other, strict=True):
+        blocks = block.float(), other_block.float()
+        require_numbers(blocks[0])
+        require_numbers(blocks[1])
+        candidates.leave_out(begin, blocks[0])
+        for scores, score in zip(blocks, of_targets, strict=True):
+            candidates.put_targets(begin, scores, score)
+        lines = max(piece_bytes // (100 * block.shape[1]), 1)
+        for first in range(0, len(rows), lines):
+            piece = slice(first, first + lines)
+            both = (scores[rows[piece]] for scores in blocks)
+            ranks[:, piece] += _of_piece(*both, *(score[piece] for score in of_targets), weights)
     return ranks
 
 

@@ -1,5 +1,7 @@
 """The item linear projection (ILP) of ST2SI, eq. 5, and its cross-entropy, eq. 7."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,7 +27,12 @@ class ItemLinearProjection(nn.Module):
     Args:
         width: size of the hidden states.
         items: number of item ids, the padding id included.
+
+    Attributes:
+        group_options: what the optimiser's group of the weights has of its own, such as its learning rate.
     """
+
+    group_options: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, width: int, items: int) -> None:
         super().__init__()
@@ -37,9 +44,9 @@ class ItemLinearProjection(nn.Module):
         logits = F.linear(states.to(self.weight.dtype), self.weight)
         return logits.index_fill(-1, torch.zeros(1, dtype=torch.long, device=logits.device), float("-inf"))
 
-    def of_items(self, states: Tensor, begin: int, end: int) -> Tensor:
-        """Return the logits [queries, end - begin] of the item ids from `begin` to `end`, that of id 0 as any other."""
-        return F.linear(states.to(self.weight.dtype), self.weight[begin:end])
+    def of_items(self, states: Tensor, items: slice | Tensor) -> Tensor:
+        """Return the logits [queries, n] of some item ids, a slice or int64 [n], that of id 0 as any other."""
+        return F.linear(states.to(self.weight.dtype), self.weight[items])
 
     def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the sum over queries of -log p(label), float32.

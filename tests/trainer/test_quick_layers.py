@@ -7,7 +7,7 @@ from recbole.model.layers import TransformerEncoder
 from scipy.stats import norm
 from torch import nn
 
-from recbole_llm.model.layers.quick_layers import QuickDropout, quicken
+from recbole_llm.trainer.quick_layers import QuickDropout, quicken
 
 
 def encoder(**settings):
