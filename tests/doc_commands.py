@@ -113,9 +113,13 @@ RUN: dict[str, dict[str, object]] = {
 }
 
 READ = {
+    "torchrun --standalone --nproc_per_node=2 -m recbole_llm run --model=ST2SI --dataset=Scientific": "two processes; "
+    "tests/test_several_processes.py starts them",
     "recbole-llm compare --runs=results/runs/Scientific.parquet "
     "--models=TextInitSASRec,TwinBERT,AlphaFuse,SASRec-one-pass,GRU4Rec-one-pass --protocols=both --show=ndcg@10 "
     "--significance=False": "tests/test_results.py compares the page's table with the kept runs",
+    "recbole-llm compare --runs=results/runs/ml-100k-llara.parquet --show=candidates.hit@1,seconds.fit,"
+    "parameters.trained,seeds --significance=False": "likewise, of leaderboard.md",
     **dict.fromkeys(
         (
             "recbole-llm run --model=LLaRA --dataset=ml-100k --id_model=SASRec",

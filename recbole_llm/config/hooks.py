@@ -28,8 +28,10 @@ class ModelHooks:
             which they are made. What each yields is an argument of the constructor.
         one_pass: whether `train_positions` can be `all`: user vectors of all positions come from one pass, see
             `recbole_llm.model.one_pass.OnePass`, which has what such a model needs.
+        has_position_losses: whether it takes the losses of `model.layers.position_loss` without `train_positions`.
         renamed_weights: what weights in checkpoints of older versions are called now.
         reads_text_only: whether an item that was never trained on is as good as any other in a history.
+        several_processes: whether several processes can train it together, see `trainer.shared_steps`.
         histories_on_host: whether the model looks up histories on the CPU, so that its rows need not be moved to its
             device before `full_sort_predict` and `predict`.
     """
@@ -39,6 +41,8 @@ class ModelHooks:
     trains_on_rows: ClassVar[bool] = True
     stages: ClassVar[tuple[Any, ...]] = ()
     one_pass: ClassVar[bool] = False
+    has_position_losses: ClassVar[bool] = False
+    several_processes: ClassVar[bool] = False
     renamed_weights: ClassVar[Mapping[str, str]] = {}
     reads_text_only: bool = False
     histories_on_host: bool = False
@@ -54,6 +58,35 @@ class ModelHooks:
         """
         del config
         return False
+
+    @classmethod
+    def check_processes(cls, config: Any) -> None:
+        """Refuse to be trained by several processes, if they cannot, or what some settings ask of them.
+
+        Args:
+            config: the settings of the run.
+
+        Raises:
+            SettingError: which says what to do.
+        """
+        if not cls.several_processes:
+            raise SettingError(
+                f"{config['model']} trains in one process: start it with recbole-llm run, without torchrun; ST2SI, "
+                f"IDLEAdapter and models with train_positions=all can share a run"
+            )
+        if config["loss_type"] not in (None, "CE"):
+            raise SettingError(
+                f"loss_type={config['loss_type']} draws items, and every process would draw its own: set loss_type=CE, "
+                f"or run without torchrun"
+            )
+
+    def share_over_processes(self) -> list[Any]:
+        """Split what is large over the processes that train the model together; by default nothing.
+
+        Returns:
+            What is split: `trainer.split_rows.SplitRows`.
+        """
+        return []
 
     @classmethod
     def check_before_stages(cls, config: Any, dataset: Any) -> None:

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
@@ -11,19 +12,35 @@ from recbole_llm.config.hooks import ScoresOfItems, scores_in_blocks
 from recbole_llm.model.id_model.mixed_scores import MixedScores
 from recbole_llm.model.id_model.scores import IdScores
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.model.layers.split_item_projection import SplitItemProjection
 from recbole_llm.model.text_recommender import TextRecommender
+from recbole_llm.trainer.split_rows import SplitRows
 
 
 class ProjectedRecommender(TextRecommender):
     """Ranks items by ``W h``; with an ID model by the mix of both log-probabilities, see `IdScores`.
 
     Attributes:
+        precision: of the projection's matrix products.
         projection: W, from hidden states [rows, width] to scores [rows, items].
         id_scores: the ID model whose scores are mixed in; None without one.
     """
 
     projection: ItemLinearProjection
+    precision: torch.dtype
     id_scores: IdScores | None
+
+    def share_over_processes(self) -> list[SplitRows]:
+        """Split the projection by items."""
+        split = SplitRows(self.projection.weight)
+        self.projection = SplitItemProjection(self.projection.weight, split)
+        return [split]
+
+    def empty_pass_loss(self) -> Tensor:
+        """Return 0: this process has no queries, but its items are those of the others' softmax, too."""
+        none = torch.zeros(0, self.projection.weight.shape[1], device=self.device)
+        labels = torch.zeros(0, dtype=torch.long, device=self.device)
+        return self.projection.loss(none, labels, self.precision)
 
     def row_states(self, interaction: Interaction) -> Tensor:
         """Return the hidden state from which the next item of each row is predicted: [batch, width], float32."""

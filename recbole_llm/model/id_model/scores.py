@@ -25,6 +25,8 @@ from recbole_llm.model.id_model.histories import resized_histories
 from recbole_llm.model.id_model.memory import RowMemory
 from recbole_llm.model.id_model.mixed_ranks import mixed_ranks, mixed_ranks_in_blocks
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.utils.collectives import sum_
+from recbole_llm.utils.processes import own_part, world
 
 WEIGHTS = np.linspace(0, 1, 21)  # that are tried on validation
 TwoBlocks = tuple[ItemBlocks, ItemBlocks]  # the model's own scores and the ID model's
@@ -123,7 +125,9 @@ class IdScores(nn.Module):
         known = None if part is None or part.item_protocol.repeatable else part.known_histories
 
         def batches() -> Iterator[Scored]:
-            for interaction, place, rows, items in valid_data:
+            for interaction, place, rows, items in map(_own_rows, valid_data):
+                if not len(interaction):  # other processes have the rows of a small batch
+                    continue
                 states = states_of(interaction)
                 lines = place if isinstance(place, Tensor) else None
                 if lines is None:  # all items are ranked; candidates have too many lines to keep
@@ -174,9 +178,18 @@ class IdScores(nn.Module):
                     leave_out(own, left_out, *targets)
                 ranks = mixed_ranks(own, of_id_model, *targets, weights)
             gains += self._gain(ranks).sum(dim=1)
-        counted = gains.cpu().numpy()
+        counted = sum_(gains).cpu().numpy()
         best = np.flatnonzero(np.isclose(counted, counted.max(), rtol=1e-12))
         self.weight.fill_(WEIGHTS[min(best, key=lambda index: abs(WEIGHTS[index] - 0.5))])
+
+
+def _own_rows(batch: Any) -> Any:
+    """Return the rows of a batch that this process ranks, as `evaluation.shared_ranks` cuts them."""
+    if not world().is_shared:
+        return batch
+    interaction, place, _, items = batch
+    own = own_part(len(interaction))
+    return interaction[own], place, torch.arange(own.stop - own.start), items[own]
 
 
 def given_id_weight(value: Any) -> float | None:
