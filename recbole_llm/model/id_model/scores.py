@@ -169,7 +169,7 @@ class IdScores(nn.Module):
         weights = torch.tensor(WEIGHTS, dtype=torch.float32, device=self.weight.device)
         for interaction, scores, targets, lines, left_out in batches:
             if isinstance(scores, tuple):
-                ranks = mixed_ranks_in_blocks(*scores, *targets, weights, left_out)
+                ranks = mixed_ranks_in_blocks(*scores, targets[1], weights, left_out)
             else:
                 own, of_id_model = log_probabilities(scores), self(interaction)
                 if lines is not None:
