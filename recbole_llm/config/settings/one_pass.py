@@ -1,6 +1,6 @@
 """Settings of training at all positions of one pass over a history, written to properties/overall.yaml."""
 
-from recbole_llm.config.kinds import POSITIVE, SIZE, Choice, Maybe, Number
+from recbole_llm.config.kinds import FROM_ZERO, POSITIVE, SIZE, Choice, Maybe, Number
 from recbole_llm.config.schema import Role, Section, Setting
 
 ONE_PASS_BATCH = 16  # histories of an optimiser step; RecBole's 2048 are rows
@@ -29,6 +29,16 @@ ONE_PASS = Section(
             Role.TRAINING,
             "Of SASRec. recbole: RecBole's, those of BERT. authors: those of the authors' own code, which public "
             "implementations have: item vectors scaled by the square root of hidden_size, normalised queries.",
+            since="0.4.0",
+        ),
+        Setting(
+            "position_scale",
+            FROM_ZERO,
+            1.0,
+            Role.TRAINING,
+            "Of RecBole's transformers, what positions are multiplied by before they are added to items. SASRec's "
+            "authors have 1 / sqrt(hidden_size).",
+            pretraining=True,
             since="0.4.0",
         ),
         Setting(
