@@ -8,7 +8,7 @@ from recbole.utils import EvaluatorType, InputType, ModelType
 from recbole_llm.config import declared, renamed
 from recbole_llm.config.hooks import hooks_of_class
 from recbole_llm.config.registry import known_models
-from recbole_llm.config.settings.one_pass import ONE_PASS_LOSSES, TWO_LEVEL
+from recbole_llm.config.settings.one_pass import ONE_PASS_LOSSES
 from recbole_llm.errors import SettingError, nearest
 from recbole_llm.utils.processes import world
 
