@@ -37,7 +37,6 @@ ONE_PASS = Section(
             Role.TRAINING,
             "Of RecBole's transformers, what positions are multiplied by before they are added to items. SASRec's "
             "authors have 1 / sqrt(hidden_size).",
-            pretraining=True,
             since="0.4.0",
         ),
         Setting(
