@@ -1,4 +1,4 @@
-"""The tables of results/*.md and README.md, made again from the kept runs.
+"""The tables of results/*.md, README.md and docs/leaderboard.md, made again from the kept runs.
 
     python experiments/make_results.py               # rewrites the pages' tables
     python experiments/make_results.py --check       # rewrites nothing; exits 1 and names the tables that differ
@@ -10,6 +10,7 @@ In a page a table stands under an indented line that makes it, the last of its b
   have no run yet are left out, and told. A command with ``--out=`` writes its own files and has no table in the page.
 * ``table: results/probes/<name>.jsonl``: the JSON lines of a program in `benchmarks/`, a row per line; its columns are
   the names in the lines, but for "name", which names the program.
+* ``leaderboard: <name>``: a table of `leaderboard.py`.
 * ``table: results/probes/<name>.json --columns=a,b,c [--only=d=e]``: the list that such a program's `--out` wrote; a
   row for every object that has all of these names and the value e at d.
 """
@@ -27,6 +28,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import leaderboard
+
 from recbole_llm.cli.compare import parse_options
 from recbole_llm.comparison.compare import Options, compare
 from recbole_llm.comparison.finished import find_runs
@@ -35,13 +38,14 @@ from recbole_llm.errors import DataError, RecBoleLLMError, SettingError
 from recbole_llm.runs.archive import split_path
 
 ROOT = Path(__file__).resolve().parents[1]
-_COMPARE, _FILE = "    recbole-llm compare --runs=", "    table: "
+_COMPARE, _FILE, _BOARD = "    recbole-llm compare --runs=", "    table: ", "    leaderboard: "
+_FURTHER = (Path("README.md"), Path("docs/leaderboard.md"))
 _NOTE = re.compile(r"\[\d+\] ")
 
 
 def pages() -> list[Path]:
     """Return the pages that have tables, relative to the repository."""
-    return [Path("README.md"), *sorted(page.relative_to(ROOT) for page in (ROOT / "results").glob("*.md"))]
+    return [*_FURTHER, *sorted(page.relative_to(ROOT) for page in (ROOT / "results").glob("*.md"))]
 
 
 def remade(page: Path) -> tuple[list[str], list[int], list[str]]:
@@ -76,7 +80,7 @@ def remade(page: Path) -> tuple[list[str], list[int], list[str]]:
 
 
 def _makes_table(line: str) -> bool:
-    return line.startswith(_FILE) or (line.startswith(_COMPARE) and " --out=" not in line)
+    return line.startswith((_FILE, _BOARD)) or (line.startswith(_COMPARE) and " --out=" not in line)
 
 
 def _end_of_table(lines: Sequence[str], at: int) -> int:
@@ -96,6 +100,8 @@ def _table(line: str) -> tuple[list[str], list[str]]:
     if line.startswith("table: "):
         path, *options = shlex.split(line.removeprefix("table: "))
         return ["", *table_of_file(Path(path), **dict(option[2:].split("=", 1) for option in options))], []
+    if line.startswith("leaderboard: "):
+        return ["", *leaderboard.table(line.removeprefix("leaderboard: "))], []
     options, missing = _there(parse_options(shlex.split(line)[2:]))
     if options is None:
         return [], missing

@@ -217,6 +217,17 @@ class TestTextInitSASRec(ModelTests):
     reads_texts = True
 
 
+class TestTextSLIT(ModelTests):
+    """Transitions in closed form, with texts and another model's scores."""
+
+    model = "TextSLIT"
+    settings: ClassVar[dict[str, Any]] = {
+        "backbone": "tiny/bert", "ridge": 1.0, "id_model": "SASRec", "id_model_settings": {**TRANSFORMER, "epochs": 2},
+    }  # fmt: skip
+    learns = False
+    reads_texts = True
+
+
 class TestComiRec(ModelTests):
     """Several interests."""
 
@@ -297,12 +308,12 @@ class TestSASRecAtAllPositions(ModelTests):
 
 
 class TestGRU4RecAtAllPositions(ModelTests):
-    """With items drawn on the device."""
+    """With items drawn on the device, whose rows alone are updated."""
 
     model = "GRU4Rec"
     settings: ClassVar[dict[str, Any]] = {
         "embedding_size": 8, "hidden_size": 8, "learning_rate": 0.01, "train_positions": "all", "loss_type": "gBCE",
-        "num_negatives": 3,
+        "num_negatives": 3, "item_optimizer": "adamw",
     }  # fmt: skip
 
 
