@@ -60,6 +60,8 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20": {"trials": 2},
     # one_pass.md
     "recbole-llm run --model=SASRec --dataset=ml-100k --train_positions=all": {},
+    "recbole-llm run --model=SASRec --dataset=ml-100k --train_positions=all --sasrec_layers=authors "
+    "--hidden_act=relu": {},
     "recbole-llm run --model=SASRec --dataset=ml-100k --train_positions=recent": {},
     "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20 --storage=trials.log": {"trials": 2},
     # reproduce_a_table.md

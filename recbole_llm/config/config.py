@@ -220,7 +220,9 @@ class Config(RecBoleConfig):
         return settings
 
     def _choose_positions(self, settings: dict[str, Any]) -> None:
-        """Take what `train_positions` needs where nothing else is given: class, batch size and no rows of RecBole's."""
+        """Take the class of `sasrec_layers` and `train_positions`, and what the latter needs where nothing is given."""
+        if settings["sasrec_layers"] == "authors":
+            self.model_class = registry.authors_class(vars(self)["model_class"])
         if settings["train_positions"] == "last":
             return
         rows: type = vars(self)["model_class"]

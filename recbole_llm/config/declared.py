@@ -64,6 +64,7 @@ OURS: dict[str, tuple[Section, ...]] = {
     "TALLRec": prompt_models.TALLREC,
     "TwinBERT": text_towers.TWINBERT,
     "TextInitSASRec": vector_models.TEXTINITSASREC,
+    "TextSLIT": vector_models.TEXTSLIT,
     "UniSRec": vector_models.UNISREC,
     "ZESRec": vector_models.ZESREC,
 }
@@ -84,6 +85,7 @@ TITLES = {
     "TALLRec": prompt_models.TALLREC_TITLE,
     "TwinBERT": text_towers.TWINBERT_TITLE,
     "TextInitSASRec": vector_models.TEXTINITSASREC_TITLE,
+    "TextSLIT": vector_models.TEXTSLIT_TITLE,
     "UniSRec": vector_models.UNISREC_TITLE,
     "ZESRec": vector_models.ZESREC_TITLE,
 }

@@ -11,7 +11,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from recbole_llm.compat.user_vectors import has_item_scores, item_scores
 from recbole_llm.errors import SettingError
+
+ScoresOfItems = Callable[[slice | Tensor], Tensor]
 
 
 class ModelHooks:
@@ -180,17 +183,24 @@ class ModelHooks:
         """
         return self.stored_state()
 
-    def scores_of_items(self, interaction: Any) -> Callable[[int, int], Tensor] | None:
-        """Return what scores some items at a time for a batch, where that is cheap; None (the default) where it is not.
+    @classmethod
+    def scores_in_blocks(cls, config: Any) -> bool:
+        """Tell, before there is a model, whether `scores_of_items` will answer for a run with these settings."""
+        del config
+        return has_item_scores(cls)
 
-        It takes item ids `begin` and `end` and returns float32 [batch, end - begin], the columns that
-        `full_sort_predict` has there but for the padding id, whose score may be any; the caller may overwrite them. So
-        the best of 10^7 items are found without a table of [batch, items].
+    def scores_of_items(self, interaction: Any) -> ScoresOfItems | None:
+        """Return what scores some items at a time for a batch, where that is cheap; None where it is not.
+
+        It takes item ids, a slice or int64 [n], and returns float32 [batch, n], the columns that `full_sort_predict`
+        has there but for the padding id, whose score may be any; the caller may overwrite them. So 10^7 items are
+        ranked without a table of [batch, items]. By default RecBole's models answer whose score is a product of the
+        user's vector and the item's.
 
         Args:
             interaction: as for `full_sort_predict`.
         """
-        return None
+        return item_scores(self.model_of_hooks(), interaction)
 
     def single_sequence(self) -> Any | None:
         """Return what ranks for one history faster than `full_sort_predict` does, or None (the default).
@@ -222,3 +232,10 @@ def hooks_of(model: Any) -> ModelHooks:
 def hooks_of_class(model_class: type) -> type[ModelHooks]:
     """Return what a model class says before a model is built: its own hooks, or the defaults."""
     return model_class if issubclass(model_class, ModelHooks) else ModelHooks
+
+
+def scores_in_blocks(model_class: type, config: Any) -> bool:
+    """Tell whether the models of a class score some items at a time, see `ModelHooks.scores_in_blocks`."""
+    if issubclass(model_class, ModelHooks):
+        return model_class.scores_in_blocks(config)
+    return has_item_scores(model_class)

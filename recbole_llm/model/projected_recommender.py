@@ -1,6 +1,5 @@
 """Text models that score by a linear projection of one hidden state per row, perhaps with an ID model's scores."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,6 +7,9 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_llm.config import registry
+from recbole_llm.config.hooks import ScoresOfItems, scores_in_blocks
+from recbole_llm.model.id_model.mixed_scores import MixedScores
 from recbole_llm.model.id_model.scores import IdScores
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.layers.split_item_projection import SplitItemProjection
@@ -59,11 +61,26 @@ class ProjectedRecommender(TextRecommender):
         states = self.row_states(interaction) if states is None else states
         return self.id_scores.mix(self.projection(states), interaction)
 
-    def scores_of_items(self, interaction: Interaction) -> Callable[[int, int], Tensor] | None:
-        """Return ``W[begin:end] h`` as a function; None with an ID model, whose mix needs the scores of all items."""
-        if self.id_scores is not None:
+    @classmethod
+    def scores_in_blocks(cls, config: Any) -> bool:
+        """Tell whether `scores_of_items` will answer: with an ID model, if that scores some items at a time, too."""
+        if not config["id_model"]:
+            return True
+        id_model = registry.model_class(config["id_model"])
+        # The settings of another text model inside this one are not known here.
+        return not issubclass(id_model, ProjectedRecommender) and scores_in_blocks(id_model, config)
+
+    def scores_of_items(self, interaction: Interaction) -> ScoresOfItems | None:
+        """Return ``W h`` of some items as a function, mixed with the ID model's; None if that scores all at once."""
+        if self.id_scores is None:
+            return partial(self.projection.of_items, self.row_states(interaction))
+        of_id_model = self.id_scores.scores_of_items(interaction)
+        if of_id_model is None:
             return None
-        return partial(self.projection.of_items, self.row_states(interaction))
+        states = self.id_scores.remembered_states(interaction)
+        states = self.row_states(interaction) if states is None else states
+        own = partial(self.projection.of_items, states)
+        return MixedScores(own, of_id_model, self.id_scores.weight, len(states), len(self.projection.weight))
 
     def before_validation(self, valid_data: Any) -> None:
         """Choose the weight of the ID model's scores, if ``id_weight: ~`` asks for it. See `PackedTrainer`.

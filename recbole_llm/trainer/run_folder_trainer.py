@@ -14,6 +14,7 @@ from recbole.trainer import Trainer
 
 from recbole_llm.config.hooks import ModelHooks, hooks_of
 from recbole_llm.errors import TrainingError
+from recbole_llm.evaluation.blocks import ItemBlocks
 from recbole_llm.evaluation.ranks import mean_reciprocal_rank
 from recbole_llm.evaluation.shared_ranks import FirstEvaluates, SharedRankCollector, rank_collector
 from recbole_llm.runs import checkpoint
@@ -65,6 +66,7 @@ class RunFolderMixin(TrainerHooks):
         if world().is_shared:
             self.evaluator = FirstEvaluates(config)
         self.both_protocols = False
+        self._in_blocks = False
         self.other_result: dict[str, float] | None = None
         self.epochs_done = 0
         self.finished = False
@@ -267,6 +269,12 @@ class RunFolderMixin(TrainerHooks):
             return interaction, torch.empty(0, self.tot_item_num, device=self.device), positive_u, positive_i
         if hooks_of(self.model).histories_on_host:
             interaction = HostRows(interaction.interaction)
+        if self._in_blocks:
+            scores_of = hooks_of(self.model).scores_of_items(interaction.to(self.device))
+            if scores_of is not None:
+                rows, memory = len(interaction), self.config["eval_memory"] * 2**20
+                blocks = ItemBlocks(scores_of, rows, self.tot_item_num, memory, torch.device(self.device))
+                return interaction, blocks, positive_u, positive_i
         return super()._full_sort_batch_eval((interaction, None, positive_u, positive_i))
 
     @torch.no_grad()
@@ -304,6 +312,7 @@ class RunFolderMixin(TrainerHooks):
         both = self.both_protocols and (repeatable or isinstance(eval_data, FullSortEvalDataLoader))
         self.eval_collector.begin(part.known_histories, repeatable, both)
         self.other_result = None
+        self._in_blocks = getattr(eval_data, "in_blocks", False)
 
     def _add_mrr(self, result: Any, ranks: np.ndarray) -> None:
         reciprocal = mean_reciprocal_rank(self.eval_collector.lists(), ranks)

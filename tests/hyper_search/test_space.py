@@ -150,7 +150,7 @@ def test_names_and_values_are_checked_before_anything_runs(tmp_path, small):
 def test_shipped_files(small):
     names = {path.stem for path in (shipped("properties") / "hyper").glob("*.hyper")}
     baselines = {"ComiRec", "SASRec", "GRU4Rec", "BERT4Rec", "FDSA", "Caser", "FPMC", "BPR"}
-    vectors = {"AlphaFuse", "TextInitSASRec", "UniSRec", "ZESRec"}
+    vectors = {"AlphaFuse", "TextInitSASRec", "TextSLIT", "UniSRec", "ZESRec"}
     towers = {"LLMRec", "MoRec", "Recformer", "TwinBERT"}
     prompted = {"GPT4Rec", "LLaRA", "P5", "TALLRec"}
     assert names == {"ST2SI", "IDLEAdapter", *baselines, *vectors, *towers, *prompted}

@@ -217,6 +217,17 @@ class TestTextInitSASRec(ModelTests):
     reads_texts = True
 
 
+class TestTextSLIT(ModelTests):
+    """Transitions in closed form, with texts and another model's scores."""
+
+    model = "TextSLIT"
+    settings: ClassVar[dict[str, Any]] = {
+        "backbone": "tiny/bert", "ridge": 1.0, "id_model": "SASRec", "id_model_settings": {**TRANSFORMER, "epochs": 2},
+    }  # fmt: skip
+    learns = False
+    reads_texts = True
+
+
 class TestComiRec(ModelTests):
     """Several interests."""
 
@@ -324,6 +335,16 @@ class TestP5InABeam(ModelTests):
     settings: ClassVar[dict[str, Any]] = {
         **GENERATIVE, "indexing": "sequential", "decoding": "beam", "num_beams": 12, "tuning": "lora",
         "learning_rate": 0.01, "id_probability": "children",
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestP5OnT5(ModelTests):
+    """As in the paper: an encoder reads the prompt, a decoder writes the ID."""
+
+    model = "P5"
+    settings: ClassVar[dict[str, Any]] = {
+        **GENERATIVE, "backbone": "tiny/t5", "id_clusters": 3, "cluster_items": 3, "id_probability": "children",
     }  # fmt: skip
     reads_texts = True
 

@@ -64,7 +64,7 @@ def test_every_kept_result_is_written_back_as_it_was(tmp_path):
 
 # Of those that are kept, the models whose items are texts.
 TEXT_MODELS = {
-    *("ST2SI", "IDLEAdapter", "ZESRec", "UniSRec", "AlphaFuse", "TextInitSASRec"),
+    *("ST2SI", "IDLEAdapter", "ZESRec", "UniSRec", "AlphaFuse", "TextInitSASRec", "TextSLIT"),
     *("MoRec", "TwinBERT", "Recformer"),
 }
 

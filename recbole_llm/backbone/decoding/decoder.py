@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from recbole_llm.errors import BackboneError
 from recbole_llm.packing.ragged import ranges
@@ -70,7 +70,7 @@ class Prefix:
         shift: see `PaddedPrompts`.
     """
 
-    cache: DynamicCache
+    cache: Cache
     visible: Tensor
     lengths: Tensor
     shift: Tensor | None
@@ -109,15 +109,13 @@ class Decoder:
         )
         positions = (places - (columns - prompts.lengths[:, None])).clamp_min(0)
         prefix = Prefix(DynamicCache(), visible, prompts.lengths, prompts.shift)
-        states = self._forward(prompts.embedded, positions, mask, prefix.cache)
+        states = self._forward(prefix, prompts.embedded, positions, mask)
         return states[:, -1], prefix
 
     def follow(self, prefix: Prefix, tokens: Tensor) -> Tensor:
         """Let one token follow in each row, int64 [rows], and return the states after it: [rows, width]."""
         seen = torch.cat([prefix.visible, prefix.visible.new_ones(len(tokens), 1)], dim=1)
-        states = self._forward(
-            self._embedded(prefix, tokens[:, None]), prefix.lengths[:, None], seen[:, None], prefix.cache
-        )
+        states = self._forward(prefix, self._embedded(prefix, tokens[:, None]), prefix.lengths[:, None], seen[:, None])
         prefix.visible, prefix.lengths = seen, prefix.lengths + 1
         return states[:, 0]
 
@@ -140,7 +138,7 @@ class Decoder:
         before = prefix.visible[:, None].expand(rows, count, prefix.visible.shape[1])
         mask = torch.cat([before, sees.expand(rows, *sees.shape[1:])], dim=2)
         positions = prefix.lengths[:, None] + depths
-        return self._forward(self._embedded(prefix, tokens), positions, mask, prefix.cache)
+        return self._forward(prefix, self._embedded(prefix, tokens), positions, mask)
 
     def log_probabilities(self, states: Tensor) -> Tensor:
         """Return log p of every token after states [..., width]: [..., vocabulary], float32."""
@@ -160,11 +158,20 @@ class Decoder:
         return embedded if prefix.shift is None else embedded + prefix.shift[:, None]
 
     @torch.no_grad()
-    def _forward(self, embedded: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+    def _forward(self, prefix: Prefix, embedded: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Return the states of tokens that follow a prefix, [rows, tokens, width], whose cache grows by them.
+
+        Args:
+            prefix: what has been read.
+            embedded: [rows, tokens, width].
+            positions: int64 [rows, tokens].
+            mask: bool [rows, tokens, columns of the cache and these tokens], what each sees.
+        """
         window = getattr(self.model.config, "sliding_window", None)
-        if window is not None and mask.shape[-1] > window:
+        longest = 0 if window is None else int(positions.max()) + 1
+        if window is not None and longest > window:
             raise BackboneError(
-                f"a prompt and its answer take {mask.shape[-1]} tokens, and {type(self.model).__name__} sees a window "
+                f"a prompt and its answer take {longest} tokens, and {type(self.model).__name__} sees a window "
                 f"of {window}: shorten the history"
             )
         with plain_attention(self.model), torch.autocast(embedded.device.type, torch.bfloat16, enabled=self.autocast):
@@ -172,7 +179,7 @@ class Decoder:
                 inputs_embeds=embedded,
                 position_ids=positions,
                 attention_mask=mask[:, None],
-                past_key_values=cache,
+                past_key_values=prefix.cache,
                 use_cache=True,
             )
         states: Tensor = output.last_hidden_state

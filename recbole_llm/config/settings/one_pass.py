@@ -1,6 +1,6 @@
 """Settings of training at all positions of one pass over a history, written to properties/overall.yaml."""
 
-from recbole_llm.config.kinds import POSITIVE, SIZE, Choice, Maybe, Number
+from recbole_llm.config.kinds import FROM_ZERO, POSITIVE, SIZE, Choice, Maybe, Number
 from recbole_llm.config.schema import Role, Section, Setting
 
 ONE_PASS_BATCH = 16  # histories of an optimiser step; RecBole's 2048 are rows
@@ -20,6 +20,25 @@ ONE_PASS = Section(
             f"GRU4Rec, ...); train_batch_size then counts histories, {ONE_PASS_BATCH} unless given. recent: the same, "
             "the last MAX_ITEM_LIST_LENGTH items alone.",
             since=_SINCE,
+        ),
+        Setting(
+            "sasrec_layers",
+            Choice("recbole", "authors"),
+            "recbole",
+            Role.TRAINING,
+            "Of SASRec. recbole: RecBole's, those of BERT. authors: those of the authors' own code, which public "
+            "implementations have: item vectors scaled by the square root of hidden_size, normalised queries.",
+            since="0.4.0",
+        ),
+        Setting(
+            "position_scale",
+            FROM_ZERO,
+            1.0,
+            Role.TRAINING,
+            "Of RecBole's transformers, what positions are multiplied by before they are added to items. SASRec's "
+            "authors have 1 / sqrt(hidden_size).",
+            pretraining=True,
+            since="0.4.0",
         ),
         Setting(
             "num_negatives",

@@ -1,8 +1,9 @@
-"""Settings of models whose items are frozen text vectors: ZESRec, UniSRec, AlphaFuse, TextInitSASRec."""
+"""Settings of models whose items are frozen text vectors: ZESRec, UniSRec, AlphaFuse, TextInitSASRec, TextSLIT."""
 
 from typing import Any
 
 from recbole_llm.config.kinds import (
+    COUNT,
     FROM_ZERO,
     PATH,
     POSITIVE,
@@ -312,4 +313,58 @@ TEXTINITSASREC = (
     ),
     Section("Users", _encoder(64, 2, 256, 0.5)),
     _OPTIMISATION,
+)
+
+TEXTSLIT_TITLE = (
+    "TextSLIT: transitions between items in closed form (SLIT, Choi et al., WWW 2021), smoothed over item texts.\n"
+    "The smoothing is ours; the values were chosen on Scientific's validation rows."
+)
+TEXTSLIT = (
+    _texts("sbert-minilm"),
+    Section(
+        "Scores",
+        (
+            *_training(
+                ("history_decay", Number(above=0, high=1), 0.7, "What an item weighs for each that follows it."),
+                ("ridge", POSITIVE, 100.0, "lambda: the weight of the sum of squares of the transitions."),
+                (
+                    "text_smoothing",
+                    FROM_ZERO,
+                    0.08,
+                    "The share of a score that goes to items of a like text, by their cosine.",
+                ),
+                ("text_similarity", FROM_ZERO, 0.02, "The weight of the history's likeness to an item's text."),
+                ("temperature", POSITIVE, 0.01, "Scores are divided by it; it matters to a mix with an ID model."),
+            ),
+            Setting(
+                "MAX_ITEM_LIST_LENGTH",
+                SIZE,
+                50,
+                Role.INPUT,
+                "Maximum number of items of a history; the most recent stay.",
+            ),
+        ),
+    ),
+    text_models.id_model(
+        None,
+        "Another model's scores, mixed into the ranking",
+        "A model whose scores are mixed in, such as TextInitSASRec; ~: none.",
+        None,
+        "Its weight w in (1 - w) log p + w log p_id; ~: the best on validation.",
+    ),
+    Section(
+        "Training",
+        (
+            Setting(
+                "epochs",
+                COUNT,
+                1,
+                Role.TRAINING,
+                "1: the equations are solved; more do the same. 0: the texts alone.",
+            ),
+            Setting(
+                "train_neg_sample_args", NEGATIVE_SAMPLES, None, Role.TRAINING, "Closed form: no negative samples."
+            ),
+        ),
+    ),
 )

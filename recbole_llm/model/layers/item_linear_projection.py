@@ -44,9 +44,9 @@ class ItemLinearProjection(nn.Module):
         logits = F.linear(states.to(self.weight.dtype), self.weight)
         return logits.index_fill(-1, torch.zeros(1, dtype=torch.long, device=logits.device), float("-inf"))
 
-    def of_items(self, states: Tensor, begin: int, end: int) -> Tensor:
-        """Return the logits [queries, end - begin] of the item ids from `begin` to `end`, that of id 0 as any other."""
-        return F.linear(states.to(self.weight.dtype), self.weight[begin:end])
+    def of_items(self, states: Tensor, items: slice | Tensor) -> Tensor:
+        """Return the logits [queries, n] of some item ids, a slice or int64 [n], that of id 0 as any other."""
+        return F.linear(states.to(self.weight.dtype), self.weight[items])
 
     def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the sum over queries of -log p(label), float32.

@@ -1,0 +1,197 @@
+"""TextSLIT: linear transitions between items in closed form, made smooth by what the items' texts have in common.
+
+With s the row of a history (an item weighs `history_decay` for each item that follows it), B the transitions of
+`layers.item_transitions`, and R the cosines of the items' centred text vectors, the scores of all items are
+
+    s B (I + text_smoothing R) + text_similarity s R
+
+An item whose text is like that of the items that usually follow gets a share of their score, and so does one whose text
+is like the history's. With both weights 0 it is SLIT (Choi et al., WWW 2021) without any text. Nothing is learned by
+gradients: training solves one system of equations, of as many unknowns per item as there are items. With `id_model` the
+scores of another model are mixed in, see `id_model.scores`. The smoothing is ours.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_llm.config import registry
+from recbole_llm.config.hooks import ModelHooks
+from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
+from recbole_llm.errors import SettingError
+from recbole_llm.model.id_model.frozen import FrozenIdModel
+from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items, validation_gain
+from recbole_llm.model.item_texts import ItemTexts
+from recbole_llm.model.layers.item_transitions import decayed_sum, item_transitions
+from recbole_llm.model.needs import IdModel
+from recbole_llm.trainer.closed_form_trainer import ClosedFormTrainer
+
+_MAX_ITEMS = 50_000  # whose transitions take 10 GB, and the solution some five times that
+_ROWS = 4096  # whose loss is computed at once
+
+
+@dataclass(frozen=True)
+class TextSLITSettings:
+    """The settings of TextSLIT, checked; properties/model/TextSLIT.yaml describes each."""
+
+    history_decay: float
+    ridge: float
+    text_smoothing: float
+    text_similarity: float
+    temperature: float
+
+    @classmethod
+    def from_config(cls, config: Any) -> "TextSLITSettings":
+        """Read the settings of a run."""
+        return cls(**{name: config[name] for name in cls.__dataclass_fields__})
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether texts take part in the scores."""
+        return bool(self.text_smoothing or self.text_similarity)
+
+
+class TextSLIT(ModelHooks, SequentialRecommender):
+    """Ranks items by linear transitions and the likeness of texts.
+
+    Args:
+        config: the settings of the run.
+        dataset: the training part.
+        id_model: whose scores are mixed in; None for none.
+
+    Attributes:
+        transitions: B, float32 [items, items]; zero until `solve` was called.
+        texts: centred text vectors of length 1, float32 [items, width], row 0 zero; not stored with the weights.
+        id_scores: the ID model whose scores are mixed in, None without one.
+
+    Raises:
+        DataError: if an item has no text, or all have the same.
+    """
+
+    input_type = InputType.POINTWISE
+    dataset_class = HistoryDataset
+    trainer_class = ClosedFormTrainer
+    stages = (IdModel(required=False),)
+    texts: Tensor
+
+    def __init__(self, config: Any, dataset: HistoryDataset, id_model: FrozenIdModel | None = None) -> None:
+        super().__init__(config, dataset)
+        self.settings = TextSLITSettings.from_config(config)
+        self.transitions = nn.Parameter(torch.zeros(self.n_items, self.n_items))
+        texts = torch.zeros(self.n_items, 0)
+        if self.settings.reads_text:
+            texts = unit_vectors(ItemTexts.from_config(config).of_items(dataset))
+        self.register_buffer("texts", texts, persistent=False)
+        self.id_run = id_model
+        self.id_scores = None if id_model is None else IdScores(config, id_model.module)
+
+    @classmethod
+    def check_before_stages(cls, config: Any, dataset: Any) -> None:
+        """Refuse a catalogue that is too large, and what an ID model would be made in vain for."""
+        if dataset.item_num > _MAX_ITEMS:
+            raise SettingError(
+                f"TextSLIT solves for a table of items by items, and {config['dataset']} has {dataset.item_num - 1} "
+                f"items: it takes {_MAX_ITEMS - 1} at most; choose another model, such as TextInitSASRec"
+            )
+        if config["id_model"]:
+            if config["id_weight"] is None:
+                validation_gain(config)
+            if not config["id_model_path"]:
+                require_scores_of_all_items(registry.model_class(config["id_model"]))
+
+    @torch.no_grad()
+    def solve(self, dataset: HistoryDataset) -> float:
+        """Set the transitions to those of a training part and return the mean of `calculate_loss` over its rows."""
+        rows = dataset.inter_feat
+        ends, lengths, targets = (
+            rows[name].numpy() for name in (HISTORY_END, dataset.item_list_length_field, dataset.iid_field)
+        )
+        found = item_transitions(
+            dataset.history_items.numpy(), ends, lengths, targets, self.settings.history_decay, self.settings.ridge,
+            self.n_items, self.transitions.device,
+        )  # fmt: skip
+        self.transitions.copy_(found)
+        losses = [float(self.calculate_loss(part)) * len(part) for part in _parts(dataset)]
+        return sum(losses) / len(dataset.inter_feat)
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """Return the mean over rows of ``||y - s B||^2``, of which the transitions are the ridge regression."""
+        rows = interaction.to(self.transitions.device)
+        found = decayed_sum(self.transitions, rows[self.ITEM_SEQ], self.settings.history_decay)
+        following = F.one_hot(rows[self.POS_ITEM_ID], self.n_items).to(found.dtype)
+        return (following - found).square().sum(dim=1).mean()
+
+    def scores_of(self, histories: Tensor) -> Tensor:
+        """Return the scores [batch, items] of all items after histories, without an ID model's.
+
+        Args:
+            histories: int64 [batch, length], the oldest item first, zeros after the last.
+        """
+        settings = self.settings
+        scores = decayed_sum(self.transitions, histories, settings.history_decay)
+        if settings.reads_text:
+            likeness = decayed_sum(self.texts, histories, settings.history_decay)
+            mixed = settings.text_smoothing * (scores @ self.texts) + settings.text_similarity * likeness
+            scores = scores + mixed @ self.texts.T
+        return scores / settings.temperature
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Return the scores of all items: [batch, items], -inf for the padding id."""
+        scores = self.scores_of(interaction[self.ITEM_SEQ].to(self.transitions.device))
+        if self.id_scores is not None:
+            return self.id_scores.mix(scores, interaction)
+        return scores.index_fill(1, torch.zeros(1, dtype=torch.long, device=scores.device), float("-inf"))
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Return the scores [batch] of the rows' items."""
+        items = interaction[self.ITEM_ID].to(self.transitions.device)
+        return self.full_sort_predict(interaction).gather(1, items[:, None])[:, 0]
+
+    def before_validation(self, valid_data: Any) -> None:
+        """Choose the weight of the ID model's scores, if ``id_weight: ~`` asks for it."""
+        if self.id_scores is not None:
+            self.eval()
+
+            def histories(rows: Interaction) -> Tensor:
+                found: Tensor = rows[self.ITEM_SEQ].to(self.transitions.device)
+                return found
+
+            self.id_scores.choose_weight_for(histories, self.scores_of, valid_data)
+
+    def extra_results(self) -> dict[str, Any]:
+        """Return the ID model, its weight and its own test metrics, for `result.json`; nothing without one."""
+        if self.id_scores is None or self.id_run is None:
+            return {}
+        weight = round(float(self.id_scores.weight), 4)
+        name = type(self.id_scores.model).__name__
+        return {"id_model": {"model": name, "weight": weight, "test": self.id_run.test_metrics()}}
+
+    def stored_state(self) -> dict[str, Tensor]:
+        """Return the transitions, and the weight of an ID model's scores."""
+        weight = {} if self.id_scores is None else {"id_scores.weight": self.id_scores.weight}
+        return {"transitions": self.transitions, **weight}
+
+    def save_extras(self, folder: Path, dataset: Any) -> None:
+        """Copy the ID model, if there is one, into the folder of the run."""
+        if self.id_run is not None:
+            self.id_run.copy_into(folder)
+
+
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Return text vectors [items, width] without their mean over items, each of length 1; row 0 (padding) is zero."""
+    centred = vectors - vectors[1:].mean(dim=0)
+    centred[0] = 0
+    return F.normalize(centred, dim=1)
+
+
+def _parts(dataset: HistoryDataset) -> Iterator[Interaction]:
+    for numbers in torch.arange(len(dataset.inter_feat)).split(_ROWS):
+        yield dataset[numbers]
