@@ -46,22 +46,20 @@ class ItemBlocks:
                 scores[:, 0] = -torch.inf
             yield begin, scores
 
-    def of(self, rows: Tensor, items: Tensor) -> Tensor:
-        """Return the score of each pair of a row and an item, float [pairs].
+    def of(self, items: Tensor) -> Tensor:
+        """Return the score of one item per row, float [rows].
 
         Args:
-            rows: int64 [pairs].
-            items: int64 [pairs], no padding id among them.
+            items: int64 [rows], no padding id among them.
         """
         wanted, places = torch.unique(items, return_inverse=True)
         found = None
         for begin in range(0, len(wanted), self.size):
             part = wanted[begin : begin + self.size]
-            full = torch.cat([part, part.new_ones(self.size - len(part))])
-            scores = self._scores_of(full)
-            inside = (places >= begin) & (places < begin + self.size)
+            scores = self._scores_of(torch.cat([part, part.new_ones(self.size - len(part))]))
+            rows = ((places >= begin) & (places < begin + self.size)).nonzero()[:, 0]
             found = scores.new_empty(len(items)) if found is None else found
-            found[inside] = scores[rows[inside], places[inside] - begin]
+            found[rows] = scores[rows, places[rows] - begin]
         assert found is not None
         return found
 
@@ -77,48 +75,53 @@ class _ByItem:
     """Pairs of a row and an item, by item, so that those of a block stand together."""
 
     def __init__(self, rows: Tensor, items: Tensor) -> None:
-        self.items, self.order = torch.sort(items, stable=True)
-        self.rows = rows[self.order]
+        self._items, order = torch.sort(items)
+        self._rows = rows[order]
 
-    def between(self, begin: int, end: int) -> tuple[slice, Tensor, Tensor]:
-        """Return which of the sorted pairs have an item of a block, their rows, and their places in the block."""
-        ends = torch.searchsorted(self.items, torch.tensor([begin, end], device=self.items.device)).tolist()
-        pairs = slice(*ends)
-        return pairs, self.rows[pairs], self.items[pairs] - begin
+    def in_block(self, begin: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows and places in a block, [rows, items], of the pairs whose item is in it; `begin` is its first."""
+        ends = torch.tensor([begin, begin + scores.shape[1]], device=self._items.device)
+        first, last = torch.searchsorted(self._items, ends).tolist()
+        return self._rows[first:last], self._items[first:last] - begin
 
 
 class Candidates:
     """What is ranked in a batch, to be asked block by block.
 
     Args:
-        rows: int64 [targets], the row of each target.
-        targets: int64 [targets], item ids.
+        targets: int64 [rows], an item id per row.
         items: item ids, the padding id included.
-        left_out: int64 [left out], ``row * items + item``, what is no candidate though no target; None: nothing.
+        left_out: int64 [left out], ``row * items + item``, what is no candidate, unless it is its row's target; None:
+            nothing.
     """
 
-    def __init__(self, rows: Tensor, targets: Tensor, items: int, left_out: Tensor | None = None) -> None:
-        self._targets = _ByItem(rows, targets)
-        self._left_out = None if left_out is None else _ByItem(left_out // items, left_out % items)
+    def __init__(self, targets: Tensor, items: int, left_out: Tensor | None = None) -> None:
+        self._targets = _ByItem(torch.arange(len(targets), device=targets.device), targets)
+        self._left_out = None
+        if left_out is not None:
+            rows, others = left_out // items, left_out % items
+            kept = others != targets[rows]
+            self._left_out = _ByItem(rows[kept], others[kept])
 
-    def leave_out(self, begin: int, scores: Tensor) -> None:
-        """Set what is left out to -inf in a block, in place; `put_targets` puts a target among it back."""
-        if self._left_out is not None:
-            _, rows, places = self._left_out.between(begin, begin + scores.shape[1])
-            scores[rows, places] = -torch.inf
+    def left_out(self, begin: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows and places of what is left out in a block."""
+        if self._left_out is None:
+            nothing = torch.empty(0, dtype=torch.int64, device=scores.device)
+            return nothing, nothing
+        return self._left_out.in_block(begin, scores)
 
     def put_targets(self, begin: int, scores: Tensor, own: Tensor) -> None:
-        """Set the targets' scores in a block to `own`, [targets], in place."""
-        pairs, rows, places = self._targets.between(begin, begin + scores.shape[1])
-        scores[rows, places] = own[self._targets.order[pairs]]
+        """Set the targets' scores in a block to `own`, [rows], in place."""
+        rows, places = self._targets.in_block(begin, scores)
+        scores[rows, places] = own[rows]
 
 
 @dataclass
 class Ranking:
-    """What one protocol makes of a batch.
+    """What one answer to `repeatable` makes of a batch.
 
     Attributes:
-        ranks: int64 [targets], 1 the best; a tie counts against the target.
+        ranks: int64 [rows], of the targets, 1 the best; a tie counts against the target.
         top: int64 [rows, k], the best items, 0 where there are fewer candidates.
     """
 
@@ -127,61 +130,59 @@ class Ranking:
 
 
 def rank_in_blocks(
-    blocks: ItemBlocks,
-    rows: Tensor,
-    targets: Tensor,
-    left_out: Tensor | None,
-    protocols: tuple[bool, ...],
-    k: int = 0,
+    blocks: ItemBlocks, targets: Tensor, left_out: Tensor | None, protocols: tuple[bool, ...], k: int = 0
 ) -> tuple[list[Ranking], Tensor]:
-    """Rank targets under one or both answers to `repeatable`, in one pass over the items.
+    """Rank a target per row under one or both answers to `repeatable`, in one pass over the items.
 
     Args:
         blocks: the scores.
-        rows: int64 [targets], the row of each target.
-        targets: int64 [targets], item ids.
+        targets: int64 [rows], item ids.
         left_out: int64 [left out], ``row * items + item``; needed where a protocol is False.
         protocols: answers to `repeatable`, True before False.
         k: how many of the best items are wanted; 0: none.
 
     Returns:
-        A ranking for each protocol, and the targets' scores, float [targets].
+        A ranking for each protocol, and the targets' scores, float [rows].
 
     Raises:
         TrainingError: if a score is not a number.
     """
-    own = blocks.of(rows, targets)
-    candidates = Candidates(rows, targets, blocks.items, left_out)
-    counts = [_Counts(rows, own, blocks.rows, k) for _ in protocols]
+    own = blocks.of(targets)
+    candidates = Candidates(targets, blocks.items, left_out)
+    in_front, left_out_in_front = (torch.zeros(len(targets), dtype=torch.int64, device=own.device) for _ in range(2))
+    best = [_Best(own, k) for _ in protocols]
     wrong = torch.isnan(own).any()
     for begin, scores in blocks:
         wrong |= torch.isnan(scores.amax())  # the maximum is one if any is
-        for repeatable, count in zip(protocols, counts, strict=True):
-            if not repeatable:
-                candidates.leave_out(begin, scores)
-            candidates.put_targets(begin, scores, own)
-            count.add(begin, scores)
+        candidates.put_targets(begin, scores, own)
+        in_front += (scores >= own[:, None]).sum(dim=1, dtype=torch.int32)
+        rows, places = candidates.left_out(begin, scores)
+        left_out_in_front += torch.bincount(rows[scores[rows, places] >= own[rows]], minlength=len(targets))
+        for repeatable, list_of_best in zip(protocols, best, strict=True):
+            if k and not repeatable:
+                scores[rows, places] = -torch.inf
+            list_of_best.add(begin, scores)
     if wrong:
         raise TrainingError("the model's scores are not numbers: training diverged; lower the learning rate")
-    return [Ranking(count.ranks, count.top()) for count in counts], own
+    ranks = {True: in_front, False: in_front - left_out_in_front}
+    return [Ranking(ranks[repeatable], each.items()) for repeatable, each in zip(protocols, best, strict=True)], own
 
 
-class _Counts:
-    """Adds up the ranks of targets and keeps the best items, block by block."""
+class _Best:
+    """Keeps the best items of every row, block by block.
 
-    def __init__(self, rows: Tensor, own: Tensor, lines: int, k: int) -> None:
-        # Where each row has its one target, as for sequential models, the blocks are compared as they are.
-        one_each = len(rows) == lines and torch.equal(rows, torch.arange(lines, device=rows.device))
-        self._rows, self._own = None if one_each else rows, own[:, None]
-        self.ranks = torch.zeros(len(rows), dtype=torch.int64, device=own.device)
+    Args:
+        own: float [rows], of the scores' type and device.
+        k: how many; 0: none.
+    """
+
+    def __init__(self, own: Tensor, k: int) -> None:
         self._k = k
-        self._values = own.new_empty(lines, 0)
-        self._items = rows.new_empty(lines, 0)
+        self._values = own.new_empty(len(own), 0)
+        self._items = torch.empty(len(own), 0, dtype=torch.int64, device=own.device)
 
     def add(self, begin: int, scores: Tensor) -> None:
         """Take the next block."""
-        lines = scores if self._rows is None else scores[self._rows]
-        self.ranks += (lines >= self._own).sum(dim=1, dtype=torch.int32)
         if self._k:
             values, places = scores.topk(min(self._k, scores.shape[1]), dim=1)
             values = torch.cat([self._values, values], dim=1)
@@ -189,6 +190,6 @@ class _Counts:
             self._values, places = values.topk(min(self._k, values.shape[1]), dim=1)
             self._items = items.gather(1, places)
 
-    def top(self) -> Tensor:
+    def items(self) -> Tensor:
         """Return the best items, see `Ranking`."""
         return self._items.masked_fill(self._values.isneginf(), 0)

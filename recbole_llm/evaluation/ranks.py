@@ -137,7 +137,7 @@ class RankCollector(RecommendedItemsCollector):
         self._parts.append((users[of_targets], targets.cpu().numpy(), own, *on_host.values()))
 
     def _collect_blocks(self, blocks: ItemBlocks, interaction: Any, positive_u: Tensor, positive_i: Tensor) -> None:
-        """Collect one batch whose scores are computed some items at a time, with one line per row."""
+        """Collect one batch whose scores are computed some items at a time; each row has one target."""
         device = blocks.device
         rows, targets = positive_u.to(device), positive_i.to(device)
         left_out = None
@@ -145,7 +145,7 @@ class RankCollector(RecommendedItemsCollector):
             assert self._known is not None
             left_out = self._known.keys(interaction, None, device)
         best = max(self.topk) if self.register.need("rec.items") else 0
-        rankings, scores = rank_in_blocks(blocks, rows, targets, left_out, self._protocols, best)
+        rankings, scores = rank_in_blocks(blocks, targets, left_out, self._protocols, best)
         for repeatable, ranking in zip(self._protocols, rankings, strict=True):
             struct = self.data_struct if repeatable == self._repeatable else self._other
             if best:

@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 _TIMEOUT = datetime.timedelta(minutes=30)  # of a collective: how far apart two processes may be
 _SECONDS_BETWEEN_LOOKS = 0.1  # into the store, while waiting
-_SECONDS_FOR_WORDS = 1.0  # that an ending process has to say why
+_SECONDS_FOR_WORDS = 0.5  # that an ending process has to say why
 _ERROR = "error"
 
 
@@ -297,6 +298,18 @@ def _words_of_another(meeting: _Meeting) -> BaseException | None:
         found = ProcessEndedError(f"process {told['rank']} failed: {told['kind']}: {told['text']}")
     vars(found)["told_elsewhere"] = True
     return found
+
+
+def leave(code: int) -> None:
+    """End this process at once with an exit code, if it is a command's that torchrun started with others.
+
+    What Python does when it ends takes seconds with torch, and what is left of a broken process group may wait for the
+    others.
+    """
+    if started().is_shared:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def refuse_several(what: str) -> None:

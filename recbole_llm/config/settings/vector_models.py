@@ -330,10 +330,17 @@ TEXTSLIT = (
                 (
                     "text_smoothing",
                     FROM_ZERO,
-                    0.08,
+                    0.04,
                     "The share of a score that goes to items of a like text, by their cosine.",
                 ),
                 ("text_similarity", FROM_ZERO, 0.02, "The weight of the history's likeness to an item's text."),
+                ("similarity_decay", Number(above=0, high=1), 0.4, "history_decay of that likeness."),
+                (
+                    "whitening",
+                    _UP_TO_ONE,
+                    0.3,
+                    "How far the variances of the text vectors' directions are made equal: 0 not at all, 1 wholly.",
+                ),
                 ("temperature", POSITIVE, 0.01, "Scores are divided by it; it matters to a mix with an ID model."),
             ),
             Setting(

@@ -46,7 +46,6 @@ def mixed_ranks(
 def mixed_ranks_in_blocks(
     own: ItemBlocks,
     other: ItemBlocks,
-    rows: Tensor,
     targets: Tensor,
     weights: Tensor,
     left_out: Tensor | None = None,
@@ -60,33 +59,33 @@ def mixed_ranks_in_blocks(
     Args:
         own: scores of one model.
         other: those of the other, in the same blocks.
-        rows: int64 [targets], the ranking of each target.
-        targets: int64 [targets], item ids.
+        targets: int64 [rows], an item id per row.
         weights: from 0 to 1.
-        left_out: int64 [left out], ``row * items + item``, what is no candidate though no target; None: nothing.
+        left_out: int64 [left out], ``row * items + item``, what is no candidate, see `Candidates`; None: nothing.
         piece_bytes: the most that is held beside the blocks, about.
 
     Returns:
-        int64 [weights, targets].
+        int64 [weights, rows].
 
     Raises:
         TrainingError: if a score is not a number.
     """
-    of_targets = own.of(rows, targets).float(), other.of(rows, targets).float()
-    candidates = Candidates(rows, targets, own.items, left_out)
-    ranks = torch.zeros(len(weights), len(rows), dtype=torch.int64, device=own.device)
+    of_targets = own.of(targets).float(), other.of(targets).float()
+    candidates = Candidates(targets, own.items, left_out)
+    ranks = torch.zeros(len(weights), len(targets), dtype=torch.int64, device=own.device)
     for (begin, block), (_, other_block) in zip(own, other, strict=True):
         blocks = block.float(), other_block.float()
         require_numbers(blocks[0])
         require_numbers(blocks[1])
-        candidates.leave_out(begin, blocks[0])
         for scores, score in zip(blocks, of_targets, strict=True):
             candidates.put_targets(begin, scores, score)
+        blocks[0][candidates.left_out(begin, blocks[0])] = -torch.inf
         lines = max(piece_bytes // (100 * block.shape[1]), 1)
-        for first in range(0, len(rows), lines):
+        for first in range(0, len(targets), lines):
             piece = slice(first, first + lines)
-            both = (scores[rows[piece]] for scores in blocks)
-            ranks[:, piece] += _of_piece(*both, *(score[piece] for score in of_targets), weights)
+            mine, theirs = (scores[piece] for scores in blocks)
+            own_score, other_score = (score[piece] for score in of_targets)
+            ranks[:, piece] += _of_piece(mine, theirs, own_score, other_score, weights)
     return ranks
 
 

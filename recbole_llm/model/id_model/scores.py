@@ -105,7 +105,7 @@ class IdScores(nn.Module):
 
     @torch.no_grad()
     def choose_weight_for(
-        self, states_of: Callable[[Interaction], Tensor], head: ItemLinearProjection, valid_data: Any
+        self, states_of: Callable[[Interaction], Tensor], head: Callable[[Tensor], Tensor], valid_data: Any
     ) -> None:
         """Take the weight that is best for a model on validation, unless the settings give one.
 
@@ -142,11 +142,12 @@ class IdScores(nn.Module):
         self.choose_weight(batches())
 
     def _blocks(
-        self, states: Tensor, head: ItemLinearProjection, interaction: Interaction, memory: int
+        self, states: Tensor, head: Callable[[Tensor], Tensor], interaction: Interaction, memory: int
     ) -> TwoBlocks | None:
-        of_id_model = self.scores_of_items(interaction)
+        of_id_model = self.scores_of_items(interaction) if isinstance(head, ItemLinearProjection) else None
         if of_id_model is None:
             return None
+        assert isinstance(head, ItemLinearProjection)
         shape = (len(states), len(head.weight), memory, states.device)
         return ItemBlocks(partial(head.of_items, states), *shape), ItemBlocks(of_id_model, *shape)
 
@@ -168,7 +169,7 @@ class IdScores(nn.Module):
         weights = torch.tensor(WEIGHTS, dtype=torch.float32, device=self.weight.device)
         for interaction, scores, targets, lines, left_out in batches:
             if isinstance(scores, tuple):
-                ranks = mixed_ranks_in_blocks(*scores, *targets, weights, left_out)
+                ranks = mixed_ranks_in_blocks(*scores, targets[1], weights, left_out)
             else:
                 own, of_id_model = log_probabilities(scores), self(interaction)
                 if lines is not None:
