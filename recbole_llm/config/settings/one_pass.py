@@ -22,6 +22,16 @@ ONE_PASS = Section(
             since=_SINCE,
         ),
         Setting(
+            "batches_of",
+            Choice("histories", "positions"),
+            "histories",
+            Role.TRAINING,
+            "histories: every step has train_batch_size of them, of similar length, and those of long ones have many "
+            "positions. positions: every step has about as many positions, those of train_batch_size histories of mean "
+            "length.",
+            since="0.4.0",
+        ),
+        Setting(
             "sasrec_layers",
             Choice("recbole", "authors"),
             "recbole",
