@@ -52,7 +52,7 @@ def ways(
 
     def blocks() -> Answer:
         found = best_in_blocks(
-            lambda begin, end: lambda first, last: projection.of_items(states[begin:end], first, last),
+            lambda begin, end: lambda items: projection.of_items(states[begin:end], items),
             len(states), items, K, seen,
         )  # fmt: skip
         assert found is not None

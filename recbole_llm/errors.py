@@ -36,6 +36,10 @@ class TrainingError(RecBoleLLMError):
     """Training or evaluation that produced values which are not numbers."""
 
 
+class ProcessEndedError(TrainingError):
+    """A process of a run that several share ended, so the others cannot go on."""
+
+
 def require_whole(name: str, value: object, least: int = 1) -> None:
     """Refuse a setting that is not a whole number from `least`. Raises SettingError."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:

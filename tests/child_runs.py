@@ -10,7 +10,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ def command_line(
         kill: (moment, n): end the process when the moment comes for the n-th time:
 
             * step: after an optimiser step
+            * fail: after an optimiser step, by an error of this process alone
             * weights: in the middle of writing the weights
             * between: after the weights are written, before the state to resume from
             * state: in the middle of writing the state to resume from
@@ -63,14 +64,17 @@ def process(
     kill: tuple[str, int] | None = None,
     largest_file: int | None = None,
     by: int = signal.SIGKILL,
+    name: str = "child",
+    environment: Mapping[str, str] | None = None,
 ) -> Any:
     """Start the command line in `folder`, as `command_line` does, and return its process.
 
-    What it prints goes to `child.out` and `child.err` in the folder.
+    What it prints goes to `<name>.out` and `<name>.err` in the folder.
     """
-    out, error = folder / "child.out", folder / "child.err"
+    out, error = folder / f"{name}.out", folder / f"{name}.err"
     child = _SERVER.Process(
-        target=_child, args=(str(folder), list(arguments), kill, largest_file, by, str(out), str(error))
+        target=_child,
+        args=(str(folder), list(arguments), kill, largest_file, by, str(out), str(error), dict(environment or {})),
     )
     child.start()
     return child
@@ -84,8 +88,10 @@ def _child(
     by: int,
     out: str,
     error: str,
+    environment: dict[str, str],
 ) -> None:
     os.chdir(folder)
+    os.environ.update(environment)
     os.environ["RECBOLE_LLM_CACHE"] = str(Path(folder) / "cache")
     for path, stream in ((out, sys.stdout), (error, sys.stderr)):
         with Path(path).open("wb") as file:
@@ -153,6 +159,16 @@ def _kill_at(moment: str, count: int, by: int) -> None:
             from torch.optim.optimizer import register_optimizer_step_post_hook
 
             register_optimizer_step_post_hook(lambda *_: end() if now() else None)
+        case "fail":
+            from torch.optim.optimizer import register_optimizer_step_post_hook
+
+            from recbole_llm.errors import DataError
+
+            def fail(*_: Any) -> None:
+                if now():
+                    raise DataError("the titles of this process are gone")
+
+            register_optimizer_step_post_hook(fail)
         case "weights":
             checkpoint.save_file = save_file
         case "state":

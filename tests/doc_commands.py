@@ -60,6 +60,8 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20": {"trials": 2},
     # one_pass.md
     "recbole-llm run --model=SASRec --dataset=ml-100k --train_positions=all": {},
+    "recbole-llm run --model=SASRec --dataset=ml-100k --train_positions=all --sasrec_layers=authors "
+    "--hidden_act=relu": {},
     "recbole-llm run --model=SASRec --dataset=ml-100k --train_positions=recent": {},
     "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20 --storage=trials.log": {"trials": 2},
     # reproduce_a_table.md
@@ -113,6 +115,8 @@ RUN: dict[str, dict[str, object]] = {
 }
 
 READ = {
+    "torchrun --standalone --nproc_per_node=2 -m recbole_llm run --model=ST2SI --dataset=Scientific": "two processes; "
+    "tests/test_several_processes.py starts them",
     "recbole-llm compare --runs=results/runs/Scientific.parquet "
     "--models=TextInitSASRec,TwinBERT,AlphaFuse,SASRec-one-pass,GRU4Rec-one-pass --protocols=both --show=ndcg@10 "
     "--significance=False": "tests/test_results.py compares the page's table with the kept runs",

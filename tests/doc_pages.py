@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ML_100K = Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
 STARTS = (
-    *("recbole-llm", "python ", "make", "pytest", "mkdocs", "pre-commit"),
+    *("recbole-llm", "python ", "make", "pytest", "mkdocs", "pre-commit", "torchrun"),
     *(f".venv/bin/{name}" for name in ("recbole-llm", "python", "pytest", "mkdocs", "pre-commit")),
 )
 

@@ -57,6 +57,8 @@ def arguments_of(command):
         words = words[2:]
     elif Path(words[0]).name == "recbole-llm":
         words = words[1:]
+    elif words[0] == "torchrun":
+        words = words[words.index("recbole_llm") + 1 :]
     else:
         return None
     if words == ["--help"]:

@@ -15,6 +15,7 @@ from recbole_llm.quick_start.run import load
 MODELS = {
     "P5": ["--id_clusters=5", "--cluster_items=20"],
     "P5 in a beam": ["--indexing=sequential", "--decoding=beam", "--num_beams=15"],
+    "P5 t5": ["--id_clusters=5", "--cluster_items=20"],
     "GPT4Rec": [
         "--num_queries=3", "--max_attribute_tokens=20", "--max_prompt_tokens=100", "--query_prompt={history} then",
     ],
@@ -30,11 +31,12 @@ def finished(request, tmp_path_factory, tiny):
         patch.chdir(root)
         patch.setenv("RECBOLE_LLM_CACHE", str(root / "cache"))
         out = io.StringIO()
+        backbone = tiny["t5" if request.param.endswith("t5") else "llama"]
         with contextlib.redirect_stdout(out):
             code = cli.main(
                 [
                     "run", f"--model={request.param.split()[0]}", "--dataset=ml-100k", "--data_path=.",
-                    f"--backbone={tiny['llama']}", "--MAX_ITEM_LIST_LENGTH=5", "--epochs=2", "--warmup_steps=0",
+                    f"--backbone={backbone}", "--MAX_ITEM_LIST_LENGTH=5", "--epochs=2", "--warmup_steps=0",
                     "--learning_rate=0.003", "--train_batch_size=32", "--use_gpu=False", "--show_progress=False",
                     "--state=WARNING", "--precision=fp32", "--valid_users=10", "--repeatable=False",
                     *MODELS[request.param],

@@ -14,6 +14,8 @@ from transformers import (
     OPTForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 TITLES = [
@@ -156,3 +158,48 @@ def rough(model: PreTrainedModel) -> PreTrainedModel:
             else:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
     return model
+
+
+def _piece_tokenizer() -> PreTrainedTokenizerFast:
+    """Unigram pieces behind "▁" as in T5's SentencePiece model, with </s> after every text."""
+    letters = sorted(set(string.printable) - set(string.whitespace))
+    words = sorted({word for text in TITLES for word in text.split()} - set(letters))
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), ("▁", -5.0)]
+    pieces += [(letter, -8.0) for letter in letters] + [(f"▁{word}", -10.0) for word in words]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=MAX_POSITIONS,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+
+
+def tiny_t5(folder: Path, *, seed: int = 0, own_head: bool = False) -> Path:
+    """T5 as t5-small is built, or as T5 1.1 with a gated layer and a head of its own: hidden 32, 3 and 2 layers."""
+    torch.manual_seed(seed)
+    tokenizer = _piece_tokenizer()
+    config = T5Config(
+        vocab_size=len(tokenizer) + 3,  # rows that no token has, as in T5's own
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=3,
+        num_decoder_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=20,
+        feed_forward_proj="gated-gelu" if own_head else "relu",
+        tie_word_embeddings=not own_head,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    model = T5ForConditionalGeneration(config)
+    if own_head:  # transformers ties a new model's in any case
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.shared.weight))
+    return _save(folder, model, tokenizer)

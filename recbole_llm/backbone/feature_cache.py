@@ -5,10 +5,12 @@ training of a linear model, with the same loss and the same gradients.
 """
 
 import hashlib
+import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +20,11 @@ from recbole_llm.backbone.stored_states import read_states, write_states
 from recbole_llm.errors import StorageError
 from recbole_llm.packing.ragged import RaggedTable, ranges
 from recbole_llm.packing.sequences import Sequences, distinct
+from recbole_llm.utils.collectives import numbers_of_all, rows_of_all
 from recbole_llm.utils.files import reserve
+from recbole_llm.utils.processes import world
+
+T = TypeVar("T")
 
 _IN_MEMORY = 2 * 1024**3  # bytes; a larger table is memory-mapped
 _REMEMBERED = 256 * 1024**2  # bytes of single states
@@ -116,17 +122,37 @@ def stored_or_computed(
         device: see there.
         folder: see there.
         limit: bytes that all stored states may take on the disk.
-        parts: computes the rows in their order, some at a time.
+        parts: computes the rows in their order, some at a time; with several processes all of them call it together.
         in_memory: see there.
     """
     known = read_states(key, *shape, dtype)
-    if known is not None:
+    if bool(numbers_of_all([known is not None]).all()):
+        assert known is not None
         return FeatureStore.of(known, device, in_memory)
     store = FeatureStore(*shape, dtype, device, folder, in_memory)
     for states in parts():
         store.append(states)
-    write_states(key, store.table, limit)
+    if world().is_first:
+        write_states(key, store.table, limit)
     return store
+
+
+def by_turns(parts: Iterable[T], compute: Callable[[T], Tensor], none: Tensor) -> Iterator[Tensor]:
+    """Yield what `compute` makes of each of some parts, in their order, several at a time.
+
+    Where processes share a run, each computes every n-th part, and all of them get all. They call it together.
+
+    Args:
+        parts: the same in every process.
+        compute: from a part to its rows [rows, ...].
+        none: no row of the result, [0, ...], in its precision.
+    """
+    own = world()
+    waiting = iter(parts)
+    while turn := list(itertools.islice(waiting, own.size)):
+        states = compute(turn[own.rank]).to(none.dtype) if own.rank < len(turn) else none
+        counts = numbers_of_all([len(states)])[:, 0].tolist()
+        yield rows_of_all(states, counts)
 
 
 @dataclass(frozen=True)
@@ -187,6 +213,11 @@ class CachedQueries:
 
     rows: Tensor
     labels: Tensor
+
+    def share(self) -> "CachedQueries":
+        """Return the queries that this process computes, where several share a step: each has every n-th."""
+        own = world()
+        return CachedQueries(self.rows[own.rank :: own.size], self.labels[own.rank :: own.size])
 
 
 class QueryStateCache:

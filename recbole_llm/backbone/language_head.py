@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from recbole_llm.backbone.gguf import quiet_transformers
 from recbole_llm.backbone.loading import Backbone
@@ -41,7 +41,7 @@ class LanguageHead(nn.Module):
 
 
 def language_head(loaded: Backbone, tuning: TuningSettings, dtype: torch.dtype) -> LanguageHead:
-    """Return the head of a decoder: its word embeddings where they are tied, else the matrix in its weights file.
+    """Return the head of a decoder, or of a T5 type: its word embeddings if tied, else the matrix in its weights file.
 
     A head of its own is trained with ``tuning: full`` alone.
 
@@ -51,19 +51,21 @@ def language_head(loaded: Backbone, tuning: TuningSettings, dtype: torch.dtype) 
         dtype: the type that a head of its own is kept in.
 
     Raises:
-        BackboneError: if the backbone is no decoder, has no head in its file, or one that is more than a product.
+        BackboneError: if the backbone is an encoder, has no head in its file, or one that is more than a product.
     """
     config = loaded.model.config
     where = f"the backbone in {loaded.folder} ('{config.model_type}')"
-    if loaded.preset.kind != "decoder":
+    if loaded.preset.kind == "encoder":
         raise BackboneError(f"{where} writes no text: choose a decoder, such as smollm2-135m")
     for name, nothing in _AFTER_LOGITS.items():
         if getattr(config, name, None) not in (None, nothing):
             raise BackboneError(f"{where} changes its logits by {name}, which is not supported: choose another decoder")
-    if config.tie_word_embeddings:
+    encodes = loaded.preset.kind == "encoder-decoder"
+    # transformers calls every T5 tied; one with a head of its own is told by what it does to the states before it.
+    if config.scale_decoder_outputs if encodes else config.tie_word_embeddings:
         return LanguageHead(loaded.model.get_input_embeddings())
     with quiet_transformers():
-        causal, report = AutoModelForCausalLM.from_pretrained(
+        causal, report = (AutoModelForSeq2SeqLM if encodes else AutoModelForCausalLM).from_pretrained(
             loaded.folder,
             dtype=dtype,
             weights_only=True,
@@ -72,6 +74,8 @@ def language_head(loaded: Backbone, tuning: TuningSettings, dtype: torch.dtype) 
             output_loading_info=True,
         )
     head = causal.get_output_embeddings()
+    if encodes and head.weight is causal.get_input_embeddings().weight:
+        return LanguageHead(loaded.model.get_input_embeddings())
     if head is None or any(key.endswith("head.weight") for key in report["missing_keys"]):
         raise BackboneError(f"{where} has no language head in its weights: fetch the model for text generation")
     if head.bias is not None:

@@ -52,7 +52,12 @@ class Backbone:
 
 
 def load_backbone(
-    name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, device: torch.device | None = None
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    device: torch.device | None = None,
+    encoder_decoder: bool = False,
 ) -> Backbone:
     """Load the backbone `name`: a preset, a folder, or a hub id.
 
@@ -63,12 +68,13 @@ def load_backbone(
             random state is left as it was, so that other random numbers do not depend on the backbone.
         device: a GPU whose memory the weights are read into, file by file, so that the host never holds all of them;
             by default, and for a CPU, they are on the CPU.
+        encoder_decoder: whether one with an encoder and a decoder (T5) will do.
 
     Raises:
         SettingError: if no such backbone is known.
         BackboneError: if it cannot be had, is broken or cut short, or its files belong to different models.
     """
-    found = resolve(name)
+    found = resolve(name, encoder_decoder=encoder_decoder)
     require_whole(found.folder)
     model = _load_model(found, dtype, seed, device)
     tokenizer = _load_tokenizer(found)

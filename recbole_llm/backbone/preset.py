@@ -14,10 +14,11 @@ from recbole_llm.errors import BackboneError, SettingError, nearest
 from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.paths import shipped
 
-Kind = Literal["decoder", "encoder"]
+Kind = Literal["decoder", "encoder", "encoder-decoder"]
 Pooling = Literal["mean", "cls", "last"]
 Side = Literal["left", "right"]
 _T = TypeVar("_T")
+_T5_TYPES = ("t5", "mt5")  # encoder-decoders of which `recbole_llm.backbone.decoding.encoder_decoder` knows the layers
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,12 @@ class BackbonePreset:
 
     Attributes:
         name: what the setting `backbone` calls it.
-        kind: ``decoder`` (each token sees those before it) or ``encoder`` (each token sees all).
+        kind: ``decoder`` (each token sees those before it), ``encoder`` (each token sees all) or ``encoder-decoder``
+            (T5: an encoder reads, a decoder writes).
         pooling: how the last hidden states of a text become one vector: ``mean``, ``cls`` (first token), ``last``.
         padding_side: where a padded batch has its padding; left for decoders: the last column is then the last token.
-        layers: dotted path of the ModuleList of attention layers inside transformers' base model (AutoModel).
+        layers: dotted path of the ModuleList of attention layers inside transformers' base model (AutoModel); of an
+            encoder-decoder those of the encoder.
         num_layers: how many layers it holds.
         hub: its id on the model hub, None for a folder.
         package: the Python package that carries it, None if there is none.
@@ -216,7 +219,7 @@ def derive_preset(name: str, folder: Path, hub: str | None = None) -> BackbonePr
     SentenceTransformers settings (``1_Pooling``) say, with the mean where there are none.
 
     Raises:
-        BackboneError: if config.json cannot be read, or describes neither a decoder-only model nor an encoder.
+        BackboneError: if config.json cannot be read, or describes no decoder-only model, encoder, or T5 type.
     """
     config = read_config(folder)
     kind = _kind(config, folder)
@@ -248,6 +251,8 @@ def _kind(config: PretrainedConfig, folder: Path) -> Kind:
             return "encoder"
         if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             return "decoder"
+    elif model_type in _T5_TYPES:
+        return "encoder-decoder"
     raise BackboneError(
         f"the model in {folder} is of type '{model_type}', neither a decoder-only model (such as OPT or Llama) "
         "nor an encoder (such as BERT): choose another backbone"

@@ -101,13 +101,34 @@ def require_whole(folder: Path) -> None:
         raise BackboneError(f"{folder} holds no tokenizer (tokenizer.json): save the model's tokenizer there too")
 
 
-def resolve(name: str) -> Resolved:
+def resolve(name: str, *, encoder_decoder: bool = False) -> Resolved:
     """Find the backbone `name` (a preset, a folder or a hub id), converting or downloading it if that is needed.
+
+    Args:
+        name: what the setting `backbone` holds.
+        encoder_decoder: whether one with an encoder and a decoder (T5) will do.
 
     Raises:
         SettingError: if `name` is neither a preset nor a folder and cannot be a hub id.
         BackboneError: if it is not on this machine and cannot be fetched, or is broken or of an unsupported type.
     """
+    if not encoder_decoder:
+        _require_one_stack(name, find_preset(name))  # before anything is fetched
+    found = _resolve(name)
+    if not encoder_decoder:
+        _require_one_stack(name, found.preset)
+    return found
+
+
+def _require_one_stack(name: str, preset: BackbonePreset | None) -> None:
+    if preset is not None and preset.kind == "encoder-decoder":
+        raise BackboneError(
+            f"the backbone '{name}' has an encoder and a decoder, which P5 alone can use: choose a decoder-only model "
+            "(such as OPT or Llama) or an encoder (such as BERT)"
+        )
+
+
+def _resolve(name: str) -> Resolved:
     given = Path(name).expanduser()
     if name and (given / "config.json").is_file():  # no name is not the folder that we are in
         require_whole(given)

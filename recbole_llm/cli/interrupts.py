@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from recbole_llm.cli.show import show
+from recbole_llm.utils.processes import is_told_elsewhere
 
 
 class Terminated(KeyboardInterrupt):
@@ -42,5 +43,6 @@ def interrupted(interrupt: KeyboardInterrupt, stored: str | None = None) -> int:
         interrupt: what ended the command.
         stored: how to resume; None if nothing is stored.
     """
-    show(f"interrupted; {stored or 'nothing was kept'}", file=sys.stderr)
+    if not is_told_elsewhere(interrupt):
+        show(f"interrupted; {stored or 'nothing was kept'}", file=sys.stderr)
     return 143 if isinstance(interrupt, Terminated) else 130

@@ -12,8 +12,10 @@ from recbole_llm.cli.show import show, show_error
 from recbole_llm.errors import RecBoleLLMError, SettingError, nearest
 from recbole_llm.utils.allocator import process_is_a_command
 from recbole_llm.utils.plain_text import one_line
+from recbole_llm.utils.processes import is_told_elsewhere, leave, refuse_several
 
 # Each verb is a module of this name, whose imports wait until it runs.
+_OF_SEVERAL_PROCESSES = ("run",)
 VERBS = ("run", "pretrain", "tune", "prepare", "recommend", "serve", "prompts", "compare", "plot", "report", "doctor")
 
 USAGE = """\
@@ -26,6 +28,8 @@ Train
       Run a row of a paper's table; --paper=list prints all rows.
   recbole-llm run --resume=saved/<run>
       Resume an interrupted run.
+  torchrun --nproc_per_node=2 -m recbole_llm run -m MODEL -d DATASET [--name=value ...]
+      Train one run in several processes, one per device.
   recbole-llm pretrain --pretrain_datasets=A,B [--name=value ...]
       Pre-train ST2SI's language model, or a whole model, on other datasets.
   recbole-llm tune -m MODEL -d DATASET [--algo=bayes] [--trials=20] [--name=value ...]
@@ -73,9 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0, 1 after an error, 2 after a mistake in the settings, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    if arguments is None:
-        process_is_a_command()
-    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is not None:
+        return _main(list(arguments))
+    process_is_a_command()
+    code = _main(sys.argv[1:])
+    if code:
+        leave(code)
+    return code
+
+
+def _main(argv: list[str]) -> int:
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
     try:
@@ -86,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RecBoleLLMError, OSError) as error:  # OSError: a place where RecBole writes, such as ./log
         if debug:
             traceback.print_exc()
-        show_error(f"error: {one_line(_in_words(error))}")
+        if not is_told_elsewhere(error):
+            show_error(f"error: {one_line(_in_words(error))}")
         return 2 if isinstance(error, SettingError) else 1
     except ModuleNotFoundError as error:
         if debug:
@@ -117,6 +129,8 @@ def _run_verb(argv: list[str]) -> int:
         raise SettingError(f"'{verb}' is not understood: settings are written --name=value or --name value")
     if verb not in VERBS:
         raise SettingError(f"there is no verb '{verb}'{nearest(verb, VERBS)} The verbs are {', '.join(VERBS)}")
+    if verb not in _OF_SEVERAL_PROCESSES:
+        refuse_several(verb)
     module: Any = import_module(f"recbole_llm.cli.{verb}")
     parser: Parser = module.parser()
     topic = _help_topic(rest)

@@ -13,6 +13,7 @@ from recbole_llm.errors import SettingError
 from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.hashing import hashes_not_stored
 from recbole_llm.utils.interruption import stored_folders
+from recbole_llm.utils.processes import started
 
 _STAGES = ("id-", "pretrain-")  # how the folders of what a run trains first begin
 
@@ -66,6 +67,8 @@ def main(given: Given) -> int:
     if dry is not None:
         from recbole_llm.cli.dry_run import show_dry_run
 
+        if not started().is_first:
+            return 0
         with hashes_not_stored():
             show_dry_run(files, line, resume, everything=dry == "all")
         return 0
@@ -92,8 +95,9 @@ def _run(files: Sequence[str | Mapping[str, Any]], line: list[str], resume: str 
     from recbole_llm.runs.table import result_table
 
     result = run(config_files=files, command_line=line, resume=resume)
-    show(result_table(result))
-    show(result["path"])
+    if started().is_first:
+        show(result_table(result))
+        show(result["path"])
     return 0
 
 

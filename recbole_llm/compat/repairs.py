@@ -22,7 +22,13 @@ import scipy.sparse as sp
 import torch
 from recbole.utils import InputType
 
-from recbole_llm.compat import attribute_columns, knowledge_links, number_columns, numpy_names  # noqa: F401 (repair)
+from recbole_llm.compat import (
+    attribute_columns,
+    knowledge_links,  # noqa: F401 (repair)
+    masked_items,
+    number_columns,  # noqa: F401 (repair)
+    numpy_names,
+)
 from recbole_llm.compat.overlay import Overlay as _Overlay
 from recbole_llm.errors import CheckpointError, DataError, SettingError
 from recbole_llm.runs import checkpoint
@@ -111,6 +117,8 @@ def _repair_once(model_class: type) -> type:
     if name == "Pop":
         model_class.__init__ = _with_label_field(model_class.__init__)  # type: ignore[misc]
         model_class.calculate_loss = _count_items  # type: ignore[attr-defined]
+    if name == "BERT4Rec":
+        masked_items.repair(model_class)
     if name == "KSR":
         model_class.__init__ = _single_precision(model_class.__init__)  # type: ignore[misc]
     model_class.__init__ = _checked(model_class.__init__)  # type: ignore[misc]

@@ -10,6 +10,7 @@ from recbole_llm.config.hooks import hooks_of_class
 from recbole_llm.config.registry import known_models
 from recbole_llm.config.settings.one_pass import ONE_PASS_LOSSES
 from recbole_llm.errors import SettingError, nearest
+from recbole_llm.utils.processes import world
 
 # RecBole's settings of several processes, with the values that mean one.
 _ONE_PROCESS: dict[str, tuple[Any, ...]] = {
@@ -81,12 +82,15 @@ def check_together(config: Any) -> None:
         SettingError: the first thing that cannot be.
     """
     _check_one_process(config.merged)
+    if world().is_shared:
+        _check_several_processes(config)
     for name in _PICKLES:
         if config[name]:
             raise SettingError(f"{name} is not supported: RecBole stores it as a pickle, which is not safe to load")
     _check_valid_metric(config)
     _check_positions(config)
     _check_loss_type(config)
+    _check_item_optimizer(config)
     _check_negatives(config)
     _check_candidates(config)
     _check_split(config)
@@ -100,16 +104,31 @@ def _check_one_process(settings: Mapping[str, Any]) -> None:
     for name, values in _ONE_PROCESS.items():
         if settings.get(name) not in values:
             raise SettingError(
-                f"{name}={settings[name]} is for several processes, which a run does not have yet: leave it out, and "
-                f"start one run per device with gpu_id=0, gpu_id=1, ..."
+                f"{name}={settings[name]} is for several processes as RecBole starts them: leave it out, and start the "
+                f"run with torchrun --nproc_per_node=2 -m recbole_llm run ..., which says all of it"
             )
     gpu_id = settings.get("gpu_id")
     if isinstance(gpu_id, list | tuple) or "," in str(gpu_id):
         several = ",".join(map(str, gpu_id)) if isinstance(gpu_id, list | tuple) else gpu_id
         raise SettingError(
-            f"gpu_id={several} names several devices, but a run has one process on one device: name one, such as "
-            f"gpu_id=0"
+            f"gpu_id={several} names several devices, but a process has one: name one, such as gpu_id=0, or start the "
+            f"run with torchrun --nproc_per_node=2 -m recbole_llm run ..."
         )
+
+
+def _check_several_processes(config: Any) -> None:
+    """Refuse what only a run in one process does."""
+    if str(config.given.get("gpu_id", "")).strip() not in ("", "0"):  # which a resumed run is given
+        raise SettingError(
+            f"gpu_id={config.given['gpu_id']} names one device for all processes: leave it out, torchrun gives each "
+            f"its own; CUDA_VISIBLE_DEVICES chooses among them"
+        )
+    if config["item_optimizer"] is not None:
+        raise SettingError(f"item_optimizer={config['item_optimizer']} is for one process: leave it out")
+    modes = config["eval_args"]["mode"]
+    if set(modes.values()) != {"full"}:
+        raise SettingError(f"mode={modes} of eval_args is for one process: set it to full, or run without torchrun")
+    hooks_of_class(config.model_class).check_processes(config)
 
 
 def _check_valid_metric(config: Any) -> None:
@@ -135,7 +154,7 @@ def _check_positions(config: Any) -> None:
     loss, positions = config["loss_type"], config["train_positions"]
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
     if positions == "last":
-        if sequential and loss in ONE_PASS_LOSSES:
+        if sequential and loss in ONE_PASS_LOSSES and not hooks_of_class(config.model_class).has_position_losses:
             raise SettingError(f"loss_type={loss} needs train_positions=all: rows of RecBole have CE and BPR")
         return
     if config["benchmark_filename"] is not None:
@@ -154,6 +173,35 @@ def _check_loss_type(config: Any) -> None:
     # RecBole takes from it what a training row holds, and fails at the first sample of a loss that it does not know.
     if config["MODEL_INPUT_TYPE"] is None and config["train_neg_sample_args"]["distribution"] != "none":
         raise SettingError(f"loss_type={config['loss_type']} of {config['model']} is not one of CE, BPR")
+
+
+def _check_item_optimizer(config: Any) -> None:
+    """Refuse a row-sparse optimiser where a step reads all rows of the item table."""
+    chosen = config["item_optimizer"]
+    if chosen is None:
+        if config["item_learning_rate"] is not None:
+            raise SettingError(
+                f"item_learning_rate={config['item_learning_rate']} has no effect without item_optimizer: name one, "
+                f"such as adamw"
+            )
+        return
+    start = f"item_optimizer={chosen}"
+    if config["train_positions"] == "last" and not hooks_of_class(config.model_class).has_position_losses:
+        raise SettingError(f"{start} is for train_positions=all and for ST2SI: leave it out")
+    if config["loss_type"] not in (*ONE_PASS_LOSSES, "BPR"):
+        raise SettingError(
+            f"{start} updates the items that a step has drawn, but loss_type={config['loss_type']} reads all of them: "
+            f"take SampledCE or gBCE"
+        )
+    for name, why in (
+        ("clip_grad_norm", "needs the gradient of all items in one"),
+        ("weight_average", "averages all items after every step"),
+        ("enable_scaler", "scales the gradients of all items"),
+    ):
+        if config[name]:
+            raise SettingError(f"{start} leaves most items alone, and {name} {why}: leave one of them out")
+    if config["learner"] not in ("adam", "adamw"):
+        raise SettingError(f"{start} stands beside Adam or AdamW: set learner to adam, not {config['learner']}")
 
 
 def _check_negatives(config: Any) -> None:

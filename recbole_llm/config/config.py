@@ -24,6 +24,7 @@ from recbole_llm.config.settings.one_pass import ONE_PASS_BATCH
 from recbole_llm.errors import SettingError
 from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.paths import shipped
+from recbole_llm.utils.processes import world
 from recbole_llm.utils.values import parse_literal, parse_value
 
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")  # 1e-3, which YAML 1.1 reads as text
@@ -110,7 +111,8 @@ class Config(RecBoleConfig):
     def _init_device(self) -> None:
         """Choose the device by `gpu_id` without CUDA_VISIBLE_DEVICES, which would be set for the whole process.
 
-        Repairs `recbole/config/configurator.py:490`. The number is that of a device which the process sees.
+        Repairs `recbole/config/configurator.py:490`. The number is that of a device which the process sees; where
+        several processes share a run, that of the process among those of its machine.
         """
         settings = self.final_config_dict
         gpu_id = settings["gpu_id"] = str(settings["gpu_id"]).strip()
@@ -119,6 +121,13 @@ class Config(RecBoleConfig):
             settings["device"] = torch.device("cpu")
             return
         count = torch.cuda.device_count()
+        if world().is_shared:
+            gpu_id = str(world().local_rank)
+            if int(gpu_id) >= count:
+                raise SettingError(
+                    f"process {world().rank} has no CUDA device of its own: start at most {count} on this machine "
+                    f"(--nproc_per_node={count}), or set use_gpu=False"
+                )
         if int(gpu_id) >= count:
             raise SettingError(f"gpu_id={gpu_id} must be below {count}, the number of visible CUDA devices")
         settings["device"] = torch.device("cuda", int(gpu_id))
@@ -211,7 +220,9 @@ class Config(RecBoleConfig):
         return settings
 
     def _choose_positions(self, settings: dict[str, Any]) -> None:
-        """Take what `train_positions` needs where nothing else is given: class, batch size and no rows of RecBole's."""
+        """Take the class of `sasrec_layers` and `train_positions`, and what the latter needs where nothing is given."""
+        if settings["sasrec_layers"] == "authors":
+            self.model_class = registry.authors_class(vars(self)["model_class"])
         if settings["train_positions"] == "last":
             return
         rows: type = vars(self)["model_class"]

@@ -11,7 +11,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from recbole_llm.compat.user_vectors import has_item_scores, item_scores
 from recbole_llm.errors import SettingError
+
+ScoresOfItems = Callable[[slice | Tensor], Tensor]
 
 
 class ModelHooks:
@@ -25,8 +28,10 @@ class ModelHooks:
             which they are made. What each yields is an argument of the constructor.
         one_pass: whether `train_positions` can be `all`: user vectors of all positions come from one pass, see
             `recbole_llm.model.one_pass.OnePass`, which has what such a model needs.
+        has_position_losses: whether it takes the losses of `model.layers.position_loss` without `train_positions`.
         renamed_weights: what weights in checkpoints of older versions are called now.
         reads_text_only: whether an item that was never trained on is as good as any other in a history.
+        several_processes: whether several processes can train it together, see `trainer.shared_steps`.
         histories_on_host: whether the model looks up histories on the CPU, so that its rows need not be moved to its
             device before `full_sort_predict` and `predict`.
     """
@@ -36,6 +41,8 @@ class ModelHooks:
     trains_on_rows: ClassVar[bool] = True
     stages: ClassVar[tuple[Any, ...]] = ()
     one_pass: ClassVar[bool] = False
+    has_position_losses: ClassVar[bool] = False
+    several_processes: ClassVar[bool] = False
     renamed_weights: ClassVar[Mapping[str, str]] = {}
     reads_text_only: bool = False
     histories_on_host: bool = False
@@ -51,6 +58,35 @@ class ModelHooks:
         """
         del config
         return False
+
+    @classmethod
+    def check_processes(cls, config: Any) -> None:
+        """Refuse to be trained by several processes, if they cannot, or what some settings ask of them.
+
+        Args:
+            config: the settings of the run.
+
+        Raises:
+            SettingError: which says what to do.
+        """
+        if not cls.several_processes:
+            raise SettingError(
+                f"{config['model']} trains in one process: start it with recbole-llm run, without torchrun; ST2SI, "
+                f"IDLEAdapter and models with train_positions=all can share a run"
+            )
+        if config["loss_type"] not in (None, "CE"):
+            raise SettingError(
+                f"loss_type={config['loss_type']} draws items, and every process would draw its own: set loss_type=CE, "
+                f"or run without torchrun"
+            )
+
+    def share_over_processes(self) -> list[Any]:
+        """Split what is large over the processes that train the model together; by default nothing.
+
+        Returns:
+            What is split: `trainer.split_rows.SplitRows`.
+        """
+        return []
 
     @classmethod
     def check_before_stages(cls, config: Any, dataset: Any) -> None:
@@ -147,17 +183,24 @@ class ModelHooks:
         """
         return self.stored_state()
 
-    def scores_of_items(self, interaction: Any) -> Callable[[int, int], Tensor] | None:
-        """Return what scores some items at a time for a batch, where that is cheap; None (the default) where it is not.
+    @classmethod
+    def scores_in_blocks(cls, config: Any) -> bool:
+        """Tell, before there is a model, whether `scores_of_items` will answer for a run with these settings."""
+        del config
+        return has_item_scores(cls)
 
-        It takes item ids `begin` and `end` and returns float32 [batch, end - begin], the columns that
-        `full_sort_predict` has there but for the padding id, whose score may be any; the caller may overwrite them. So
-        the best of 10^7 items are found without a table of [batch, items].
+    def scores_of_items(self, interaction: Any) -> ScoresOfItems | None:
+        """Return what scores some items at a time for a batch, where that is cheap; None where it is not.
+
+        It takes item ids, a slice or int64 [n], and returns float32 [batch, n], the columns that `full_sort_predict`
+        has there but for the padding id, whose score may be any; the caller may overwrite them. So 10^7 items are
+        ranked without a table of [batch, items]. By default RecBole's models answer whose score is a product of the
+        user's vector and the item's.
 
         Args:
             interaction: as for `full_sort_predict`.
         """
-        return None
+        return item_scores(self.model_of_hooks(), interaction)
 
     def single_sequence(self) -> Any | None:
         """Return what ranks for one history faster than `full_sort_predict` does, or None (the default).
@@ -189,3 +232,10 @@ def hooks_of(model: Any) -> ModelHooks:
 def hooks_of_class(model_class: type) -> type[ModelHooks]:
     """Return what a model class says before a model is built: its own hooks, or the defaults."""
     return model_class if issubclass(model_class, ModelHooks) else ModelHooks
+
+
+def scores_in_blocks(model_class: type, config: Any) -> bool:
+    """Tell whether the models of a class score some items at a time, see `ModelHooks.scores_in_blocks`."""
+    if issubclass(model_class, ModelHooks):
+        return model_class.scores_in_blocks(config)
+    return has_item_scores(model_class)

@@ -6,9 +6,11 @@ from recbole.utils import get_model as recbole_model
 
 from recbole_llm.compat import repairs as compat
 from recbole_llm.config.names import is_ours, known_models, reads_text, require_model
+from recbole_llm.errors import SettingError
 
-__all__ = ["known_models", "model_class", "one_pass_class", "reads_text"]
+__all__ = ["authors_class", "known_models", "model_class", "one_pass_class", "reads_text"]
 
+_AUTHORS_SASREC = "recbole_llm.model.authors_sasrec"
 _CAUSAL_MODELS = "recbole_llm.model.one_pass"
 _OUR_MODELS = "recbole_llm.model.sequential_recommender"
 
@@ -38,4 +40,16 @@ def one_pass_class(model: type) -> type:
         SettingError: if its user vectors do not come from one pass.
     """
     found: type = importlib.import_module(_CAUSAL_MODELS).one_pass_class(model)
+    return found
+
+
+def authors_class(model: type) -> type:
+    """Return the class that RecBole's SASRec has with `sasrec_layers: authors`, see `model.authors_sasrec`.
+
+    Raises:
+        SettingError: for another model.
+    """
+    if model.__name__ != "SASRec" or not model.__module__.startswith("recbole.model."):
+        raise SettingError(f"sasrec_layers=authors is for RecBole's SASRec, not for {model.__name__}: leave it out")
+    found: type = importlib.import_module(_AUTHORS_SASREC).AuthorsSASRec
     return found

@@ -1,5 +1,6 @@
 """Prompts with answers as packed rows to train on, and prompts alone to be answered."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,3 +104,66 @@ def pack_answers(
         labels=torch.from_numpy(token_ids[labelled]),
     )
     return PackedAnswers(packed, None if starts is None else torch.from_numpy(word_numbers(starts, texts)))
+
+
+@dataclass(frozen=True)
+class SplitAnswers:
+    """Prompts for an encoder and answers for a decoder, of one pass.
+
+    Attributes:
+        prompts: int64 [prompt tokens], laid end to end.
+        lengths: int64 [rows], tokens of each prompt, on the host.
+        words: int64 [prompt tokens], as of `PackedAnswers`; None where it is not asked for.
+        fed: int64 [rows, columns], what the decoder reads: a start token, and the answer but for its last token.
+        places: int64 [answer tokens], the flat places in `fed` behind which they are predicted.
+        labels: int64 [answer tokens].
+    """
+
+    prompts: Tensor
+    lengths: np.ndarray
+    words: Tensor | None
+    fed: Tensor
+    places: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device | str) -> "SplitAnswers":
+        """Return the batch on `device`, without waiting for the copies of pinned memory."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "SplitAnswers":
+        """Return the batch in page-locked memory."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> "SplitAnswers":
+        words = None if self.words is None else move(self.words)
+        others = (move(each) for each in (self.fed, self.places, self.labels))
+        return SplitAnswers(move(self.prompts), self.lengths, words, *others)
+
+
+def split_answers(
+    prompts: TextRows, answers: np.ndarray, table: RaggedTable, start: int, words: np.ndarray | None
+) -> SplitAnswers:
+    """Lay prompts end to end and answers in a padded batch.
+
+    Args:
+        prompts: of one pass.
+        answers: int64 [prompts], the row of `table` that each is answered with; none is empty.
+        table: token ids.
+        start: the token that every answer begins behind.
+        words: int64 [prompt tokens], see `SplitAnswers`.
+    """
+    tokens, _ = table.gather(prompts.rows)
+    labels, lengths = table.gather(answers)
+    columns = int(lengths.max(initial=1))
+    places = np.repeat(np.arange(len(answers)) * columns, lengths) + ranges(np.zeros_like(lengths), lengths)
+    fed = np.full(len(answers) * columns, start, dtype=np.int64)
+    inside = places % columns < np.repeat(lengths, lengths) - 1  # nothing follows the last token
+    fed[places[inside] + 1] = labels[inside]
+    return SplitAnswers(
+        torch.from_numpy(tokens),
+        prompts.tokens(table),
+        None if words is None else torch.from_numpy(words),
+        torch.from_numpy(fed).view(len(answers), columns),
+        torch.from_numpy(places),
+        torch.from_numpy(labels),
+    )

@@ -10,9 +10,8 @@ in a Python loop, would take `MAX_ITEM_LIST_LENGTH` times as much. Datasets that
 models with a dataset of their own) are moved as they are.
 
 Batches and their order are RecBole's own for the same seed, and the state of the loader's generator after an epoch is,
-too. Where a batch is changed at random before the model sees it (BERT4Rec's masks, negative samples), RecBole's own
-functions do it, on the CPU and with the random numbers that they would draw; the table then stays in the CPU's memory.
-BERT4Rec gains little by it: its masks, drawn item by item in Python, take some ten times as long as the rows.
+too. Where a batch is changed at random before the model sees it (BERT4Rec's masks, negative samples), that is done on
+the CPU, as in RecBole; the table then stays in the CPU's memory.
 """
 
 from collections.abc import Iterator
@@ -24,12 +23,13 @@ from recbole.data.dataloader import FullSortEvalDataLoader, TrainDataLoader
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
+from recbole.evaluator.register import Register
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import ModelType
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
-from recbole_llm.config.hooks import hooks_of_class
+from recbole_llm.config.hooks import hooks_of_class, scores_in_blocks
 from recbole_llm.data.dataset import HISTORY_END, HistoryDataset, cut_histories
 from recbole_llm.data.padding import may_be_cut
 
@@ -37,6 +37,7 @@ from recbole_llm.data.padding import may_be_cut
 _SHARE = 0.5
 # How many numbers an item has in an evaluation at once: two models' scores, their log-probabilities, and room.
 _TENSORS_OF_SCORES = 4
+_LEAST_ITEMS = 512  # that are scored at a time
 
 
 class InteractionTable:
@@ -114,31 +115,48 @@ class TrainTableLoader(TableLoader, TrainDataLoader):
 
 
 class BoundedFullSortLoader(FullSortEvalDataLoader):
-    """RecBole's full-sort loader, whose batches have no more rows than `eval_memory` has room for their scores."""
+    """RecBole's full-sort loader, whose batches have no more rows than `eval_memory` has room for their scores.
+
+    Attributes:
+        in_blocks: whether that is room for the scores of some items at a time, see `ModelHooks.scores_of_items`.
+    """
 
     step: int  # rows of a batch
+    in_blocks: bool = False
 
     def _init_batch_size_and_step(self) -> None:
         super()._init_batch_size_and_step()
-        rows = rows_within(self.config, self._dataset)
+        rows = rows_within(self.config, int(self._dataset.item_num), self._dataset)
+        asked = min(self.step, len(self._dataset))
+        self.in_blocks = asked > rows and self.is_sequential and _ranks_in_blocks(self.config)
+        if self.in_blocks:
+            rows = rows_within(self.config, min(_LEAST_ITEMS, int(self._dataset.item_num)), self._dataset)
         if self.step > rows:
             self.step = rows
             self.set_batch_size(rows if self.is_sequential else rows * self._dataset.item_num)
 
 
-def rows_within(config: Any, dataset: Any) -> int:
+def rows_within(config: Any, items: int, dataset: Any) -> int:
     """Return how many rows can be scored at once within `eval_memory`, at least one.
 
     Args:
         config: the settings.
-        dataset: with the items that are scored.
+        items: that are scored at once.
+        dataset: which they are of.
     """
     each = 4 * _TENSORS_OF_SCORES
     if config.model_class.full_sort_predict is AbstractRecommender.full_sort_predict:
         # RecBole makes a line for every pair of row and item, with all that the row has.
         lists = sum(1 for field in dataset.inter_feat if field.endswith(config["LIST_SUFFIX"]))
         each += 8 * (len(dataset.inter_feat.columns) + lists * config["MAX_ITEM_LIST_LENGTH"])
-    return max(config["eval_memory"] * 2**20 // (each * int(dataset.item_num)), 1)
+    return max(config["eval_memory"] * 2**20 // (each * items), 1)
+
+
+def _ranks_in_blocks(config: Any) -> bool:
+    """Tell whether a run's model scores some items at a time, and its metrics need no table of all scores."""
+    register = Register(config)
+    whole = any(map(register.need, ("rec.meanrank", "rec.score", "data.label")))
+    return not whole and config["candidates"] is None and scores_in_blocks(config.model_class, config)
 
 
 class FullSortTableLoader(TableLoader, BoundedFullSortLoader):

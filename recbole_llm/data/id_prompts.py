@@ -23,6 +23,7 @@ class IdPrompts:
         users: number of user ids, the padding id included.
         tokenizer: of the backbone.
         separator: the text between two items.
+        closed: whether a prompt ends with the tokens that the tokenizer puts after a text, as an encoder reads it.
 
     Attributes:
         table: row v is item v as the first of a history, and as an answer; row ``items + v`` the same after another
@@ -34,9 +35,12 @@ class IdPrompts:
         SettingError: if a template lacks ``{history}`` or has an unknown place.
     """
 
-    def __init__(self, templates: list[str], ids: RaggedTable, users: int, tokenizer: Any, separator: str) -> None:
+    def __init__(
+        self, templates: list[str], ids: RaggedTable, users: int, tokenizer: Any, separator: str, closed: bool = False
+    ) -> None:
         self.items = len(ids)
         self._tokenizer = tokenizer
+        end = special_tokens(tokenizer)[1] if closed else []
         between = self._tokens(separator)[0]
         parts = [_parts(template) for template in templates]
         self.reads_users = any("user" in names for _, names in parts)
@@ -63,6 +67,8 @@ class IdPrompts:
                 elif names[place] == "history":
                     literal = literal.removesuffix(" ")
                 tokens, begins = self._piece(literal, first=place == 0)
+                if place == len(literals) - 1:
+                    tokens, begins = [*tokens, *end], [*begins, *[1] * len(end)]
                 table, starts = table.with_row(tokens), starts.with_row(begins)
                 rows.append(len(table) - 1)
             self._templates.append((np.array(rows[:-1]), user, np.array(rows[-1:])))

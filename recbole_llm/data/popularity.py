@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import torch
 from recbole.data.dataset import SequentialDataset
 
 from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
@@ -19,6 +20,15 @@ def item_occurrences(part: Any) -> np.ndarray:
         part: of a built dataset, such as its training part.
     """
     return np.bincount(_items(part), minlength=part.item_num)
+
+
+def target_counts(part: Any) -> torch.Tensor:
+    """Return how many rows of a part have each item as their target, int64 [items].
+
+    Args:
+        part: of a built dataset, such as its training part.
+    """
+    return torch.bincount(part.inter_feat[part.iid_field], minlength=part.item_num)
 
 
 def _items(part: Any) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor
 from recbole_llm.data.known_histories import KnownHistories
 from recbole_llm.errors import DataError, TrainingError
 from recbole_llm.packing.ragged import RaggedTable
+from recbole_llm.utils.collectives import sum_
 
 _CHUNK = 16_384
 
@@ -101,6 +102,14 @@ class CandidateRanking:
         if torch.isnan(drawn).any() or torch.isnan(own).any():
             raise TrainingError("the model's scores are not numbers: training diverged; lower the learning rate")
         self._hits += (own > drawn.amax(dim=2)).sum(dim=0).cpu()
+
+    def skip(self, rows: int) -> None:
+        """Pass over the next rows, which another process scores."""
+        self._row += rows
+
+    def add_processes(self) -> None:
+        """Add the hits of the other processes that share the evaluation. All of them call it together."""
+        sum_(self._hits)
 
     def hit_ratio(self) -> dict[str, float]:
         """Return HitRatio@1, its mean and its standard deviation (of a sample) over the draws."""

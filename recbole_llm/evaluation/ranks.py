@@ -10,6 +10,7 @@ from recbole.evaluator.collector import DataStruct
 from torch import Tensor
 
 from recbole_llm.data.known_histories import KnownHistories
+from recbole_llm.evaluation.blocks import ItemBlocks, rank_in_blocks
 from recbole_llm.evaluation.candidates import CandidateRanking
 from recbole_llm.evaluation.counting import hits_of_ranks, leave_out, target_ranks
 from recbole_llm.evaluation.recommended_items import RecommendedItemsCollector, only_candidates
@@ -59,8 +60,8 @@ def mean_reciprocal_rank(lists: np.ndarray, ranks: np.ndarray) -> float:
 class RankCollector(RecommendedItemsCollector):
     """RecBole's collector, which also keeps the rank of every target.
 
-    Scores come with all items in them. Targets are ranked among all items, or with what their users met before left
-    out, or in both ways, from the same scores: they are changed in place in between.
+    Scores come with all items in them, or as `ItemBlocks`. Targets are ranked among all items, or with what their users
+    met before left out, or in both ways, from the same scores: they are changed in place in between.
 
     Args:
         config: the settings of the run.
@@ -97,9 +98,13 @@ class RankCollector(RecommendedItemsCollector):
             self.candidates.clear()
 
     def eval_batch_collect(
-        self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor | None, positive_i: Tensor | None
+        self, scores_tensor: Tensor | ItemBlocks, interaction: Any, positive_u: Tensor | None, positive_i: Tensor | None
     ) -> None:
         """Collect one batch: RecBole's resources and the ranks of its targets."""
+        if isinstance(scores_tensor, ItemBlocks):
+            assert positive_u is not None and positive_i is not None
+            self._collect_blocks(scores_tensor, interaction, positive_u, positive_i)
+            return
         # RecBole measures labelled rows and ranks nothing: without targets, or with a score per sampled row.
         if positive_u is None or positive_i is None or scores_tensor.dim() != 2:
             super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
@@ -112,18 +117,43 @@ class RankCollector(RecommendedItemsCollector):
             lists, users = torch.from_numpy(np.cumsum(begins) - 1), users[begins]
         if self.candidates is not None:
             self.candidates.collect(scores_tensor, targets)
-        self._lists.append(self._rows + positive_u.cpu().numpy())
-        self._rows += len(scores_tensor)
         ranks = {}
         for repeatable in self._protocols:  # what is left out is never needed again
             if not repeatable:
                 assert self._known is not None
                 leave_out(scores_tensor, self._known.keys(interaction, lists, scores_tensor.device), rows, targets)
             found = target_ranks(scores_tensor, rows, targets)
-            ranks[repeatable] = found.cpu().numpy()
+            ranks[repeatable] = found
             self._collect(repeatable, scores_tensor, interaction, rows, targets, found)
-        own = ranks.pop(self._repeatable)
-        self._parts.append((users[positive_u.cpu().numpy()], positive_i.cpu().numpy(), own, *ranks.values()))
+        self._keep(users, positive_u, positive_i, ranks, len(scores_tensor))
+
+    def _keep(self, users: np.ndarray, rows: Tensor, targets: Tensor, ranks: dict[bool, Tensor], lines: int) -> None:
+        """Keep the ranks of a batch by protocol, and whose they are."""
+        of_targets = rows.cpu().numpy()
+        self._lists.append(self._rows + of_targets)
+        self._rows += lines
+        on_host = {repeatable: found.cpu().numpy() for repeatable, found in ranks.items()}
+        own = on_host.pop(self._repeatable)
+        self._parts.append((users[of_targets], targets.cpu().numpy(), own, *on_host.values()))
+
+    def _collect_blocks(self, blocks: ItemBlocks, interaction: Any, positive_u: Tensor, positive_i: Tensor) -> None:
+        """Collect one batch whose scores are computed some items at a time; each row has one target."""
+        device = blocks.device
+        rows, targets = positive_u.to(device), positive_i.to(device)
+        left_out = None
+        if False in self._protocols:
+            assert self._known is not None
+            left_out = self._known.keys(interaction, None, device)
+        best = max(self.topk) if self.register.need("rec.items") else 0
+        rankings, scores = rank_in_blocks(blocks, targets, left_out, self._protocols, best)
+        for repeatable, ranking in zip(self._protocols, rankings, strict=True):
+            struct = self.data_struct if repeatable == self._repeatable else self._other
+            if best:
+                struct.update_tensor("rec.items", ranking.top)
+            if self.register.need("rec.topk"):
+                struct.update_tensor("rec.topk", self._hits(scores, rows, targets, ranking.ranks, len(blocks)))
+        ranks = {repeatable: each.ranks for repeatable, each in zip(self._protocols, rankings, strict=True)}
+        self._keep(interaction[self._user_field].cpu().numpy(), positive_u, positive_i, ranks, len(blocks))
 
     def _collect(
         self, repeatable: bool, scores: Tensor, interaction: Any, rows: Tensor, targets: Tensor, ranks: Tensor
@@ -134,7 +164,8 @@ class RankCollector(RecommendedItemsCollector):
             if any(map(self.register.need, ("rec.meanrank", "rec.score", "data.label"))):
                 super().eval_batch_collect(scores, interaction, rows, targets)
                 if self.register.need("rec.topk"):
-                    self.data_struct["rec.topk"][-len(scores) :] = self._hits(scores, rows, targets, ranks).cpu()
+                    hits = self._hits(scores[rows, targets], rows, targets, ranks, len(scores))
+                    self.data_struct["rec.topk"][-len(scores) :] = hits.cpu()
             elif any(map(self.register.need, ("rec.items", "rec.topk"))):
                 self._collect_top(scores, rows, targets, ranks)
         finally:
@@ -149,12 +180,13 @@ class RankCollector(RecommendedItemsCollector):
             top = torch.topk(scores, max(self.topk), dim=-1).indices
             self.data_struct.update_tensor("rec.items", only_candidates(scores, top))
         if self.register.need("rec.topk"):
-            self.data_struct.update_tensor("rec.topk", self._hits(scores, rows, targets, ranks))
+            hits = self._hits(scores[rows, targets], rows, targets, ranks, len(scores))
+            self.data_struct.update_tensor("rec.topk", hits)
 
-    def _hits(self, scores: Tensor, rows: Tensor, targets: Tensor, ranks: Tensor) -> Tensor:
+    def _hits(self, own: Tensor, rows: Tensor, targets: Tensor, ranks: Tensor, lines: int) -> Tensor:
         # A target that is not ranked is no hit, also where fewer items are ranked than the cut-off.
-        ranks = ranks.masked_fill(scores[rows, targets].isneginf(), max(self.topk) + len(ranks) + 1)
-        return hits_of_ranks(rows, targets, ranks, len(scores), max(self.topk))
+        ranks = ranks.masked_fill(own.isneginf(), max(self.topk) + len(ranks) + 1)
+        return hits_of_ranks(rows, targets, ranks, lines, max(self.topk))
 
     def get_data_struct(self) -> Any:
         """Return what was collected, for the metrics.

@@ -1,26 +1,24 @@
 """A study that many processes or machines work at, by Optuna.
 
 The storage, a journal file or a database, holds which trials there are and what became of them. All workers share the
-study's folder, too: the best weights are there, and its locks decide. The system frees a lock when its process ends, in
-whatever way, so nothing depends on clocks or signs of life:
+study's folder, too: the best weights are there.
 
 * Trials are begun and ended under the lock of the folder: never more than planned, and none counted twice.
-* A worker holds a lock of its own while it lives. A trial that runs under a free lock has lost its worker; whoever sees
-  it first puts the same settings into the queue again. A trial that has ended three workers has failed.
+* Whoever sees first that a trial has lost its worker (`liveness`) puts the same settings into the queue again. A trial
+  that has ended three workers has failed.
 * A worker that finds nothing to begin waits for the others, so that the last one alive finishes the study.
 """
 
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from recbole_llm.errors import SettingError, StorageError
+from recbole_llm.hyper_search import liveness
 from recbole_llm.hyper_search.study import Record, Study
 from recbole_llm.hyper_search.trial import Pruned, progress, run_trial
 
@@ -45,9 +43,9 @@ def search(study: Study, storage: str, trials: int | None) -> dict[str, Any]:
         TrainingError: if no trial is complete.
     """
     waits = False
-    with _alive(study) as worker:
-        with study.lock():
-            shared = _Shared(study, storage, trials, worker)
+    with study.lock():
+        shared = _Shared(study, storage, trials)
+    with shared.signs.alive():
         while True:
             with study.lock():
                 shared.requeue_lost()
@@ -62,7 +60,8 @@ def search(study: Study, storage: str, trials: int | None) -> dict[str, Any]:
                 continue
             drawn = study.space.settings(trial.params, study.base)
             try:
-                record = run_trial(study, trial.number, drawn, shared.judge(trial))
+                with shared.signs.running(trial):
+                    record = run_trial(study, trial.number, drawn, shared.judge(trial))
             except BaseException:  # an interruption, or what no other settings would mend
                 with study.lock():
                     shared.give_back(trial.number)
@@ -71,42 +70,15 @@ def search(study: Study, storage: str, trials: int | None) -> dict[str, Any]:
                 shared.end(trial, record)
 
 
-@contextmanager
-def _alive(study: Study) -> Iterator[str]:
-    """Hold this worker's lock and yield its name."""
-    worker = uuid.uuid4().hex[:12]
-    lock = _worker_lock(study, worker)
-    with lock:
-        yield worker
-    Path(lock.lock_file).unlink(missing_ok=True)
-
-
-def _worker_lock(study: Study, worker: str) -> FileLock:
-    folder = study.folder / "workers"
-    folder.mkdir(exist_ok=True)
-    return FileLock(folder / f"{worker}.lock")
-
-
-def _has_ended(study: Study, worker: str) -> bool:
-    lock = _worker_lock(study, worker)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    lock.release()
-    Path(lock.lock_file).unlink(missing_ok=True)
-    return True
-
-
 class _Shared:
     """The trials of a study in Optuna's storage. All methods but `judge` need the lock of the study's folder."""
 
-    def __init__(self, study: Study, storage: str, trials: int | None, worker: str) -> None:
+    def __init__(self, study: Study, storage: str, trials: int | None) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._states = optuna.trial.TrialState
-        self.study, self.worker = study, worker
+        self.study = study
         algo = study.method["algo"]
         self._combinations = study.space.combinations() if algo == "exhaustive" else None
         self.planned = trials or 100
@@ -115,8 +87,9 @@ class _Shared:
             order = np.random.default_rng(study.base["seed"]).permutation(len(self._combinations))
             self._combinations = [self._combinations[index] for index in order]
         try:
+            opened = _open_storage(storage)
             self.trials = optuna.create_study(
-                storage=_open_storage(storage),
+                storage=opened,
                 study_name=study.name,
                 direction="maximize" if study.bigger else "minimize",
                 pruner=_pruner(study.method["pruner"], study.base["epochs"]),
@@ -132,6 +105,7 @@ class _Shared:
         except Exception as error:  # each kind of database reports in its own way
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise StorageError(f"the storage {_shown(storage)} cannot be used: {reason}") from error
+        self.signs = liveness.Heartbeats(study, opened) if liveness.beats(storage) else liveness.WorkerLocks(study)
         if known not in (None, study.identity):
             raise SettingError(
                 f"the study {study.name} in {_shown(storage)} belongs to another folder than {study.folder}: all "
@@ -156,7 +130,7 @@ class _Shared:
             if self._combinations is not None:
                 self.trials.enqueue_trial(self._combinations[taken])
         trial = self.trials.ask()
-        trial.set_user_attr("worker", self.worker)
+        self.signs.begun(trial)
         # What is drawn depends on the seed, the number and the trials before, not on which worker draws.
         self.trials.sampler = _sampler(self.study.method["algo"], [self.study.base["seed"], trial.number])
         for parameter in self.study.space.parameters:
@@ -196,9 +170,11 @@ class _Shared:
         The repetition is there before the lost trial is closed: whenever this worker ends, too, the next one finds
         either both or neither.
         """
-        for trial in self._all():
-            worker = trial.user_attrs.get("worker")
-            if trial.state != self._states.RUNNING or (worker is not None and not _has_ended(self.study, worker)):
+        self.signs.close_lost(self.trials)
+        every = self._all()
+        repeated = {trial.user_attrs.get("instead_of") for trial in every}
+        for trial in every:
+            if (self._closed(trial) and trial.number in repeated) or not self.signs.is_lost(trial):
                 continue
             attempt = trial.user_attrs.get("attempt", 1)
             if attempt < _ATTEMPTS:
@@ -209,12 +185,19 @@ class _Shared:
             record = Record(trial.number, "failed", drawn, reason=f"its worker ended {attempt} times")
             record.instead_of = trial.user_attrs.get("instead_of")
             self.study.store(record)
+            self._close(trial)
+
+    def _closed(self, trial: Any) -> bool:
+        return bool(trial.state != self._states.RUNNING)
+
+    def _close(self, trial: Any) -> None:
+        if not self._closed(trial):
             self.trials.tell(trial.number, state=self._states.FAIL)
 
     def give_back(self, number: int) -> None:
         """Put a trial of this worker into the queue again: it was stopped, and is not to blame."""
         trial = self._all()[number]
-        if trial.state == self._states.RUNNING:
+        if not self._closed(trial):
             self._repeat(trial, trial.user_attrs.get("attempt", 1))
 
     def _repeat(self, trial: Any, attempt: int) -> None:
@@ -222,7 +205,7 @@ class _Shared:
             chosen = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
             self.trials.enqueue_trial(chosen, user_attrs={"instead_of": trial.number, "attempt": attempt})
         self.study.discard(trial.number)
-        self.trials.tell(trial.number, state=self._states.FAIL)
+        self._close(trial)
 
     def records(self) -> list[Record]:
         """Return every trial once, by number: where a worker ended, its repetition alone."""
@@ -241,9 +224,15 @@ class _Shared:
 
 
 def _open_storage(storage: str) -> Any:
+    from optuna.exceptions import ExperimentalWarning
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
+    if liveness.beats(storage):
+        seconds = liveness.HEARTBEAT_SECONDS, liveness.GRACE_SECONDS
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return RDBStorage(storage, heartbeat_interval=seconds[0], grace_period=seconds[1])
     if "://" in storage:
         return RDBStorage(storage)
     Path(storage).parent.mkdir(parents=True, exist_ok=True)

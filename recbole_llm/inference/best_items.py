@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_llm.config.hooks import ScoresOfItems
+
 SCORES_BYTES = 256 * 1024**2  # the most that the float32 scores that are looked at together may take
 _MAX_USERS = 4096  # of one piece
 _GROUP = 256  # neighbours of which the maximum is looked at first
-
-ScoresOfItems = Callable[[int, int], Tensor]
 
 
 def best_items(
@@ -54,8 +54,8 @@ def best_in_blocks(
     [rows, items] is made.
 
     Args:
-        scorer_of: gives, for the rows from `begin` to `end`, what scores the items from one id to another, float
-            [end - begin, items of the block], which may be overwritten; or None where the model cannot.
+        scorer_of: gives, for the rows from `begin` to `end`, what scores a slice of the item ids, float [end - begin,
+            items of the block], which may be overwritten; or None where the model cannot.
         rows: how many there are.
         items: item ids, the padding id included.
         k: how many items of each row.
@@ -84,7 +84,7 @@ def _best_of_piece(
     left_out: _SeenPairs | None = None
     for begin in range(0, items, size):
         end = min(begin + size, items)
-        scores = scores_of(begin, end)
+        scores = scores_of(slice(begin, end))
         if begin == 0:
             scores[:, 0] = -torch.inf
         if seen is not None:

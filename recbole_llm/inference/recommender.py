@@ -11,10 +11,10 @@ from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 from torch import Tensor
 
-from recbole_llm.config.hooks import hooks_of
+from recbole_llm.config.hooks import ScoresOfItems, hooks_of
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import DataError, SettingError, TrainingError, nearest
-from recbole_llm.inference.best_items import ScoresOfItems, best_in_blocks, best_items
+from recbole_llm.inference.best_items import best_in_blocks, best_items
 
 _NEAREST_AMONG = 50_000  # in a larger catalogue the search for a token of nearly the same name takes seconds
 

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,11 +12,19 @@ from tqdm import tqdm
 
 from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.decoding.decoder import Decoder, PaddedPrompts, left_padded
+from recbole_llm.backbone.decoding.encoder_decoder import EncoderDecoder, decoder_states, encode, start_token
 from recbole_llm.backbone.language_head import language_head
 from recbole_llm.backbone.loading import Backbone, load_backbone
 from recbole_llm.backbone.precision import resolve_precision
 from recbole_llm.backbone.tuning import TuningSettings, prepare_for_tuning
-from recbole_llm.data.answers import PackedAnswers, TextRows, pack_answers, word_numbers
+from recbole_llm.data.answers import (
+    PackedAnswers,
+    SplitAnswers,
+    TextRows,
+    pack_answers,
+    split_answers,
+    word_numbers,
+)
 from recbole_llm.data.dataset import HistoryDataset, row_ends
 from recbole_llm.data.targets import Targets, TrainingHistories
 from recbole_llm.errors import DataError, SettingError
@@ -51,7 +59,9 @@ class AnswerTargets:
 
 
 class GenerativeRecommender(TextRecommender):
-    """A decoder that reads a history as a prompt and writes the next item after it.
+    """A language model that reads a history as a prompt and writes the next item after it.
+
+    It is a decoder, or, where the subclass allows it, an encoder that reads and a decoder that writes (T5).
 
     The loss is the cross-entropy of the answers' tokens alone, a mean over the tokens of a step.
 
@@ -60,16 +70,20 @@ class GenerativeRecommender(TextRecommender):
         dataset: the training part of a `HistoryDataset`.
 
     Attributes:
+        takes_encoder_decoders: whether the subclass can use a T5 type.
         backbone: the language model, without its head.
+        encodes: whether an encoder reads the prompts.
         head: the language head.
         histories: what is trained on.
         table: token ids; texts are sequences of its rows. The subclass sets it.
         word_starts: parallel to `table` where the words of a text are counted, else None.
 
     Raises:
-        BackboneError: if the backbone cannot be had, or is no decoder.
+        BackboneError: if the backbone cannot be had, or cannot write.
+        SettingError: if its layers are to be compiled, and an encoder reads the prompts.
     """
 
+    takes_encoder_decoders: ClassVar[bool] = False
     dataset_class = HistoryDataset
     trainer_class = PackedTrainer
     histories_on_host = True  # where texts are put together
@@ -81,12 +95,19 @@ class GenerativeRecommender(TextRecommender):
         self.tuning = TuningSettings.from_config(config)
         self.precision = resolve_precision(config["precision"], torch.device(self.device))
         dtype = self.tuning.load_dtype(self.precision)
-        loaded = load_backbone(str(config["backbone"]), dtype=dtype)
+        name = str(config["backbone"])
+        loaded = load_backbone(name, dtype=dtype, encoder_decoder=self.takes_encoder_decoders)
+        self.encodes = loaded.preset.kind == "encoder-decoder"
+        if self.encodes and self.tuning.compile:
+            raise SettingError(f"compile=True does not go with the encoder-decoder {name}: leave it out")
         self.head = language_head(loaded, self.tuning, dtype)
         self.backbone: Any = loaded.model
         self.width = self.head.weight.shape[1]
         self._autocast = self.tuning.needs_autocast(self.precision)
-        use_packed_attention(self.backbone)
+        if self.encodes:  # both read embeddings that are given to them: their names for the shared ones go
+            self.backbone.encoder.embed_tokens = self.backbone.decoder.embed_tokens = None
+        else:
+            use_packed_attention(self.backbone)
         prepare_for_tuning(loaded, self.tuning)
         self.max_items = config["MAX_ITEM_LIST_LENGTH"]
         self.train_batch_tokens = config["train_batch_tokens"]
@@ -148,22 +169,37 @@ class GenerativeRecommender(TextRecommender):
 
     def decoder(self) -> Decoder:
         """Return what reads prompts and writes after them."""
-        return Decoder(self.backbone, self.vocabulary, self.embed, self._autocast)
+        kind = EncoderDecoder if self.encodes else Decoder
+        return kind(self.backbone, self.vocabulary, self.embed, self._autocast)
 
     def padded(self, texts: TextRows) -> PaddedPrompts:
         """Return prompts as input embeddings, padded on the left."""
         tokens, _ = self.table.gather(texts.rows)
-        lengths = texts.tokens(self.table)
-        embedded = self.embed(torch.from_numpy(tokens).to(self.device))
+        lengths, words = texts.tokens(self.table), self._words(texts)
+        of_words = None if words is None else torch.from_numpy(words).to(self.device)
+        embedded = self._embedded(torch.from_numpy(tokens).to(self.device), of_words)
         shift = None
-        if self.word_starts is not None:
-            words = word_numbers(self.word_starts, texts)
-            of_words = self.word_shift(torch.from_numpy(words).to(self.device))
-            if of_words is not None:
-                embedded = embedded + of_words
-                following = torch.from_numpy(words[np.cumsum(lengths) - 1] + 1).to(self.device)
-                shift = self.word_shift(following)
+        if words is not None and not self.encodes:
+            shift = self.word_shift(torch.from_numpy(words[np.cumsum(lengths) - 1] + 1).to(self.device))
         return left_padded(embedded, lengths, shift)
+
+    def _embedded(self, tokens: Tensor, words: Tensor | None) -> Tensor:
+        """Return the input embeddings of token ids [tokens] in words [tokens]: [tokens, width]."""
+        embedded = self.embed(tokens)
+        shift = None if words is None else self.word_shift(words)
+        return embedded if shift is None else embedded + shift
+
+    def _words(self, texts: TextRows) -> np.ndarray | None:
+        """Return which word of its text each token belongs to, int64 [tokens]; None where words are not counted.
+
+        They count from 1; the token that ends what an encoder reads is word 0, as in P5's code.
+        """
+        if self.word_starts is None:
+            return None
+        words = word_numbers(self.word_starts, texts)
+        if self.encodes:
+            words[np.cumsum(texts.tokens(self.table)) - 1] = 0
+        return words
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -178,24 +214,45 @@ class GenerativeRecommender(TextRecommender):
         lengths = np.minimum(targets.lengths, self.max_items)
         users = self._users[targets.ends]
         prompts = self.prompts(self.histories.flat, targets.ends, lengths, users, samples.prompts)
+        if self.encodes:
+            return self._split_step(prompts, self.answer_rows(targets.labels))
         texts = prompts.followed_by(self.answer_rows(targets.labels))
         groups = within_budget(texts.tokens(self.table), self.train_batch_tokens)
         parts = [pack_answers(texts.select(group), self.table, self.word_starts) for group in groups]
         return sum(len(part.packed.query_index) for part in parts), parts
 
+    def _split_step(self, prompts: TextRows, answers: np.ndarray) -> tuple[int, list[Any]]:
+        """Return what `prepared_step` does for an encoder-decoder: prompts of like length together, padded."""
+        tokens = prompts.tokens(self.table)
+        order = np.argsort(tokens, kind="stable")
+        groups = [order[group] for group in within_budget(tokens[order], self.train_batch_tokens)]
+        parts = []
+        for group in groups:
+            some = prompts.select(group)
+            start = start_token(self.backbone)
+            parts.append(split_answers(some, answers[group], self.table, start, self._words(some)))
+        return sum(len(part.labels) for part in parts), parts
+
     def pass_loss_sum(self, part: Any) -> Tensor:
         """Return the loss of one pass, summed over its answer tokens. See `PackedTrainer`."""
+        if self.encodes:
+            return self._split_loss_sum(part.to(self.device))
         answers: PackedAnswers = part.to(self.device)
         packed = answers.packed
-        embedded = self.embed(packed.token_ids)
-        shift = None if answers.words is None else self.word_shift(answers.words)
-        if shift is not None:
-            embedded = embedded + shift
+        embedded = self._embedded(packed.token_ids, answers.words)
         with torch.autocast(embedded.device.type, torch.bfloat16, enabled=self._autocast):
             hidden = packed_hidden_states(self.backbone, packed, inputs_embeds=embedded)
         assert packed.labels is not None
         states = hidden.index_select(0, packed.query_index)
         return answer_loss_sum(states, self.vocabulary(), packed.labels, self.precision)
+
+    def _split_loss_sum(self, part: SplitAnswers) -> Tensor:
+        prompts = left_padded(self._embedded(part.prompts, part.words), part.lengths)
+        fed = self.embed(part.fed)
+        with torch.autocast(fed.device.type, torch.bfloat16, enabled=self._autocast):
+            states = decoder_states(self.backbone, fed, encode(self.backbone, prompts), prompts.visible)
+        before = states.flatten(0, 1).index_select(0, part.places)
+        return answer_loss_sum(before, self.vocabulary(), part.labels, self.precision)
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Return the mean loss of a RecBole batch of prefix rows. `PackedTrainer` trains on `training_samples`."""

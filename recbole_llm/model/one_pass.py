@@ -20,9 +20,10 @@ import copy
 import functools
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_llm.config.hooks import ModelHooks, hooks_of_class
+from recbole_llm.data.popularity import target_counts
 from recbole_llm.errors import SettingError
 from recbole_llm.model.layers.position_loss import PositionLoss
 
@@ -83,12 +84,23 @@ class OnePass(ModelHooks):
     """
 
     one_pass: ClassVar[bool] = True
+    several_processes: ClassVar[bool] = True
     capturable: ClassVar[bool] = False
 
     def __init__(self, config: Any, dataset: Any, **arguments: Any) -> None:
         super().__init__(_with_a_loss_of_rows(config), dataset, **arguments)  # type: ignore[call-arg]
         if config["train_positions"] != "last":
-            self.position_loss_of = PositionLoss.from_config(config, dataset)
+            self.position_loss_of = PositionLoss.from_config(config, target_counts(dataset))
+
+    @classmethod
+    def check_processes(cls, config: Any) -> None:
+        """Refuse several processes for rows of RecBole, see `ModelHooks`."""
+        if config["train_positions"] == "last":
+            raise SettingError(
+                f"{config['model']} trains on rows in one process: set train_positions=all, or start it with "
+                f"recbole-llm run, without torchrun"
+            )
+        super().check_processes(config)
 
     def states_at_all_positions(self, item_seq: Tensor) -> Tensor:
         """Return the user vectors [batch, length, size] after every item of histories.
@@ -106,6 +118,21 @@ class OnePass(ModelHooks):
         model: Any = self
         table: Tensor = model.item_embedding.weight
         return table
+
+    def row_sparse_table(self) -> Tensor:
+        """Return the item table, whose gradient is from now on a sparse tensor of the rows that a step reads.
+
+        Raises:
+            SettingError: if the vectors of items are no table of their own.
+        """
+        embedding = getattr(self, "item_embedding", None)
+        if not isinstance(embedding, nn.Embedding) or self.item_table() is not embedding.weight:
+            raise SettingError(
+                f"item_optimizer needs a trained vector for each item, and those of {type(self).__name__} are computed "
+                f"for all items at once: leave it out"
+            )
+        embedding.sparse = True
+        return embedding.weight
 
     def positions_loss(self, item_seq: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss over the labelled positions, a scalar; nothing in it waits for a GPU.

@@ -1,27 +1,46 @@
 """Text models that score by a linear projection of one hidden state per row, perhaps with an ID model's scores."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_llm.config import registry
+from recbole_llm.config.hooks import ScoresOfItems, scores_in_blocks
+from recbole_llm.model.id_model.mixed_scores import MixedScores
 from recbole_llm.model.id_model.scores import IdScores
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.model.layers.split_item_projection import SplitItemProjection
 from recbole_llm.model.text_recommender import TextRecommender
+from recbole_llm.trainer.split_rows import SplitRows
 
 
 class ProjectedRecommender(TextRecommender):
     """Ranks items by ``W h``; with an ID model by the mix of both log-probabilities, see `IdScores`.
 
     Attributes:
+        precision: of the projection's matrix products.
         projection: W, from hidden states [rows, width] to scores [rows, items].
         id_scores: the ID model whose scores are mixed in; None without one.
     """
 
     projection: ItemLinearProjection
+    precision: torch.dtype
     id_scores: IdScores | None
+
+    def share_over_processes(self) -> list[SplitRows]:
+        """Split the projection by items."""
+        split = SplitRows(self.projection.weight)
+        self.projection = SplitItemProjection(self.projection.weight, split)
+        return [split]
+
+    def empty_pass_loss(self) -> Tensor:
+        """Return 0: this process has no queries, but its items are those of the others' softmax, too."""
+        none = torch.zeros(0, self.projection.weight.shape[1], device=self.device)
+        labels = torch.zeros(0, dtype=torch.long, device=self.device)
+        return self.projection.loss(none, labels, self.precision)
 
     def row_states(self, interaction: Interaction) -> Tensor:
         """Return the hidden state from which the next item of each row is predicted: [batch, width], float32."""
@@ -42,11 +61,26 @@ class ProjectedRecommender(TextRecommender):
         states = self.row_states(interaction) if states is None else states
         return self.id_scores.mix(self.projection(states), interaction)
 
-    def scores_of_items(self, interaction: Interaction) -> Callable[[int, int], Tensor] | None:
-        """Return ``W[begin:end] h`` as a function; None with an ID model, whose mix needs the scores of all items."""
-        if self.id_scores is not None:
+    @classmethod
+    def scores_in_blocks(cls, config: Any) -> bool:
+        """Tell whether `scores_of_items` will answer: with an ID model, if that scores some items at a time, too."""
+        if not config["id_model"]:
+            return True
+        id_model = registry.model_class(config["id_model"])
+        # The settings of another text model inside this one are not known here.
+        return not issubclass(id_model, ProjectedRecommender) and scores_in_blocks(id_model, config)
+
+    def scores_of_items(self, interaction: Interaction) -> ScoresOfItems | None:
+        """Return ``W h`` of some items as a function, mixed with the ID model's; None if that scores all at once."""
+        if self.id_scores is None:
+            return partial(self.projection.of_items, self.row_states(interaction))
+        of_id_model = self.id_scores.scores_of_items(interaction)
+        if of_id_model is None:
             return None
-        return partial(self.projection.of_items, self.row_states(interaction))
+        states = self.id_scores.remembered_states(interaction)
+        states = self.row_states(interaction) if states is None else states
+        own = partial(self.projection.of_items, states)
+        return MixedScores(own, of_id_model, self.id_scores.weight, len(states), len(self.projection.weight))
 
     def before_validation(self, valid_data: Any) -> None:
         """Choose the weight of the ID model's scores, if ``id_weight: ~`` asks for it. See `PackedTrainer`.

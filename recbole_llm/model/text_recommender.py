@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor
@@ -81,6 +82,18 @@ class TextRecommender(ModelHooks, SequentialRecommender):
             part: a pass of `prepared_step`, or stored queries of `state_cache`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no pass_loss_sum, which PackedTrainer asks for")
+
+    def sample_tokens(self, samples: Any) -> np.ndarray:
+        """Return the size of each sample, int64 [samples], by which processes share a step; by default all equal.
+
+        Args:
+            samples: selected from those of the epoch.
+        """
+        return np.ones(len(samples), dtype=np.int64)
+
+    def empty_pass_loss(self) -> Tensor:
+        """Return 0, for a pass without samples: it takes part in what processes exchange during a pass."""
+        return torch.zeros((), device=self.device, requires_grad=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups with their rates; by default one, of all trained weights, with RecBole's own rate."""

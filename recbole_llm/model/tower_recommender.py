@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recbole_llm.backbone.loading import Backbone, load_backbone
 from recbole_llm.backbone.precision import resolve_precision
+from recbole_llm.config.hooks import ScoresOfItems
 from recbole_llm.data.dataset import HistoryDataset, row_ends
 from recbole_llm.data.history_texts import PackedTexts
 from recbole_llm.data.targets import Targets, TrainingHistories
@@ -222,6 +223,18 @@ class TowerRecommender(TextRecommender):
         """Return the scores of all items: [batch, items], float32, -inf for the padding id."""
         scores = self.similarity.matrix(self.row_vectors(interaction), self.ranking_table())
         return scores.index_fill(1, torch.zeros(1, dtype=torch.long, device=scores.device), float("-inf"))
+
+    @classmethod
+    def scores_in_blocks(cls, config: Any) -> bool:
+        """Tell that `scores_of_items` answers."""
+        del config
+        return True
+
+    @torch.no_grad()
+    def scores_of_items(self, interaction: Interaction) -> ScoresOfItems:
+        """Return the scores of some items as a function."""
+        vectors, table = self.row_vectors(interaction), self.ranking_table()
+        return torch.no_grad()(lambda items: self.similarity.matrix(vectors, table[items]))
 
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:

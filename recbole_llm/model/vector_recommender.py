@@ -10,6 +10,7 @@ from recbole.utils import InputType
 from torch import Tensor
 from torch.nn import functional as F
 
+from recbole_llm.config.hooks import ScoresOfItems
 from recbole_llm.model.item_texts import ItemTexts
 from recbole_llm.model.layers.item_linear_projection import cross_entropy_sum
 from recbole_llm.model.layers.sequence_encoder import SequenceEncoder
@@ -113,6 +114,18 @@ class VectorRecommender(OnePass, SequentialRecommender):
         table = self.item_table()
         scores = self.similarity(self.users_of(table, interaction), table)
         return scores.index_fill(1, torch.zeros(1, dtype=torch.long, device=scores.device), float("-inf"))
+
+    @classmethod
+    def scores_in_blocks(cls, config: Any) -> bool:
+        """Tell that `scores_of_items` answers."""
+        del config
+        return True
+
+    def scores_of_items(self, interaction: Interaction) -> ScoresOfItems:
+        """Return the scores of some items as a function."""
+        table = self.item_table()
+        users = self.users_of(table, interaction)
+        return lambda items: self.similarity(users, table[items])
 
     def append_text_vectors(self, texts: pd.DataFrame) -> None:
         """Put the vectors of new items behind those of the catalogue: what `add_items` of a model begins with."""

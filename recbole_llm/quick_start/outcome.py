@@ -10,7 +10,9 @@ from recbole_llm.runs import folder as run_folder
 from recbole_llm.trainer.run_folder_trainer import best_epoch
 
 
-def outcome(parts: Parts, trainer: Any, metrics: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
+def outcome(
+    parts: Parts, trainer: Any, metrics: dict[str, Any], seconds: dict[str, float], processes: int = 1
+) -> dict[str, Any]:
     """Return what a finished run found, by the names of `RunResult`.
 
     Args:
@@ -18,6 +20,7 @@ def outcome(parts: Parts, trainer: Any, metrics: dict[str, Any], seconds: dict[s
         trainer: after training.
         metrics: ``test``, ``test_other`` and ``valid_other`` of the best epoch.
         seconds: of each stage.
+        processes: how many shared the run.
     """
     config = parts.config
     metric = config["valid_metric"].lower()
@@ -36,6 +39,7 @@ def outcome(parts: Parts, trainer: Any, metrics: dict[str, Any], seconds: dict[s
         "parameters": run_folder.parameter_counts(parts.model),
         **run_folder.peak_memory_bytes(),
         "device": _device_name(config["device"]),
+        **({"processes": processes} if processes > 1 else {}),
         "counts": {
             "users": parts.dataset.user_num - 1,
             "items": parts.dataset.item_num - 1,

@@ -54,3 +54,10 @@ def start_log(config: Any) -> None:
         root.handlers[:] = [*handlers, *files] if handlers else own
         if handlers:  # each of the new handlers has a level, and these may want to see more
             root.setLevel(min(level, root.level))
+
+
+def stay_silent(config: Any) -> None:
+    """Let this process log and show nothing, inside of `unchanged_process`: another one speaks for the run."""
+    root = logging.getLogger()
+    root.handlers[:] = [logging.NullHandler()]
+    config["show_progress"] = config["log_wandb"] = False

@@ -5,6 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,27 @@ from recbole_llm.config.given_dataset import given_dataset
 from recbole_llm.config.hooks import hooks_of, hooks_of_class
 from recbole_llm.config.parts import merged
 from recbole_llm.data.build import file_hashes
-from recbole_llm.data.fingerprint import FINGERPRINT, kept_fingerprint
+from recbole_llm.data.fingerprint import kept_fingerprint
 from recbole_llm.data.shared import SharedData
-from recbole_llm.errors import DataError, SettingError
+from recbole_llm.errors import DataError, ProcessEndedError, SettingError
 from recbole_llm.evaluation import candidate_choices
 from recbole_llm.inference.recommender import Recommender
 from recbole_llm.quick_start.build import Parts, build_parts
-from recbole_llm.quick_start.outcome import numbers, outcome
-from recbole_llm.quick_start.process import start_log, unchanged_process
+from recbole_llm.quick_start.finish import evaluate_best, store
+from recbole_llm.quick_start.outcome import numbers
+from recbole_llm.quick_start.process import start_log, stay_silent, unchanged_process
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.context import RunContext
 from recbole_llm.runs.lock import alone
-from recbole_llm.runs.ranks import write_ranks
-from recbole_llm.runs.result import RunResult
 from recbole_llm.stages import pretraining
 from recbole_llm.stages.runner import Runner
 from recbole_llm.trainer.run_folder_trainer import best_epoch
 from recbole_llm.utils.allocator import keep_freed_memory_of_a_command
+from recbole_llm.utils.collectives import object_from_first
 from recbole_llm.utils.files import read_yaml, storage_errors
 from recbole_llm.utils.interruption import noting_what_is_stored
+from recbole_llm.utils.processes import first, joined, only_first, world
 
 __all__ = ["Parts", "build", "fit", "load", "pretrain", "recommender", "run"]
 
@@ -50,6 +52,8 @@ def run(
     folder: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train a model, evaluate its best epoch and store the run.
+
+    In a process that torchrun started together with others, all of them share the run, see `utils.processes`.
 
     Args:
         model: a model of this package or of RecBole, by name, or a model class.
@@ -67,7 +71,7 @@ def run(
     Raises:
         RecBoleLLMError: one of its kinds, whose message says what to do.
     """
-    with unchanged_process():
+    with joined(), unchanged_process():
         if resume is not None:
             return _resume(resume, functools.partial(Config, model, dataset, config_files), settings, command_line)
         started = time.monotonic()
@@ -93,7 +97,10 @@ def _resume(
 
 
 def _run_new(config: Config, folder: str | Path | None, data: SharedData, started: float) -> dict[str, Any]:
-    made = run_folder.create(Path(config["checkpoint_dir"]), config.merged, folder)
+    made = None
+    if world().is_first:
+        made = run_folder.create(Path(config["checkpoint_dir"]), config.merged, folder)
+    made = Path(object_from_first(str(made)))
     return _run(config, made, data, started, new=True)
 
 
@@ -103,13 +110,17 @@ def _run(config: Config, folder: Path, data: SharedData, started: float, new: bo
     def is_stored() -> bool:
         return (folder / checkpoint.RESUME).is_file()
 
-    with alone(folder), noting_what_is_stored(folder, is_stored):
+    with alone(folder) if world().is_first else nullcontext(), noting_what_is_stored(folder, is_stored):
         try:
             return _train_and_evaluate(config, folder, data, started, new)
         except KeyboardInterrupt:
             if new and not is_stored():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+        except ProcessEndedError as error:
+            how = f"resume it with recbole-llm run --resume={folder}, in any number of processes"
+            nothing = "nothing is stored to --resume from: start it again"
+            raise ProcessEndedError(f"{error}; {how if is_stored() else nothing}") from error
 
 
 def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started: float, new: bool) -> dict[str, Any]:
@@ -123,7 +134,7 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
             "test": candidate_choices.candidate_measure(config, chooses, parts.test, [parts.train, parts.valid]),
         }
     except BaseException:
-        if new:
+        if new and world().is_first:
             shutil.rmtree(folder, ignore_errors=True)  # nothing happened that could be resumed
         raise
     _precompute_and_resume(trainer, parts, parts.valid, parts.test)
@@ -132,9 +143,8 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
     trainer.fit(parts.train, parts.valid, show_progress=config["show_progress"])
     fitted, fit_seconds = time.monotonic(), trainer.fit_seconds()
 
-    metrics, validated = _evaluate(parts, trainer, rankings)
+    metrics, validated = evaluate_best(parts, trainer, rankings)
     evaluated = time.monotonic()
-    hooks_of(parts.model).save_extras(folder, parts.dataset)
 
     seconds = {
         **({} if parts.pretrain_seconds is None else {"pretrain": parts.pretrain_seconds}),
@@ -142,46 +152,10 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
         "fit": fit_seconds,
         "evaluate": evaluated - fitted,
     }
-    found = {
-        **outcome(parts, trainer, metrics, seconds),
-        **candidate_choices.results(
-            rankings["test"], rankings["valid"] if validated else None, config["answer_rule"] or "strict"
-        ),
-        "kind": config["MODEL_TYPE"].name.lower(),
-        "fingerprint": parts.fingerprint,
-    }
-    result = RunResult.from_dict(found, folder / run_folder.RESULT)
-    result.write(folder)
-    for file in (checkpoint.RESUME, FINGERPRINT):  # the run is finished: nothing is left to resume from
-        (folder / file).unlink(missing_ok=True)
-    return {**result.to_dict(), "path": str(folder / run_folder.RESULT)}
-
-
-def _evaluate(parts: Parts, trainer: Any, rankings: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Evaluate the best epoch under both answers to `repeatable` and write the ranks.
-
-    Returns:
-        The metrics ``test``, ``test_other`` and ``valid_other``; and whether validation was ranked, too.
-    """
-    folder, collector = trainer.run_folder, trainer.eval_collector
-    trainer.both_protocols = True
-    collector.candidates = rankings["test"]
-    test = trainer.evaluate(parts.test, load_best_model=True, show_progress=parts.config["show_progress"])
-    # A model that chooses ranks nothing: what it gives is under `candidates`.
-    chooses = hooks_of_class(parts.config.model_class).chooses(parts.config)
-    metrics = {"test": None if chooses else test, "test_other": trainer.other_result}
-    if test is not None and collector.has_ranks():
-        write_ranks(folder / "ranks-test.tsv.gz", parts.dataset, *collector.collected())
-    if isinstance(rankings["test"], candidate_choices.CandidateChoices):
-        rankings["test"].write_of(folder, parts.test._dataset, parts.config["answer_rule"])
-    validated = parts.valid is not None and trainer.best_valid_result is not None
-    if validated:
-        collector.candidates = rankings["valid"]
-        trainer.evaluate(parts.valid, load_best_model=False)
-        metrics["valid_other"] = trainer.other_result
-        if collector.has_ranks():
-            write_ranks(folder / "ranks-valid.tsv.gz", parts.dataset, *collector.collected())
-    return metrics, validated
+    valid = rankings["valid"] if validated else None
+    took = {"seconds": seconds, "processes": world().size}
+    stored = only_first(lambda: store(parts, trainer, metrics, took, rankings["test"], valid))
+    return object_from_first(stored) or {}
 
 
 def fit(config: Config, folder: Path, callback: Callable[[int, float], None] | None = None) -> dict[str, Any]:
@@ -245,7 +219,10 @@ def _train(
 
 def _begin(config: Config) -> None:
     init_seed(config["seed"], config["reproducibility"])
-    start_log(config)
+    if world().is_first:
+        start_log(config)
+    else:
+        stay_silent(config)
     logging.getLogger().info(config)
     if config["device"].type == "cpu":  # a host beside a GPU only loads, and should give back what it loaded
         keep_freed_memory_of_a_command()
@@ -253,9 +230,10 @@ def _begin(config: Config) -> None:
 
 def _parts_and_trainer(config: Config, context: RunContext, data: SharedData) -> tuple[Parts, Any]:
     assert context.folder is not None
-    parts = build_parts(config, context, data, _runner(data))
-    parts.fingerprint = kept_fingerprint(context.folder, config.merged, parts.settings, file_hashes(config))
-    run_folder.write_settings(context.folder, parts.settings)
+    parts = first(lambda: build_parts(config, context, data, _runner(data)))
+    if world().is_first:
+        parts.fingerprint = kept_fingerprint(context.folder, config.merged, parts.settings, file_hashes(config))
+        run_folder.write_settings(context.folder, parts.settings)
     return parts, parts.trainer()
 
 

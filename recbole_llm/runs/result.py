@@ -109,6 +109,7 @@ _NEEDED: dict[str, Check] = {
 _OPTIONAL: dict[str, Check] = {
     "peak_memory_bytes": _or_null(_COUNT),
     "peak_gpu_memory_bytes": _or_null(_COUNT),
+    "processes": _COUNT,
     "candidates": _mapping(
         _ANY,
         needed=("size", "seeds", "hit@1"),
@@ -131,7 +132,7 @@ _OPTIONAL: dict[str, Check] = {
 _BEFORE_EXTRAS = (
     *("model", "dataset", "backbone", "tuning", "seed", "valid", "test", "valid_other", "test_other", "protocol"),
     *("epochs", "best_epoch", "seconds"),
-    *("parameters", "peak_memory_bytes", "peak_gpu_memory_bytes", "device", "counts"),
+    *("parameters", "peak_memory_bytes", "peak_gpu_memory_bytes", "device", "processes", "counts"),
 )
 _AFTER_EXTRAS = ("history", "settings", "commit", "candidates", "kind", "fingerprint")
 
@@ -179,6 +180,7 @@ class RunResult:
         commit: of the checkout; None outside one.
         candidates: HitRatio@1 and the ratio of valid choices among few candidates; None without the setting
             `candidates`.
+        processes: how many shared the run; None for one.
         kind: RecBole's type of the model, such as ``sequential`` or ``general``; None in results of version 0.1.
         fingerprint: of all that the result depends on, see `data.fingerprint`; None in results of version 0.2.0.
         extras: what only some models record, such as ``id_model``.
@@ -198,6 +200,7 @@ class RunResult:
     peak_memory_bytes: int | None = None
     peak_gpu_memory_bytes: int | None = None
     device: str
+    processes: int | None = None
     counts: dict[str, int]
     history: list[dict[str, Any]]
     settings: dict[str, Any]

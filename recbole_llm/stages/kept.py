@@ -8,6 +8,7 @@ import numpy as np
 from recbole_llm.backbone.pretrained import save_backbone
 from recbole_llm.config.hooks import hooks_of_class
 from recbole_llm.errors import SettingError
+from recbole_llm.model.layers.position_scale import scale_positions
 from recbole_llm.model.needs import PretrainedBackbone, PretrainedState
 from recbole_llm.model.pretrained_state import save_state
 from recbole_llm.stages.pretraining_trainer import PretrainingTrainer, with_own_loss
@@ -105,6 +106,7 @@ class KeptState(Kept):
     def build(self, config: Any, dataset: Any) -> Any:
         """Return the model with fresh weights, prepared for its pre-training."""
         model = config.model_class(config, dataset).to(config["device"])
+        scale_positions(model, config["position_scale"])
         model.before_pretraining(dataset)
         return model
 

@@ -3,6 +3,7 @@
 import contextlib
 from typing import Any
 
+import torch
 from recbole.trainer import Trainer
 from torch import Tensor
 
@@ -21,6 +22,21 @@ class TrainerHooks(Trainer):
     def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the model has the weights to evaluate and keep; by default the trained ones."""
         return contextlib.nullcontext()
+
+    def joined_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model is whole where several processes split it; by default it always is."""
+        return contextlib.nullcontext()
+
+    def after_training(self) -> None:
+        """Make the model whole for good where several processes split it; by default it is."""
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the state of an optimiser, as one process has it."""
+        return optimizer.state_dict()
+
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Take back what `optimizer_state` returned."""
+        optimizer.load_state_dict(state)
 
     def restore_best(self) -> None:
         """Give the model the best weights of the run so far, those that a validation chose; by default nothing."""

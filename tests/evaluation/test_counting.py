@@ -76,18 +76,27 @@ def test_scores_that_are_not_numbers_are_an_error():
 
 
 @pytest.mark.parametrize(
-    ("model", "own"),
-    [("SASRec", {"hidden_size": 8, "inner_size": 8, "MAX_ITEM_LIST_LENGTH": 5}), ("BPR", {"embedding_size": 8})],
+    ("model", "own", "rows_of_a_mebibyte"),
+    [
+        ("FPMC", {"embedding_size": 8, "MAX_ITEM_LIST_LENGTH": 5}, 2**20 // (16 * 1639)),
+        ("BPR", {"embedding_size": 8}, 2**20 // (16 * 1639)),
+        ("SASRec", {"hidden_size": 8, "inner_size": 8, "MAX_ITEM_LIST_LENGTH": 5}, 2**20 // (16 * 512)),
+    ],
 )
-def test_a_batch_is_no_larger_than_its_memory(workdir, model, own):
-    """More items than fit: 40 rows of 4 numbers of 4 bytes for each of 1,639 items are 1 MiB."""
+def test_a_batch_is_no_larger_than_its_memory(workdir, model, own, rows_of_a_mebibyte):
+    """More items than fit: 40 rows of 4 numbers of 4 bytes for each of 1,639 items are 1 MiB.
+
+    SASRec scores some items at a time: 128 rows of 512 items are as much.
+    """
     histories = {f"u{n}": [f"i{(n * 17 + place) % 1638}" for place in range(30)] for n in range(60)}
     histories |= {"first": [f"i{place}" for place in range(900)], "last": [f"i{place}" for place in range(900, 1638)]}
     write_dataset(workdir, histories, titles=None)
-    steps, ranks = {}, {}
+    steps, ranks, metrics = {}, {}, {}
     for memory in (1, 4096):
         sizes = {"train_batch_size": 2048, "eval_batch_size": 100 * 1639}
-        parts = build_parts(workdir, model=model, eval_memory=memory, **sizes, **own)
+        parts = build_parts(
+            workdir, model=model, eval_memory=memory, metrics=["NDCG", "Hit", "ItemCoverage"], **sizes, **own
+        )
         steps[memory] = parts.test.step
         trainer = parts.trainer()
         trainer.eval_collector.data_collect(parts.train)
@@ -97,10 +106,12 @@ def test_a_batch_is_no_larger_than_its_memory(workdir, model, own):
             into.append(len(scores)),
             to(scores, *rest),
         )
-        trainer.evaluate(parts.test, load_best_model=False)
+        metrics[memory] = trainer.evaluate(parts.test, load_best_model=False)
+        assert parts.test.in_blocks == (model == "SASRec" and memory == 1)
         assert max(rows) <= steps[memory]
         ranks[memory] = trainer.eval_collector.collected()
-    assert steps[1] == 2**20 // (16 * 1639) == 39 and steps[4096] >= 61
+    assert steps[1] == rows_of_a_mebibyte and steps[4096] >= 61
+    assert metrics[1] == metrics[4096]
     for found, expected in zip(ranks[1], ranks[4096], strict=True):
         assert np.array_equal(found, expected)
 

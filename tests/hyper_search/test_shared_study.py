@@ -66,26 +66,26 @@ def test_two_processes_share_a_study(place, storage, kill):
         assert out_a.count("] trial") + out_b.count("] trial") == 6
 
 
-def shared(place, worker, trials=2, text=GRID, algo="random"):
+def shared(place, trials=2, text=GRID, algo="random", storage="trials.log"):
     (place / "a.hyper").write_text(text)
     base = Config(config_dict=settings(place))
     method = {"engine": "optuna", "algo": algo, "pruner": "none"}
     study = Study(base, read_space(place / "a.hyper"), method, place / "out")
-    return study, optuna_search._Shared(study, str(place / "trials.log"), trials, worker)
+    return study, optuna_search._Shared(study, storage, trials)
 
 
 def test_lost_trials_are_repeated_with_their_settings_up_to_three_times(place):
     drawn, numbers = [], []
     for _ in range(3):
-        study, ended = shared(place, "ended")  # holds no lock
+        _, ended = shared(place)  # holds no lock
         ended.requeue_lost()
         trial = ended.begin()
         drawn.append(trial.params)
         numbers.append(trial.number)
         assert [record.state for record in ended.records()] == ["running"]
     assert drawn[0] == drawn[1] == drawn[2] and numbers == [0, 1, 2]
-    with optuna_search._alive(study) as name:
-        _, alive = shared(place, name)
+    _, alive = shared(place)
+    with alive.signs.alive():
         alive.requeue_lost()
         (record,) = alive.records()
         assert (record.number, record.state, record.reason) == (2, "failed", "its worker ended 3 times")
@@ -97,9 +97,9 @@ def test_lost_trials_are_repeated_with_their_settings_up_to_three_times(place):
 
 
 def test_trial_that_was_given_to_another_is_not_counted(place):
-    study, slow = shared(place, "slow", trials=1)
+    study, slow = shared(place, trials=1)
     trial = slow.begin()
-    _, other = shared(place, "other", trials=1)
+    _, other = shared(place, trials=1)
     other.requeue_lost()
     record = optuna_search.Record(trial.number, "complete", dict(trial.params), score=1.0)
     study.store(record)
@@ -113,12 +113,12 @@ def test_trial_that_was_given_to_another_is_not_counted(place):
 
 
 def test_ended_between_queueing_and_closing(place, monkeypatch):
-    _, first = shared(place, "first", trials=1)
+    _, first = shared(place, trials=1)
     first.begin()
     monkeypatch.setattr(first.trials, "tell", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         first.requeue_lost()
-    _, second = shared(place, "second", trials=1)
+    _, second = shared(place, trials=1)
     second.requeue_lost()
     states = [trial.state.name for trial in second.trials.get_trials()]
     assert states == ["FAIL", "WAITING"]
@@ -140,8 +140,8 @@ def test_interrupted_trial_is_given_back_however_often(place, monkeypatch):
 
 
 def test_samplers_of_two_workers_do_not_draw_the_same(place):
-    _, one = shared(place, "one", trials=10, text="learning_rate loguniform -9,-1")
+    _, one = shared(place, trials=10, text="learning_rate loguniform -9,-1")
     first = one.begin().params
-    with optuna_search._alive(one.study):
-        _, two = shared(place, "two", trials=10, text="learning_rate loguniform -9,-1")
+    with one.signs.alive():
+        _, two = shared(place, trials=10, text="learning_rate loguniform -9,-1")
         assert two.begin().params != first

@@ -29,9 +29,9 @@ def test_blocks_are_the_whole(parts, block, k, leave_out):
     widths = []
 
     def scorer(begin, end):
-        def of_items(first, last):
-            widths.append(last - first)
-            return torch.from_numpy(states[begin:end] @ weight[first:last].T)
+        def of_items(items):
+            widths.append(items.stop - items.start)
+            return torch.from_numpy(states[begin:end] @ weight[items].T)
 
         return of_items
 
@@ -50,7 +50,7 @@ def test_a_model_without_blocks_is_told_apart():
 def test_a_score_that_is_not_a_number_is_kept():
     scores = torch.zeros(1, ITEMS)
     scores[0, 33] = torch.nan
-    found = best_in_blocks(lambda *_: lambda first, last: scores[:, first:last].clone(), 1, ITEMS, 2, None, 7)
+    found = best_in_blocks(lambda *_: lambda items: scores[:, items].clone(), 1, ITEMS, 2, None, 7)
     assert np.isnan(found[0]).any()
 
 

@@ -102,8 +102,8 @@ def test_one_user_is_as_in_a_batch(parts):
         assert found.scores == pytest.approx(expected.scores, abs=1e-5)
 
 
-def test_many_users_are_scored_in_pieces(sasrec, monkeypatch):
-    recommender = recommender_of(sasrec)
+def test_many_users_are_scored_in_pieces(small, monkeypatch):
+    recommender = recommender_of(id_parts(small, "CORE"))  # which scores all items at once
     histories = [list("abc"), list("de"), ["h"], list("gfed"), list("ab")]
     whole = recommender.recommend(histories, 3, exclude_seen=True)
     sizes = []
@@ -125,7 +125,7 @@ def test_a_projection_is_read_in_blocks_of_items(parts, monkeypatch):
     monkeypatch.setattr(
         parts.model.projection,
         "of_items",
-        lambda states, *block: blocks.append(block) or of_items(states, *block),
+        lambda states, items: blocks.append((items.start, items.stop)) or of_items(states, items),
     )
     monkeypatch.setattr(parts.model, "full_sort_predict", None)  # the table of [users, items] is not made
     monkeypatch.setattr(best_items, "SCORES_BYTES", 7 * 4 * len(histories))

@@ -308,12 +308,12 @@ class TestSASRecAtAllPositions(ModelTests):
 
 
 class TestGRU4RecAtAllPositions(ModelTests):
-    """With items drawn on the device."""
+    """With items drawn on the device, whose rows alone are updated."""
 
     model = "GRU4Rec"
     settings: ClassVar[dict[str, Any]] = {
         "embedding_size": 8, "hidden_size": 8, "learning_rate": 0.01, "train_positions": "all", "loss_type": "gBCE",
-        "num_negatives": 3,
+        "num_negatives": 3, "item_optimizer": "adamw",
     }  # fmt: skip
 
 
@@ -335,6 +335,16 @@ class TestP5InABeam(ModelTests):
     settings: ClassVar[dict[str, Any]] = {
         **GENERATIVE, "indexing": "sequential", "decoding": "beam", "num_beams": 12, "tuning": "lora",
         "learning_rate": 0.01, "id_probability": "children",
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestP5OnT5(ModelTests):
+    """As in the paper: an encoder reads the prompt, a decoder writes the ID."""
+
+    model = "P5"
+    settings: ClassVar[dict[str, Any]] = {
+        **GENERATIVE, "backbone": "tiny/t5", "id_clusters": 3, "cluster_items": 3, "id_probability": "children",
     }  # fmt: skip
     reads_texts = True
 

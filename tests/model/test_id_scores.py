@@ -11,10 +11,12 @@ from recbole.data.interaction import Interaction
 from small_data import HISTORIES, TITLES, build_parts, small_settings, write_dataset
 
 from recbole_llm.cli import main as cli
+from recbole_llm.config.config import Config
 from recbole_llm.errors import BackboneError, DataError, SettingError
+from recbole_llm.evaluation import blocks
 from recbole_llm.model.id_model.scores import WEIGHTS, IdScores, log_probabilities, mixed
 from recbole_llm.model.sequential_recommender.st2si import model as model_module
-from recbole_llm.quick_start.run import load, run
+from recbole_llm.quick_start.run import build, load, run
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs.ranks import read_ranks
 
@@ -93,6 +95,25 @@ GAINS = {
     "MRR@3": lambda rank: np.where(rank <= 3, 1 / rank, 0),
     "mrr": lambda rank: 1 / rank,
 }
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_the_weight_is_chosen_by_the_same_ranks_in_blocks_of_items(small, tiny, repeatable, monkeypatch):
+    parts = build(Config(config_dict=settings_of(small, tiny, repeatable=repeatable)))
+    parts.model.eval()
+    monkeypatch.setattr(blocks, "_block_size", lambda *_: 4)
+    scores, found = parts.model.id_scores, []
+    gain = scores._gain
+    for in_blocks in (False, True):
+        ranks = []
+        scores._gain = lambda each, ranks=ranks: ranks.append(each) or gain(each)
+        monkeypatch.setattr(parts.valid, "in_blocks", in_blocks)
+        if in_blocks:
+            monkeypatch.setattr(scores.model, "full_sort_predict", None)
+        parts.model.before_validation(parts.valid)
+        found.append((float(scores.weight), torch.cat(ranks, dim=1)))
+    assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
+    assert found[0][1].shape == (len(WEIGHTS), len(parts.valid._dataset))
 
 
 class Scores(torch.nn.Module):

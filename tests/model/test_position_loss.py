@@ -108,6 +108,50 @@ def test_sampled_softmax_of_all_items_has_the_gradient_of_the_whole(given):
     torch.testing.assert_close(found, states.grad)
 
 
+def test_the_gradient_of_a_table_is_that_of_the_whole_softmax_too(given):
+    states, table, labels = given
+    loss = PositionLoss("SampledCE", torch.ones(ITEMS), ITEMS - 1, sampling="uniform")
+    table.requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "searchsorted", lambda *_, **__: torch.arange(1, ITEMS))  # each item once
+        loss.summed(states, table, labels).backward()
+    found, table.grad = table.grad, None
+    F.cross_entropy(states @ table[1:].T, labels - 1, reduction="sum").backward()
+    torch.testing.assert_close(found, table.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "mixed"])
+def test_mean_of_the_sampled_gradient_over_many_draws_is_the_wholes(given, sampling):
+    """The estimate of log sum exp is biased by 1 / m, so m is large beside the number of items."""
+    states, table, labels = given
+    states, table = 0.5 * states, table.requires_grad_()
+    F.cross_entropy(states @ table[1:].T, labels - 1, reduction="sum").backward()
+    whole, draws = table.grad.clone(), []
+    loss = PositionLoss("SampledCE", torch.arange(ITEMS), 2_000, sampling=sampling)
+    torch.manual_seed(0)
+    for _ in range(300):
+        table.grad = None
+        loss.summed(states, table, labels).backward()
+        draws.append(table.grad.clone())
+    draws = torch.stack(draws)
+    error = draws.std(dim=0) / len(draws) ** 0.5
+    assert (error[1:] > 0).all()
+    assert ((draws.mean(dim=0) - whole).abs() <= 5 * error + 2e-3).all()
+    assert (draws[0] - whole).abs().max() > 10 * (draws.mean(dim=0) - whole).abs().max()  # a draw alone is far off
+
+
+def test_plain_correction(given):
+    states, table, labels = given
+    drawn = torch.tensor([3, 1, int(labels[0]), 7, 3])
+    log_expected = torch.tensor([0.5, 0.1, 0.2, 0.9, 0.5]).double().log()
+    found = sampled_softmax(states, table, labels, drawn, log_expected, plain=True)
+    z = (states @ table.T).numpy()
+    for q in range(QUERIES):
+        y = int(labels[q])
+        others = sum(np.exp(z[q, j] - log_expected[n].item()) for n, j in enumerate(drawn.tolist()) if j != y)
+        assert found[q].item() == pytest.approx(np.log(np.exp(z[q, y]) + others) - z[q, y], rel=1e-12)
+
+
 def test_sampled_softmax_where_the_label_alone_was_drawn_is_no_loss(given):
     states, table, labels = given
     states.requires_grad_()
@@ -123,7 +167,7 @@ def test_items_are_drawn_from_what_the_correction_says(sampling):
     loss = PositionLoss("SampledCE", popularity, 20_000, sampling=sampling)
     seen = []
 
-    def spy(states, table, labels, drawn, log_expected):
+    def spy(states, table, labels, drawn, log_expected, *_):
         seen.append((drawn, log_expected))
         return states.sum(dim=1)
 

@@ -10,6 +10,7 @@ from recbole.utils import init_seed
 from test_sweep import models_of_recbole
 from torch.nn import functional as F
 
+from recbole_llm.compat.user_vectors import CALLS
 from recbole_llm.config.config import Config
 from recbole_llm.config.registry import model_class
 from recbole_llm.errors import SettingError, TrainingError
@@ -47,7 +48,7 @@ def built(data, model, **settings) -> Parts:
     return build(config)
 
 
-@pytest.mark.parametrize("name", user_vector._CALLS)
+@pytest.mark.parametrize("name", CALLS)
 def test_vector_times_items_is_recboles_own_score(name, data, workdir):
     parts = built(data, name)
     model = parts.model.eval()
@@ -87,7 +88,7 @@ def test_model_without_a_user_vector_is_refused_before_it_is_built(name):
 
 def test_every_sequential_model_is_in_one_list_or_the_other():
     sequential = {name for name in models_of_recbole() if hasattr(package, name)}
-    assert sequential - {*user_vector._CALLS, *user_vector._OURS} == {*WITHOUT, "GRU4RecCPR"} - {"BPR", "Pop"}
+    assert sequential - {*CALLS, *user_vector._OURS} == {*WITHOUT, "GRU4RecCPR"} - {"BPR", "Pop"}
 
 
 def test_a_subclass_must_say_it_itself(data, workdir):

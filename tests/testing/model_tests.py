@@ -22,7 +22,8 @@ from small_data import small_settings, write_dataset
 from torch import Tensor
 
 from recbole_llm.config.config import Config
-from recbole_llm.config.hooks import hooks_of_class
+from recbole_llm.config.hooks import hooks_of_class, scores_in_blocks
+from recbole_llm.evaluation import blocks
 from recbole_llm.evaluation.candidate_choices import candidate_choices
 from recbole_llm.quick_start.run import Parts, build, fit, load
 from recbole_llm.runs import folder as run_folder
@@ -97,6 +98,26 @@ class ModelTests:
         return parts, trainer
 
     # -- the contract --------------------------------------------------------------------------------------------------
+
+    def test_blocks_of_items_give_the_ranks_of_the_whole(
+        self, trained: tuple[Parts, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Under both answers to `repeatable`, and without a table of all scores."""
+        parts, trainer = trained
+        if not scores_in_blocks(type(parts.model), parts.config):
+            pytest.skip("it scores all items at once")
+        monkeypatch.setattr(trainer, "both_protocols", True)
+        monkeypatch.setattr(blocks, "_block_size", lambda *_: 7)
+        trainer.eval_collector.data_collect(parts.train)
+        results, ranks = [], []
+        for in_blocks in (False, True):
+            monkeypatch.setattr(parts.test, "in_blocks", in_blocks, raising=False)
+            if in_blocks:
+                monkeypatch.setattr(parts.model, "full_sort_predict", None)
+            results.append((trainer.evaluate(parts.test, load_best_model=False), trainer.other_result))
+            ranks.append(np.array(trainer.eval_collector.collected()))
+        assert results[0] == results[1]
+        assert len(ranks[0]) == 4 and np.array_equal(*ranks)
 
     def test_loss_falls(self, trained: tuple[Parts, Any]) -> None:
         """The last epoch's loss is less than the first's."""

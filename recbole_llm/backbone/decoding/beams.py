@@ -1,6 +1,9 @@
 """Beam search, free or within a trie. A beam that has ended stays, and the others go on beside it.
 
 The score is log P of all tokens, the end included, without any normalisation by length: a probability of the answer.
+
+All beams of a prompt share its keys and values: each token of a beam is a further column of the cache, which the tokens
+of other beams do not see. So nothing is copied when beams are reordered, and memory grows by a token per beam and step.
 """
 
 from dataclasses import dataclass
@@ -8,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recbole_llm.backbone.decoding.decoder import Decoder, PaddedPrompts, Prefix
+from recbole_llm.backbone.decoding.decoder import Decoder, PaddedPrompts, Prefix, states_per_piece
 from recbole_llm.backbone.decoding.trie import Trie
 
 
@@ -38,14 +41,14 @@ def beam_answers(decoder: Decoder, prompts: PaddedPrompts, beams: int, max_token
         max_tokens: the most that an answer holds, its end not counted.
         end: the token that ends an answer.
     """
-    states, prefix = decoder.read(prompts)
+    states, read = _Beams.read(decoder, prompts)
     rows, device = len(states), states.device
     scores = torch.zeros(rows, 1, device=device)
     ended = torch.zeros(rows, 1, dtype=torch.bool, device=device)
     lengths = torch.zeros(rows, 1, dtype=torch.int64, device=device)
     tokens = torch.zeros(rows, 1, 0, dtype=torch.int64, device=device)
     for place in range(max_tokens + 1):
-        logs = decoder.log_probabilities(states).view(rows, scores.shape[1], -1)
+        logs = decoder.log_probabilities(states)
         if place == max_tokens:  # there is room for the end alone
             only = torch.full_like(logs, float("-inf"))
             only[:, :, end] = logs[:, :, end]
@@ -59,7 +62,7 @@ def beam_answers(decoder: Decoder, prompts: PaddedPrompts, beams: int, max_token
         tokens = torch.cat([tokens, token[:, :, None]], dim=2)
         if bool(ended.all()) or place == max_tokens:
             break
-        states = _go_on(decoder, prefix, beam, token)
+        states = read.follow(beam, token)
     return Answers(tokens, lengths, scores)
 
 
@@ -79,10 +82,13 @@ def beam_items(
     Returns:
         Item ids, int64 [rows, beams or fewer], and log P of their paths, float32, -inf where there is no item.
     """
-    states, prefix = decoder.read(prompts)
+    states, read = _Beams.read(decoder, prompts)
     rows, device = len(states), states.device
     scores = torch.zeros(rows, 1, device=device)
     nodes = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+    vocabulary, places = None, trie.tokens
+    if among_children:  # no other token's logit is needed
+        vocabulary, places = torch.unique(trie.tokens, return_inverse=True)
     for depth in range(trie.depth):
         counts = trie.counts[nodes]
         if not int(counts.max()):
@@ -91,21 +97,41 @@ def beam_items(
         children = trie.first[nodes][:, :, None] + column
         there = column < counts[:, :, None]
         children = children.masked_fill(~there, 0)
-        logits = decoder.logits(states).view(rows, nodes.shape[1], -1)
-        chosen = logits.gather(2, trie.tokens[children]).masked_fill(~there, float("-inf"))
+        chosen, total = _logits_of(decoder, states, places[children], vocabulary)
+        chosen = chosen.masked_fill(~there, float("-inf"))
         if among_children:
-            total = chosen.logsumexp(dim=2, keepdim=True).masked_fill(~there[:, :, :1], 0)
-        else:
-            total = logits.logsumexp(dim=2, keepdim=True)
+            total = chosen.logsumexp(dim=2).masked_fill(~there[:, :, 0], 0)
         at_leaf = scores.masked_fill(counts > 0, float("-inf"))
-        scores, beam, child = _best(scores[:, :, None] + chosen - total, at_leaf, beams)
+        scores, beam, child = _best(scores[:, :, None] + chosen - total[:, :, None], at_leaf, beams)
         stays = child < 0
         parent = nodes.gather(1, beam)
         nodes = torch.where(stays, parent, trie.first[parent] + child.clamp_min(0))
         nodes = nodes.masked_fill(scores == float("-inf"), 0)  # a beam that nothing is left for
         if depth + 1 < trie.depth:
-            states = _go_on(decoder, prefix, beam, trie.tokens[nodes])
+            states = read.follow(beam, trie.tokens[nodes])
     return trie.items[nodes], scores
+
+
+def _logits_of(decoder: Decoder, states: Tensor, places: Tensor, vocabulary: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the logits of some tokens after states, and log of the sum of exp(logit) over the vocabulary.
+
+    Args:
+        decoder: has the language head.
+        states: [rows, beams, width].
+        places: int64 [rows, beams, choices], the places of these tokens in the vocabulary.
+        vocabulary: int64 [tokens]; None for all that the head knows.
+
+    Returns:
+        Float32 [rows, beams, choices] and [rows, beams].
+    """
+    size = len(decoder.weight()) if vocabulary is None else len(vocabulary)
+    piece = states_per_piece(size, states.device)
+    chosen, totals = [], []
+    for some, wanted in zip(states.flatten(0, 1).split(piece), places.flatten(0, 1).split(piece), strict=True):
+        logits = decoder.logits(some, vocabulary)
+        chosen.append(logits.gather(1, wanted))
+        totals.append(logits.logsumexp(dim=1))
+    return torch.cat(chosen).view(places.shape), torch.cat(totals).view(places.shape[:2])
 
 
 def _best(going: Tensor, staying: Tensor, beams: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,16 +153,36 @@ def _best(going: Tensor, staying: Tensor, beams: int) -> tuple[Tensor, Tensor, T
     return scores, beam, torch.where(stays, -1, index % choices)
 
 
-def _go_on(decoder: Decoder, prefix: Prefix, beam: Tensor, tokens: Tensor) -> Tensor:
-    """Let a token follow each new beam, and return the states after them: [rows x new beams, width].
+@dataclass
+class _Beams:
+    """What the beams of each prompt have read.
 
-    Args:
+    Attributes:
         decoder: reads.
-        prefix: of the old beams, those of a row together.
-        beam: int64 [rows, new beams], the old beam of each within its row.
-        tokens: int64 [rows, new beams], anything for a beam that has ended.
+        prefix: of the prompts.
+        own: bool [rows, beams, columns], which columns behind the prompt hold a beam's tokens.
     """
-    before = len(prefix.lengths) // len(beam)
-    rows = torch.arange(len(beam), device=beam.device)[:, None] * before + beam
-    prefix.select(rows.flatten())
-    return decoder.follow(prefix, tokens.flatten().clamp_min(0))
+
+    decoder: Decoder
+    prefix: Prefix
+    own: Tensor
+
+    @classmethod
+    def read(cls, decoder: Decoder, prompts: PaddedPrompts) -> tuple[Tensor, "_Beams"]:
+        """Return the states after prompts, [rows, 1, width], and one beam per prompt."""
+        states, prefix = decoder.read(prompts)
+        return states[:, None], cls(decoder, prefix, prefix.visible.new_zeros(len(states), 1, 0))
+
+    def follow(self, beam: Tensor, tokens: Tensor) -> Tensor:
+        """Let a token follow each new beam, and return the states after them: [rows, new beams, width].
+
+        Args:
+            beam: int64 [rows, new beams], the old beam of each within its row.
+            tokens: int64 [rows, new beams], anything for a beam that has ended.
+        """
+        rows, beams = beam.shape
+        before = self.own.gather(1, beam[:, :, None].expand(-1, -1, self.own.shape[2]))
+        itself = torch.eye(beams, dtype=torch.bool, device=beam.device).expand(rows, beams, beams)
+        depths = before.sum(dim=2)
+        self.own = torch.cat([before, itself], dim=2)
+        return self.decoder.branch(self.prefix, tokens.clamp_min(0), self.own, depths)

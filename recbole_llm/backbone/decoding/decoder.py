@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from recbole_llm.errors import BackboneError
 from recbole_llm.packing.ragged import ranges
+
+_LOGITS_BYTES = {"cpu": 30 * 1024**2, "cuda": 512 * 1024**2}
+"""The most that the float32 logits of one piece may take. A CPU's allocator keeps memory below 32 MiB for the next
+piece; above, every piece costs as many page faults as products."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +65,15 @@ class Prefix:
 
     Attributes:
         cache: keys and values.
-        visible: bool [rows, columns], which columns of the cache hold a token.
+        visible: bool [rows, columns], which columns of the cache hold a token that all further ones see.
         lengths: int64 [rows], tokens read: the position of the next one.
         shift: see `PaddedPrompts`.
     """
 
-    cache: DynamicCache
+    cache: Cache
     visible: Tensor
     lengths: Tensor
     shift: Tensor | None
-
-    def select(self, rows: Tensor) -> None:
-        """Keep `rows`, int64 [new rows], in their order; a row may be taken several times."""
-        self.cache.batch_select_indices(rows)
-        self.visible, self.lengths = self.visible[rows], self.lengths[rows]
-        self.shift = None if self.shift is None else self.shift[rows]
 
 
 class Decoder:
@@ -111,27 +109,26 @@ class Decoder:
         )
         positions = (places - (columns - prompts.lengths[:, None])).clamp_min(0)
         prefix = Prefix(DynamicCache(), visible, prompts.lengths, prompts.shift)
-        states = self._forward(prompts.embedded, positions, mask, prefix.cache)
+        states = self._forward(prefix, prompts.embedded, positions, mask)
         return states[:, -1], prefix
 
     def follow(self, prefix: Prefix, tokens: Tensor) -> Tensor:
         """Let one token follow in each row, int64 [rows], and return the states after it: [rows, width]."""
         seen = torch.cat([prefix.visible, prefix.visible.new_ones(len(tokens), 1)], dim=1)
-        states = self._forward(
-            self._embedded(prefix, tokens[:, None]), prefix.lengths[:, None], seen[:, None], prefix.cache
-        )
+        states = self._forward(prefix, self._embedded(prefix, tokens[:, None]), prefix.lengths[:, None], seen[:, None])
         prefix.visible, prefix.lengths = seen, prefix.lengths + 1
         return states[:, 0]
 
     def branch(self, prefix: Prefix, tokens: Tensor, sees: Tensor, depths: Tensor) -> Tensor:
         """Return the states after many tokens that follow a prefix in several branches at once.
 
-        The prefix is spent: its cache holds the branches then.
+        Called again, further tokens follow those of earlier calls; `follow` cannot go on behind branches.
 
         Args:
-            prefix: of `read`.
+            prefix: of `read`. Its cache gets a column per token.
             tokens: int64 [rows, tokens].
-            sees: bool [rows or 1, tokens, tokens], whether a token sees another of them; each sees itself.
+            sees: bool [rows or 1, tokens, columns], whether a token sees those of earlier calls and of this one, in
+                their order; each sees itself.
             depths: int64 [rows or 1, tokens], how many tokens of its branch stand before it.
 
         Returns:
@@ -139,9 +136,9 @@ class Decoder:
         """
         rows, count = tokens.shape
         before = prefix.visible[:, None].expand(rows, count, prefix.visible.shape[1])
-        mask = torch.cat([before, sees.expand(rows, count, count)], dim=2)
+        mask = torch.cat([before, sees.expand(rows, *sees.shape[1:])], dim=2)
         positions = prefix.lengths[:, None] + depths
-        return self._forward(self._embedded(prefix, tokens), positions, mask, prefix.cache)
+        return self._forward(prefix, self._embedded(prefix, tokens), positions, mask)
 
     def log_probabilities(self, states: Tensor) -> Tensor:
         """Return log p of every token after states [..., width]: [..., vocabulary], float32."""
@@ -161,11 +158,20 @@ class Decoder:
         return embedded if prefix.shift is None else embedded + prefix.shift[:, None]
 
     @torch.no_grad()
-    def _forward(self, embedded: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+    def _forward(self, prefix: Prefix, embedded: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Return the states of tokens that follow a prefix, [rows, tokens, width], whose cache grows by them.
+
+        Args:
+            prefix: what has been read.
+            embedded: [rows, tokens, width].
+            positions: int64 [rows, tokens].
+            mask: bool [rows, tokens, columns of the cache and these tokens], what each sees.
+        """
         window = getattr(self.model.config, "sliding_window", None)
-        if window is not None and mask.shape[-1] > window:
+        longest = 0 if window is None else int(positions.max()) + 1
+        if window is not None and longest > window:
             raise BackboneError(
-                f"a prompt and its answer take {mask.shape[-1]} tokens, and {type(self.model).__name__} sees a window "
+                f"a prompt and its answer take {longest} tokens, and {type(self.model).__name__} sees a window "
                 f"of {window}: shorten the history"
             )
         with plain_attention(self.model), torch.autocast(embedded.device.type, torch.bfloat16, enabled=self.autocast):
@@ -173,11 +179,16 @@ class Decoder:
                 inputs_embeds=embedded,
                 position_ids=positions,
                 attention_mask=mask[:, None],
-                past_key_values=cache,
+                past_key_values=prefix.cache,
                 use_cache=True,
             )
         states: Tensor = output.last_hidden_state
         return states
+
+
+def states_per_piece(vocabulary: int, device: torch.device) -> int:
+    """Return how many states may have their logits over a vocabulary at once, at least 1."""
+    return max(_LOGITS_BYTES.get(device.type, _LOGITS_BYTES["cuda"]) // (4 * vocabulary), 1)
 
 
 @contextlib.contextmanager

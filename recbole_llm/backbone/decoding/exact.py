@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor
 
-from recbole_llm.backbone.decoding.decoder import Decoder, PaddedPrompts
+from recbole_llm.backbone.decoding.decoder import Decoder, PaddedPrompts, states_per_piece
 from recbole_llm.backbone.decoding.trie import Trie
-
-_LOGITS_BYTES = 512 * 1024**2  # the most that the float32 logits of one piece may take
 
 
 @torch.no_grad()
@@ -50,7 +48,7 @@ def _edge_log_probabilities(decoder: Decoder, states: Tensor, trie: Trie, among_
     if among_children:  # no other token's logit is needed
         vocabulary, places = torch.unique(places, return_inverse=True)
     size = len(decoder.weight()) if vocabulary is None else len(vocabulary)
-    piece = max(_LOGITS_BYTES // (4 * size * len(states)), 1)
+    piece = max(states_per_piece(size, states.device) // len(states), 1)
     counts = trie.counts[trie.inner]
     ends = counts.cumsum(0).tolist()  # inner nodes in their order have their children in theirs
     edges = torch.empty(len(states), len(places), device=states.device)

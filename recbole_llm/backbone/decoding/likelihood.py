@@ -4,10 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.backbone.decoding.decoder import Decoder, PaddedPrompts
+from recbole_llm.backbone.decoding.decoder import Decoder, PaddedPrompts, states_per_piece
 from recbole_llm.packing.ragged import RaggedTable, ranges
-
-_LOGITS_BYTES = 512 * 1024**2  # the most that the float32 logits of one piece may take
 
 
 @torch.no_grad()
@@ -64,7 +62,7 @@ def token_log_probabilities(decoder: Decoder, table: Tensor, source: Tensor, tok
         source: int64 [tokens], the state before each token.
         tokens: int64 [tokens].
     """
-    piece = max(_LOGITS_BYTES // (4 * len(decoder.weight())), 1)
+    piece = states_per_piece(len(decoder.weight()), table.device)
     found = torch.empty(len(tokens), device=table.device)
     order = source.argsort(stable=True)
     used, counts = torch.unique_consecutive(source[order], return_counts=True)

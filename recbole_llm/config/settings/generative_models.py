@@ -51,8 +51,8 @@ def optimisation(values: dict[str, Any], more: tuple[Setting, ...] = ()) -> Sect
 _HISTORY = "Maximum number of items of a history; the most recent stay."
 
 P5_TITLE = (
-    "P5 (Geng et al., RecSys 2022): the ID of the next item is generated. Sequential tasks alone, on a decoder.\n"
-    "Lengths are OpenP5's; rates are ours, for a decoder that is pre-trained."
+    "P5 (Geng et al., RecSys 2022): the ID of the next item is generated. Sequential tasks alone, on a decoder\n"
+    "or a T5. Lengths are OpenP5's; rates are ours, for a decoder that is pre-trained."
 )
 P5 = (
     language_model("full: all weights. lora: low-rank adapters (peft), and what IDs add."),

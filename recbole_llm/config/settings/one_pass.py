@@ -1,6 +1,6 @@
 """Settings of training at all positions of one pass over a history, written to properties/overall.yaml."""
 
-from recbole_llm.config.kinds import SIZE, Choice, Number
+from recbole_llm.config.kinds import FROM_ZERO, POSITIVE, SIZE, Choice, Maybe, Number
 from recbole_llm.config.schema import Role, Section, Setting
 
 ONE_PASS_BATCH = 16  # histories of an optimiser step; RecBole's 2048 are rows
@@ -20,6 +20,25 @@ ONE_PASS = Section(
             f"GRU4Rec, ...); train_batch_size then counts histories, {ONE_PASS_BATCH} unless given. recent: the same, "
             "the last MAX_ITEM_LIST_LENGTH items alone.",
             since=_SINCE,
+        ),
+        Setting(
+            "sasrec_layers",
+            Choice("recbole", "authors"),
+            "recbole",
+            Role.TRAINING,
+            "Of SASRec. recbole: RecBole's, those of BERT. authors: those of the authors' own code, which public "
+            "implementations have: item vectors scaled by the square root of hidden_size, normalised queries.",
+            since="0.4.0",
+        ),
+        Setting(
+            "position_scale",
+            FROM_ZERO,
+            1.0,
+            Role.TRAINING,
+            "Of RecBole's transformers, what positions are multiplied by before they are added to items. SASRec's "
+            "authors have 1 / sqrt(hidden_size).",
+            pretraining=True,
+            since="0.4.0",
         ),
         Setting(
             "num_negatives",
@@ -47,6 +66,34 @@ ONE_PASS = Section(
             "or half and half; the logits are corrected for it.",
             since=_SINCE,
         ),
+        Setting(
+            "logq_correction",
+            Choice("corrected", "plain"),
+            "corrected",
+            Role.TRAINING,
+            "With loss_type SampledCE, how the logits are corrected. corrected: the target, which is not drawn, is no "
+            "part of the sum over drawn items, and the loss is weighed by 1 - p(target), as in the full softmax's "
+            "gradient; plain: the target stands beside them.",
+            since=_SINCE,
+        ),
+        Setting(
+            "item_optimizer",
+            Maybe(Choice("adamw", "rowwise_adagrad")),
+            None,
+            Role.TRAINING,
+            "With losses on drawn items, how the item table is trained. ~: as all other weights, by a step over all "
+            "items. adamw: the rows that a step has read alone, whose moments rest between; rowwise_adagrad: the same "
+            "with one number a row to remember.",
+            since=_SINCE,
+        ),
+        Setting(
+            "item_learning_rate",
+            Maybe(POSITIVE),
+            None,
+            Role.TRAINING,
+            "With item_optimizer, the item table's own rate; ~ takes learning_rate.",
+            since=_SINCE,
+        ),
     ),
-    "With train_positions: all. `loss_type` may then also be BCE, gBCE or SampledCE.",
+    "With train_positions: all, and for ST2SI. `loss_type` may then also be BCE, gBCE or SampledCE.",
 )

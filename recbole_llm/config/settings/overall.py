@@ -191,7 +191,8 @@ OVERALL = (
                 4096,
                 Role.MACHINE,
                 "The most that the scores of one batch of an evaluation and what is computed of them may take, in MiB: "
-                "in a large catalogue fewer rows are ranked at once than eval_batch_size says. The ranks are the same.",
+                "in a large catalogue its items are scored a block at a time where the model can, elsewhere fewer rows "
+                "are ranked at once than eval_batch_size says. The ranks are the same.",
                 since="0.3.0",
             ),
         ),

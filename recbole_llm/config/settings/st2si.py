@@ -3,6 +3,7 @@
 from recbole_llm.config.kinds import PATH, POSITIVE, SIZE, Choice, Flag, Items, Maybe, Text, Whole
 from recbole_llm.config.schema import Role, Section, Setting
 from recbole_llm.config.settings import text_models
+from recbole_llm.config.settings.one_pass import ONE_PASS_LOSSES
 
 TITLE = (
     "ST2SI: sequence of item texts to sequence of item ids.\n"
@@ -100,6 +101,15 @@ _INPUT = Section(
 _OPTIMISATION = Section(
     "Optimisation",
     (
+        Setting(
+            "loss_type",
+            Choice("CE", *ONE_PASS_LOSSES),
+            "CE",
+            Role.TRAINING,
+            "CE: softmax over all items (eq. 7). For large catalogues (ours): SampledCE, softmax over the target and "
+            "drawn items; BCE and gBCE, drawn items against each prediction. Ranking is over all items in any case.",
+            since="0.3.0",
+        ),
         *text_models.optimisation(
             {
                 "epochs": 30,

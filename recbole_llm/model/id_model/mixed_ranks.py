@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from recbole_llm.evaluation.blocks import Candidates, ItemBlocks
 from recbole_llm.evaluation.counting import PIECE_BYTES, require_numbers
 
 
@@ -39,6 +40,52 @@ def mixed_ranks(
         ranks[:, piece] = _of_piece(
             own[rows[piece]], other[rows[piece]], own_of_target[piece], other_of_target[piece], weights
         )
+    return ranks
+
+
+def mixed_ranks_in_blocks(
+    own: ItemBlocks,
+    other: ItemBlocks,
+    targets: Tensor,
+    weights: Tensor,
+    left_out: Tensor | None = None,
+    piece_bytes: int = PIECE_BYTES,
+) -> Tensor:
+    """Return what `mixed_ranks` does of the log-probabilities of two models, from scores that come in blocks.
+
+    The logarithms of the softmaxes' denominators are the same for all items of a row: no rank depends on them, so the
+    scores are mixed as they are.
+
+    Args:
+        own: scores of one model.
+        other: those of the other, in the same blocks.
+        targets: int64 [rows], an item id per row.
+        weights: from 0 to 1.
+        left_out: int64 [left out], ``row * items + item``, what is no candidate, see `Candidates`; None: nothing.
+        piece_bytes: the most that is held beside the blocks, about.
+
+    Returns:
+        int64 [weights, rows].
+
+    Raises:
+        TrainingError: if a score is not a number.
+    """
+    of_targets = own.of(targets).float(), other.of(targets).float()
+    candidates = Candidates(targets, own.items, left_out)
+    ranks = torch.zeros(len(weights), len(targets), dtype=torch.int64, device=own.device)
+    for (begin, block), (_, other_block) in zip(own, other, strict=True):
+        blocks = block.float(), other_block.float()
+        require_numbers(blocks[0])
+        require_numbers(blocks[1])
+        for scores, score in zip(blocks, of_targets, strict=True):
+            candidates.put_targets(begin, scores, score)
+        blocks[0][candidates.left_out(begin, blocks[0])] = -torch.inf
+        lines = max(piece_bytes // (100 * block.shape[1]), 1)
+        for first in range(0, len(targets), lines):
+            piece = slice(first, first + lines)
+            mine, theirs = (scores[piece] for scores in blocks)
+            own_score, other_score = (score[piece] for score in of_targets)
+            ranks[:, piece] += _of_piece(mine, theirs, own_score, other_score, weights)
     return ranks
 
 

@@ -6,6 +6,7 @@ IDLE-Adapter have it; neither paper does.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,25 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender, SequentialRecommender
 from torch import Tensor, nn
 
-from recbole_llm.config.hooks import hooks_of
+from recbole_llm.config.hooks import ScoresOfItems, hooks_of
 from recbole_llm.data.dataset import HISTORY_END
 from recbole_llm.errors import SettingError
+from recbole_llm.evaluation.blocks import ItemBlocks
 from recbole_llm.evaluation.counting import leave_out
 from recbole_llm.evaluation.ranks import gain_of_rank
 from recbole_llm.model.id_model.histories import resized_histories
 from recbole_llm.model.id_model.memory import RowMemory
-from recbole_llm.model.id_model.mixed_ranks import mixed_ranks
+from recbole_llm.model.id_model.mixed_ranks import mixed_ranks, mixed_ranks_in_blocks
+from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.utils.collectives import sum_
+from recbole_llm.utils.processes import own_part, world
 
 WEIGHTS = np.linspace(0, 1, 21)  # that are tried on validation
-# Rows of a batch, the model's own scores [rows, items] of them, ranking and item of each target; the ranking that each
-# row is a candidate in, where candidates are sampled; and what is left out of the rankings (`KnownHistories.keys`).
-Scored = tuple[Interaction, Tensor, tuple[Tensor, Tensor], Tensor | None, Tensor | None]
+TwoBlocks = tuple[ItemBlocks, ItemBlocks]  # the model's own scores and the ID model's
+# Rows of a batch, the model's own scores [rows, items] of them, or both models' in blocks, ranking and item of each
+# target; the ranking that each row is a candidate in, where candidates are sampled; and what is left out of the
+# rankings (`KnownHistories.keys`).
+Scored = tuple[Interaction, Tensor | TwoBlocks, tuple[Tensor, Tensor], Tensor | None, Tensor | None]
 
 
 class IdScores(nn.Module):
@@ -71,7 +78,17 @@ class IdScores(nn.Module):
         """Return log p_id of all items: [batch, items], float32, -inf for the padding id."""
         return self._scores.get(interaction, lambda: self._computed(interaction))
 
+    @torch.no_grad()
+    def scores_of_items(self, interaction: Interaction) -> ScoresOfItems | None:
+        """Return what gives the ID model's own scores of some items, see `ModelHooks.scores_of_items`."""
+        return hooks_of(self.model).scores_of_items(self._rows(interaction))
+
     def _computed(self, interaction: Interaction) -> Tensor:
+        rows = self._rows(interaction)
+        scores = self.model.full_sort_predict(rows)  # type: ignore[operator]
+        return log_probabilities(scores.view(len(rows), -1))
+
+    def _rows(self, interaction: Interaction) -> Interaction:
         # Where a history ends in this model's dataset says nothing to the other.
         rows = Interaction({name: values for name, values in interaction.interaction.items() if name != HISTORY_END})
         if not hooks_of(self.model).histories_on_host:
@@ -80,8 +97,7 @@ class IdScores(nn.Module):
         width = self.model.max_seq_length if isinstance(self.model, SequentialRecommender) else None
         if width is not None and width != rows[self.fields[0]].shape[1]:
             rows.update(resized_histories(rows, *self.fields, width))
-        scores = self.model.full_sort_predict(rows)  # type: ignore[operator]
-        return log_probabilities(scores.view(len(rows), -1))
+        return rows
 
     def mix(self, scores: Tensor, interaction: Interaction) -> Tensor:
         """Return the mixed scores [batch, items] of a model's own `scores` [batch, items]."""
@@ -98,7 +114,7 @@ class IdScores(nn.Module):
 
         Args:
             states_of: the model's hidden states [batch, width] of a batch of rows.
-            head: from states to the model's own scores of all items [batch, items].
+            head: from states to the model's own scores.
             valid_data: RecBole's loader of the validation part.
         """
         if not self.chosen_on_validation:
@@ -109,16 +125,31 @@ class IdScores(nn.Module):
         known = None if part is None or part.item_protocol.repeatable else part.known_histories
 
         def batches() -> Iterator[Scored]:
-            for interaction, place, rows, items in valid_data:
+            for interaction, place, rows, items in map(_own_rows, valid_data):
+                if not len(interaction):  # other processes have the rows of a small batch
+                    continue
                 states = states_of(interaction)
-                scores = head(states)
                 lines = place if isinstance(place, Tensor) else None
                 if lines is None:  # all items are ranked; candidates have too many lines to keep
                     self._remembered[self._key(interaction)] = states
-                left_out = None if known is None else known.keys(interaction, lines, scores.device)
-                yield interaction, scores, (rows.to(scores.device), items.to(scores.device)), lines, left_out
+                left_out = None if known is None else known.keys(interaction, lines, states.device)
+                targets = (rows.to(states.device), items.to(states.device))
+                blocks = None
+                if getattr(valid_data, "in_blocks", False):
+                    blocks = self._blocks(states, head, interaction, valid_data.config["eval_memory"] * 2**20)
+                yield interaction, head(states) if blocks is None else blocks, targets, lines, left_out
 
         self.choose_weight(batches())
+
+    def _blocks(
+        self, states: Tensor, head: Callable[[Tensor], Tensor], interaction: Interaction, memory: int
+    ) -> TwoBlocks | None:
+        of_id_model = self.scores_of_items(interaction) if isinstance(head, ItemLinearProjection) else None
+        if of_id_model is None:
+            return None
+        assert isinstance(head, ItemLinearProjection)
+        shape = (len(states), len(head.weight), memory, states.device)
+        return ItemBlocks(partial(head.of_items, states), *shape), ItemBlocks(of_id_model, *shape)
 
     def remembered_states(self, interaction: Interaction) -> Tensor | None:
         """Return the states of these rows that choosing the weight computed, once; None if there are none."""
@@ -137,16 +168,29 @@ class IdScores(nn.Module):
         gains = torch.zeros(len(WEIGHTS), dtype=torch.float64, device=self.weight.device)
         weights = torch.tensor(WEIGHTS, dtype=torch.float32, device=self.weight.device)
         for interaction, scores, targets, lines, left_out in batches:
-            own, of_id_model = log_probabilities(scores), self(interaction)
-            if lines is not None:
-                lines, items = lines.to(own.device), interaction[self.item_field].to(own.device)
-                own, of_id_model = (_of_candidates(each, lines, items) for each in (own, of_id_model))
-            if left_out is not None:
-                leave_out(own, left_out, *targets)
-            gains += self._gain(mixed_ranks(own, of_id_model, *targets, weights)).sum(dim=1)
-        counted = gains.cpu().numpy()
+            if isinstance(scores, tuple):
+                ranks = mixed_ranks_in_blocks(*scores, targets[1], weights, left_out)
+            else:
+                own, of_id_model = log_probabilities(scores), self(interaction)
+                if lines is not None:
+                    lines, items = lines.to(own.device), interaction[self.item_field].to(own.device)
+                    own, of_id_model = (_of_candidates(each, lines, items) for each in (own, of_id_model))
+                if left_out is not None:
+                    leave_out(own, left_out, *targets)
+                ranks = mixed_ranks(own, of_id_model, *targets, weights)
+            gains += self._gain(ranks).sum(dim=1)
+        counted = sum_(gains).cpu().numpy()
         best = np.flatnonzero(np.isclose(counted, counted.max(), rtol=1e-12))
         self.weight.fill_(WEIGHTS[min(best, key=lambda index: abs(WEIGHTS[index] - 0.5))])
+
+
+def _own_rows(batch: Any) -> Any:
+    """Return the rows of a batch that this process ranks, as `evaluation.shared_ranks` cuts them."""
+    if not world().is_shared:
+        return batch
+    interaction, place, _, items = batch
+    own = own_part(len(interaction))
+    return interaction[own], place, torch.arange(own.stop - own.start), items[own]
 
 
 def given_id_weight(value: Any) -> float | None:

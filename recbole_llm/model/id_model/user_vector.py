@@ -1,20 +1,19 @@
 """How each sequential model yields its user vector: the one place that says so.
 
-A model of ours has a method ``user_vectors(interaction)``, which is asked. RecBole's models have none: their `forward`
-takes what it needs in an order of its own, and two of them return the states of all positions. The table below holds a
-call for each, the same as in the model's own `full_sort_predict`.
+A model of ours has a method ``user_vectors(interaction)``, which is asked. RecBole's models have none: how each is
+called says `recbole_llm.compat.user_vectors`.
 
 Models that score an item from more than one vector of the user and one of the item (FPMC, TransRec, RepeatNet, DIN,
 DIEN, the two CPR models) and general models have no such vector.
 """
 
-from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_llm.compat.user_vectors import CALLS, call_of
 from recbole_llm.errors import SettingError, TrainingError
 
 
@@ -26,65 +25,6 @@ class HasUserVectors(Protocol):
         """Return the user vectors [batch, interests, size] of RecBole's rows."""
 
 
-def _history(model: Any, rows: Interaction) -> Tensor:
-    return model(rows[model.ITEM_SEQ])
-
-
-def _history_and_length(model: Any, rows: Interaction) -> Tensor:
-    return model(rows[model.ITEM_SEQ], rows[model.ITEM_SEQ_LEN])
-
-
-def _history_and_user(model: Any, rows: Interaction) -> Tensor:
-    return model(rows[model.ITEM_SEQ], rows[model.USER_ID])
-
-
-def _caser(model: Any, rows: Interaction) -> Tensor:
-    return model(rows[model.USER_ID], rows[model.ITEM_SEQ])
-
-
-def _hrm(model: Any, rows: Interaction) -> Tensor:
-    return model(rows[model.ITEM_SEQ], rows[model.USER_ID], rows[model.ITEM_SEQ_LEN])
-
-
-def _fossil(model: Any, rows: Interaction) -> Tensor:
-    return model(rows[model.ITEM_SEQ], rows[model.ITEM_SEQ_LEN], rows[model.USER_ID])
-
-
-def _bert4rec(model: Any, rows: Interaction) -> Tensor:
-    # The mask token stands after the last item, and the first position makes room for it; RecBole's
-    # `reconstruct_test_data` does the same row by row.
-    histories, lengths = rows[model.ITEM_SEQ], rows[model.ITEM_SEQ_LEN]
-    longer = torch.cat([histories, torch.zeros_like(histories[:, :1])], dim=1)
-    masked = longer.scatter(1, lengths[:, None], model.mask_token)[:, 1:]
-    return model.gather_indexes(model(masked), lengths - 1)
-
-
-# RecBole's models by their names.
-_CALLS: dict[str, Callable[[Any, Interaction], Tensor]] = {
-    "BERT4Rec": _bert4rec,
-    "CORE": _history,
-    "Caser": _caser,
-    "FDSA": _history_and_length,
-    "FEARec": _history_and_length,
-    "FOSSIL": _fossil,
-    "GCSAN": _history_and_length,
-    "GRU4Rec": _history_and_length,
-    "GRU4RecF": _history_and_length,
-    "GRU4RecKG": _history_and_length,
-    "HGN": _history_and_user,
-    "HRM": _hrm,
-    "KSR": _history_and_length,
-    "LightSANs": _history_and_length,
-    "NARM": _history_and_length,
-    "NPE": _history_and_user,
-    "NextItNet": _history,
-    "SASRec": _history_and_length,
-    "SASRecF": _history_and_length,
-    "SHAN": _history_and_user,
-    "SINE": _history_and_length,
-    "SRGNN": _history_and_length,
-    "STAMP": _history_and_length,
-}
 _TOWERS = ("LLMRec", "MoRec", "Recformer", "TwinBERT")
 _OURS = ("ComiRec", "MLP4Rec", "S3Rec", "ZESRec", "UniSRec", "AlphaFuse", "TextInitSASRec", *_TOWERS)
 
@@ -95,16 +35,11 @@ def require_user_vector(model_class: type) -> None:
     Raises:
         SettingError: if the model has none; the models that have one are named.
     """
-    if not issubclass(model_class, HasUserVectors) and _call_of(model_class) is None:
+    if not issubclass(model_class, HasUserVectors) and call_of(model_class) is None:
         raise SettingError(
-            f"the model {model_class.__name__} has no user vector: take one of {', '.join((*_OURS, *_CALLS))}, or give "
+            f"the model {model_class.__name__} has no user vector: take one of {', '.join((*_OURS, *CALLS))}, or give "
             f"the class a method user_vectors(interaction) that returns [batch, interests, size]"
         )
-
-
-def _call_of(model_class: type) -> Callable[[Any, Interaction], Tensor] | None:
-    # A subclass may call `forward` otherwise: only RecBole's own classes are known.
-    return _CALLS.get(model_class.__name__) if model_class.__module__.startswith("recbole.") else None
 
 
 def user_vectors(model: Any, interaction: Interaction) -> Tensor:
@@ -122,7 +57,7 @@ def user_vectors(model: Any, interaction: Interaction) -> Tensor:
     if isinstance(model, HasUserVectors):
         return model.user_vectors(interaction)
     require_user_vector(type(model))
-    call = _call_of(type(model))
+    call = call_of(type(model))
     assert call is not None
     return call(model, interaction)[:, None]
 

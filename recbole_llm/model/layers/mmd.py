@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from recbole_llm.utils.collectives import numbers_of_all, rows_of_all
+
 _MEDIAN_SETS = 256  # sets whose distances the median is taken of: enough for three digits
 
 
@@ -24,12 +26,15 @@ def median_rho(x: Tensor, y: Tensor) -> Tensor:
     """Return the median of the squared distances between the rows of x and y, a scalar without gradient.
 
     x and y are as in `gaussian_mmd`; the distances are those between different rows of one set's x and y together.
+    Where several processes share a step, the median is that of the sets of all of them, which call it together.
     """
     with torch.no_grad():
         rows = torch.cat([x[:_MEDIAN_SETS], y[:_MEDIAN_SETS]], dim=1).float()
         distances = _distances(rows, rows)
         first, second = torch.triu_indices(rows.shape[1], rows.shape[1], offset=1, device=rows.device)
-        return distances[:, first, second].median().clamp_min(torch.finfo(torch.float32).tiny)
+        own = distances[:, first, second]
+        whole = rows_of_all(own, numbers_of_all([len(own)])[:, 0].tolist())
+        return whole.median().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
-"""Losses of many user vectors and the items that follow, for models that predict at every position of one pass.
+"""Losses of many user vectors and the items that follow, for models that predict at every position of a history.
 
-All are means over the labelled queries; label 0 is no label. With z_j the product of a user vector and the vector of
+They serve item tables of ID models and ST2SI's item linear projection alike. All are sums or means over the labelled
+queries; label 0 is no label. With z_j the product of a user vector and the vector of
 item j, y the next item and N the number of items:
 
 * CE: -log softmax(z)_y over all rows of the item table, the padding id among them, as in RecBole's models: it is never
@@ -14,7 +15,8 @@ item j, y the next item and N the number of items:
   z_j - log(m q_j) (Bengio & Senecal 2008). The label is not drawn, and so not corrected; with P_y its probability among
   them, the loss is (1 - P_y)(-z_y + log of the sum of exp(z_j - log(m q_j)) over the drawn j other than y), where 1 -
   P_y has no gradient: the gradient of the full softmax, its expectation over items drawn (Khrylchenko et al.,
-  "Correcting the LogQ Correction", RecSys 2025).
+  "Correcting the LogQ Correction", RecSys 2025). The plain correction counts the label as drawn beside the others: -z_y
+  + log(exp(z_y) + the same sum).
 """
 
 import math
@@ -32,22 +34,30 @@ _BPR_FLOOR = 1e-10  # of recbole.model.loss.BPRLoss
 _HIDDEN = -1e30  # the logit of a drawn item that is the label; minus infinity would have no gradient where all are
 
 
-def scores_of(states: Tensor, table: Tensor, items: Tensor) -> Tensor:
+def vectors_of(table: Tensor, items: Tensor, sparse: bool) -> Tensor:
+    """Return the rows [..., size] of a table; with `sparse` its gradient is a sparse tensor of them alone."""
+    return F.embedding(items, table, sparse=True) if sparse else table[items]
+
+
+def scores_of(states: Tensor, table: Tensor, items: Tensor, sparse: bool = False) -> Tensor:
     """Return the scores [queries, k] of items [queries, k] for states [queries, size]."""
-    if len(table) <= _DENSE * items.shape[1]:
+    if len(table) <= _DENSE * items.shape[1] and not sparse:
         return (states @ table.T).gather(1, items)
-    return (table[items] @ states[:, :, None]).squeeze(2)
+    return (vectors_of(table, items, sparse) @ states[:, :, None]).squeeze(2)
 
 
-def bpr(states: Tensor, table: Tensor, labels: Tensor, negatives: Tensor) -> Tensor:
+def bpr(states: Tensor, table: Tensor, labels: Tensor, negatives: Tensor, sparse: bool = False) -> Tensor:
     """Return BPR [queries] against items [queries, 1]."""
-    difference = scores_of(states, table, labels[:, None]) - scores_of(states, table, negatives)
+    scores = scores_of(states, table, torch.cat([labels[:, None], negatives], dim=1), sparse)
+    difference = scores[:, :1] - scores[:, 1:]
     return -torch.log(_BPR_FLOOR + torch.sigmoid(difference)).squeeze(1)
 
 
-def binary(states: Tensor, table: Tensor, labels: Tensor, negatives: Tensor, beta: float = 1.0) -> Tensor:
+def binary(
+    states: Tensor, table: Tensor, labels: Tensor, negatives: Tensor, beta: float = 1.0, sparse: bool = False
+) -> Tensor:
     """Return (generalised) binary cross-entropies [queries] against items [queries, k]."""
-    scores = scores_of(states, table, torch.cat([labels[:, None], negatives], dim=1))
+    scores = scores_of(states, table, torch.cat([labels[:, None], negatives], dim=1), sparse)
     # log(1 - sigma(z)) = log sigma(-z)
     return -beta * F.logsigmoid(scores[:, 0]) - F.logsigmoid(-scores[:, 1:]).sum(dim=1)
 
@@ -64,8 +74,16 @@ def calibrated_beta(calibration: float, negatives: int, items: int) -> float:
     return share * (calibration * (1 - 1 / share) + 1 / share)
 
 
-def sampled_softmax(states: Tensor, table: Tensor, labels: Tensor, drawn: Tensor, log_expected: Tensor) -> Tensor:
-    """Return sampled cross-entropies [queries] with the corrected correction.
+def sampled_softmax(
+    states: Tensor,
+    table: Tensor,
+    labels: Tensor,
+    drawn: Tensor,
+    log_expected: Tensor,
+    plain: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """Return sampled cross-entropies [queries].
 
     Args:
         states: [queries, size].
@@ -73,10 +91,14 @@ def sampled_softmax(states: Tensor, table: Tensor, labels: Tensor, drawn: Tensor
         labels: int64 [queries].
         drawn: int64 [m], items that all queries share; one may be drawn more than once.
         log_expected: [m], log(m q_j) of each.
+        plain: whether the correction is the plain one.
+        sparse: whether the gradient of the table is a sparse tensor.
     """
-    label_logits = (states * table[labels]).sum(dim=1)
-    logits = states @ table[drawn].T - log_expected
+    label_logits = (states * vectors_of(table, labels, sparse)).sum(dim=1)
+    logits = states @ vectors_of(table, drawn, sparse).T - log_expected
     others = logits.masked_fill(drawn == labels[:, None], _HIDDEN).logsumexp(dim=1)
+    if plain:
+        return F.softplus(others - label_logits)
     missed = torch.sigmoid(others - label_logits).detach()  # 1 - P_y
     return missed * (others - label_logits)
 
@@ -91,6 +113,8 @@ class PositionLoss(nn.Module):
         calibration: t of gBCE.
         sampling: q of SampledCE: uniform, popularity (items that are never a target are never drawn), or mixed, the
             mean of both.
+        correction: of SampledCE, corrected or plain.
+        sparse: whether gradients of the table are sparse tensors, of the rows that a step reads.
 
     Raises:
         SettingError: if gBCE or BCE shall draw more items than there are.
@@ -106,9 +130,12 @@ class PositionLoss(nn.Module):
         negatives: int = 256,
         calibration: float = 0.75,
         sampling: str = "mixed",
+        correction: str = "corrected",
+        sparse: bool = False,
     ) -> None:
         super().__init__()
-        self.loss_type, self.negatives = loss_type, negatives
+        self.loss_type, self.negatives, self.sparse = loss_type, negatives, sparse
+        self.plain = correction == "plain"
         self.items = len(popularity) - 1
         if loss_type in ("BCE", "gBCE") and negatives >= self.items:
             raise SettingError(
@@ -123,12 +150,11 @@ class PositionLoss(nn.Module):
         self.register_buffer("up_to", share.cumsum(0), persistent=False)
 
     @classmethod
-    def from_config(cls, config: Any, dataset: Any) -> "PositionLoss":
-        """Return the loss of a run with its training part."""
-        popularity = torch.bincount(dataset.inter_feat[dataset.iid_field], minlength=dataset.item_num)
+    def from_config(cls, config: Any, popularity: Tensor) -> "PositionLoss":
+        """Return the loss of a run; `popularity` is that of the class."""
         return cls(
             config["loss_type"], popularity, config["num_negatives"], config["gbce_calibration"],
-            config["negative_sampling"],
+            config["negative_sampling"], config["logq_correction"], config["item_optimizer"] is not None,
         )  # fmt: skip
 
     def forward(self, states: Tensor, table: Tensor, labels: Tensor) -> Tensor:
@@ -139,21 +165,23 @@ class PositionLoss(nn.Module):
             table: item vectors [items, size], row 0 the padding id's.
             labels: int64 [queries], the next items; 0 for none.
         """
-        labelled = labels > 0
-        count = labelled.sum().clamp(min=1)
+        return self.summed(states, table, labels) / (labels > 0).sum().clamp(min=1)
+
+    def summed(self, states: Tensor, table: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum over the labelled queries; see `forward`."""
         if self.loss_type == "CE":
-            return cross_entropy_sum(states, table, labels, table.dtype, padding_class=True) / count
-        return self._drawn(states, table, labels).masked_fill(~labelled, 0).sum() / count
+            return cross_entropy_sum(states, table, labels, table.dtype, padding_class=True)
+        return self._drawn(states.to(table.dtype), table, labels).masked_fill(labels == 0, 0).sum()
 
     def _drawn(self, states: Tensor, table: Tensor, labels: Tensor) -> Tensor:
         if self.loss_type == "SampledCE":
             place = torch.rand(self.negatives, dtype=torch.double, device=labels.device) * self.up_to[-1]
             drawn = torch.searchsorted(self.up_to, place, right=True).clamp(max=self.items)
             log_expected = self.log_share[drawn] + math.log(self.negatives)
-            return sampled_softmax(states, table, labels, drawn, log_expected)
+            return sampled_softmax(states, table, labels, drawn, log_expected, self.plain, self.sparse)
         if self.loss_type == "BPR":
-            return bpr(states, table, labels, self._others(labels, 1))
-        return binary(states, table, labels, self._others(labels, self.negatives), self.beta)
+            return bpr(states, table, labels, self._others(labels, 1), self.sparse)
+        return binary(states, table, labels, self._others(labels, self.negatives), self.beta, self.sparse)
 
     def _others(self, labels: Tensor, number: int) -> Tensor:
         """Return int64 [queries, number]: for each query, items drawn evenly from all but its label."""

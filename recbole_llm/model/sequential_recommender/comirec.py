@@ -14,6 +14,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
+from recbole_llm.config.hooks import ModelHooks, ScoresOfItems
 from recbole_llm.model.layers.next_item_loss import NextItemLoss
 
 
@@ -36,7 +37,7 @@ class ComiRecSettings:
         return cls(**{name: config[name] for name in cls.__dataclass_fields__})
 
 
-class ComiRec(SequentialRecommender):
+class ComiRec(ModelHooks, SequentialRecommender):
     """ComiRec as a RecBole sequential model.
 
     Args:
@@ -103,11 +104,26 @@ class ComiRec(SequentialRecommender):
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return the scores [batch, items] of all items: max_k v_k . e."""
+        return self.scores_of_items(interaction)(slice(None))
+
+    @classmethod
+    def scores_in_blocks(cls, config: Any) -> bool:
+        """Tell that `scores_of_items` answers."""
+        del config
+        return True
+
+    def scores_of_items(self, interaction: Interaction) -> ScoresOfItems:
+        """Return the scores of some items as a function."""
         interests = self.user_vectors(interaction)
-        scores = interests[:, 0] @ self.item_embedding.weight.T
-        for k in range(1, interests.shape[1]):  # one interest after the other: never [batch, K, items] at once
-            scores = torch.maximum(scores, interests[:, k] @ self.item_embedding.weight.T)
-        return scores
+
+        def scores_of(ids: slice | Tensor) -> Tensor:
+            items = self.item_embedding.weight[ids]
+            scores = interests[:, 0] @ items.T
+            for k in range(1, interests.shape[1]):  # one interest after the other: never [batch, K, items] at once
+                scores = torch.maximum(scores, interests[:, k] @ items.T)
+            return scores
+
+        return scores_of
 
 
 class SelfAttentiveExtraction(nn.Module):

@@ -114,8 +114,8 @@ class GPT4Rec(GenerativeRecommender):
     # -- ranking -------------------------------------------------------------------------------------------------------
 
     def tokens_per_row(self, prompt_tokens: np.ndarray) -> np.ndarray:
-        """Return how many tokens the scores of a row take: the prompt and a query, of every beam."""
-        return (prompt_tokens + self._max_query) * self._queries
+        """Return how many tokens the scores of a row take: the prompt, and a query of every beam."""
+        return prompt_tokens + self._max_query * self._queries
 
     def queries(self, prompts: PaddedPrompts) -> list[list[tuple[str, float]]]:
         """Return the queries for each prompt with their log-probabilities, the most probable first; none twice."""

@@ -1,9 +1,10 @@
 """P5 (Geng et al., RecSys 2022, "Recommendation as Language Processing"): the next item is a generated ID.
 
 Of P5's five families of tasks the sequential one, in which a prompt names the items of a history and the answer is the
-next item's ID. The paper tunes T5; here a decoder reads the prompt and goes on with the answer, as OpenP5 does with
-Llama. Whole-word embeddings, which hold the pieces of one ID together, are added in training and in ranking alike
-(P5's public code leaves them out where it generates).
+next item's ID. With a T5, as in the paper, an encoder reads the prompt and a decoder writes the answer; any other
+decoder reads the prompt and goes on with the answer, as OpenP5 does with Llama. Whole-word embeddings, which hold the
+pieces of one ID together, are added in training and in ranking alike (P5's public code leaves them out where it
+generates).
 
 Ranking is exact by default: log P of every item's ID, from one continuation per inner node of the tree of all IDs. The
 paper's beam search is ``decoding: beam``.
@@ -42,15 +43,16 @@ class P5(GenerativeRecommender):
         ids: int64 [items, tokens], the ID of every item as token ids, padded with -1; stored with the weights. Those
             from the size of the vocabulary on are `id_embedding`'s.
         id_embedding: the embeddings, and the weights of the language head, of tokens that IDs add to the vocabulary.
-        word_embedding: of whole words, by their place in the prompt; it starts at zero.
+        word_embedding: of whole words, by their place in the prompt; it starts at zero. With a T5 in the encoder alone.
         id_prompts: writes histories.
 
     Raises:
-        BackboneError: if the backbone cannot be had, or is no decoder.
+        BackboneError: if the backbone cannot be had, or is an encoder.
         DataError: if two items have the same ID.
         SettingError: if a prompt can be longer than the backbone's positions, or a template is not understood.
     """
 
+    takes_encoder_decoders = True
     ids: Tensor
 
     def __init__(self, config: Any, dataset: HistoryDataset) -> None:
@@ -118,7 +120,7 @@ class P5(GenerativeRecommender):
         padded = self.ids.cpu().numpy()
         lengths = (padded >= 0).sum(axis=1)
         paths = RaggedTable(padded[padded >= 0], np.concatenate([[0], np.cumsum(lengths)]))
-        self.id_prompts = IdPrompts(self._templates, paths, *self._writing)
+        self.id_prompts = IdPrompts(self._templates, paths, *self._writing, closed=self.encodes)
         self.table, self.word_starts = self.id_prompts.table, self.id_prompts.starts
         self._trie = build_trie(paths)
 
@@ -153,10 +155,14 @@ class P5(GenerativeRecommender):
         return torch.cat([self.head.weight, self.id_embedding.weight])
 
     def word_shift(self, words: Tensor) -> Tensor | None:
-        """Return the whole-word embeddings of words [...], from 1: [..., width]; None without them."""
+        """Return the whole-word embeddings of words [...], from 1: [..., width]; None without them.
+
+        With an encoder from 0, the word of the token that ends a prompt.
+        """
         if self.word_embedding is None:
             return None
-        shift: Tensor = self.word_embedding((words - 1).clamp_max(WORDS - 1)).to(self.head.weight.dtype)
+        rows = words if self.encodes else words - 1
+        shift: Tensor = self.word_embedding(rows.clamp_max(WORDS - 1)).to(self.head.weight.dtype)
         return shift
 
     def added(self) -> list[nn.Module]:
@@ -200,11 +206,11 @@ class P5(GenerativeRecommender):
         return items
 
     def tokens_per_row(self, prompt_tokens: np.ndarray) -> np.ndarray:
-        """Return how many tokens the scores of a row take: the prompt and all inner nodes, or that of every beam."""
+        """Return how many tokens the scores of a row take: the prompt, and all inner nodes or every beam's tokens."""
         trie = self.trie()
         if self._beam is None:
             return prompt_tokens + len(trie.inner)
-        return (prompt_tokens + trie.depth) * self._beam
+        return prompt_tokens + trie.depth * self._beam
 
     def scores_of(self, prompts: PaddedPrompts) -> Tensor:
         """Return log P of every item's ID after prompts: float32 [rows, items], -inf for items outside a beam."""

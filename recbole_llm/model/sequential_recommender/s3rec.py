@@ -1,13 +1,17 @@
 """S3Rec (Zhou et al., CIKM 2020): RecBole's, with both of its stages in one run and a quick way to its data."""
 
 import copy
+import random
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
+from torch.nn import functional as F
 
 from recbole_llm.compat import repairs as compat
+from recbole_llm.compat.masked_items import append
 from recbole_llm.config.hooks import ModelHooks
 from recbole_llm.model.needs import OwnPretraining
 
@@ -17,6 +21,14 @@ with compat.unchanged_anomaly_detection():
 
 class S3Rec(ModelHooks, compat.repair(RecBolesS3Rec)):  # type: ignore[misc]
     """RecBole's S3Rec, which a run pre-trains first unless that was done before.
+
+    Repairs in `recbole/model/sequential_recommender/s3rec.py`, beside that of `reconstruct_pretrain_data`:
+
+    * `:330` pads the histories of the pre-training at the left and `:170` counts positions from there, while
+      fine-tuning pads at the right: the two stages have different positions for the same item. Both count from the
+      first item here.
+    * `:417` pre-trains on the histories of the rows without their targets: a user's last training item is never read.
+    * `:267` draws the mask token as a negative item, and `:443` has it as a class of the cross-entropy.
 
     Args:
         config: the settings of the run.
@@ -39,6 +51,38 @@ class S3Rec(ModelHooks, compat.repair(RecBolesS3Rec)):  # type: ignore[misc]
         """Return the user vectors [batch, 1, size] of RecBole's rows."""
         states = self(interaction[self.ITEM_SEQ], bidirectional=False)
         return self.gather_indexes(states, interaction[self.ITEM_SEQ_LEN] - 1)[:, None]
+
+    def forward(self, item_seq: Tensor, bidirectional: bool = True) -> Tensor:
+        """Return the states [batch, length, size] of histories that are padded at the left or at the right.
+
+        Args:
+            item_seq: int64 [batch, length], 0 where no item is.
+            bidirectional: whether an item reads those after it, too.
+        """
+        width = item_seq.shape[1]
+        places = torch.arange(width, device=item_seq.device)
+        empty = (item_seq != 0).int().argmax(dim=1, keepdim=True)  # places before the first item
+        states: Tensor = super().forward(item_seq.gather(1, (places + empty) % width), bidirectional)
+        return states.gather(1, ((places - empty) % width)[:, :, None].expand_as(states))
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        """Return the loss of a batch of RecBole's rows in either stage, a scalar."""
+        targets = interaction[self.POS_ITEM_ID]
+        if self.train_stage == "pretrain":
+            whole, last = append(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], targets)
+            interaction = Interaction({self.ITEM_SEQ: whole, self.ITEM_SEQ_LEN: last + 1, self.POS_ITEM_ID: targets})
+        elif self.loss_type == "CE":
+            table = self.item_embedding.weight[: self.mask_token]
+            return F.cross_entropy(self.user_vectors(interaction)[:, 0] @ table.T, targets)
+        loss: Tensor = super().calculate_loss(interaction)
+        return loss
+
+    def _neg_sample(self, item_set: Collection[int]) -> int:
+        """Return an item that is not in `item_set`."""
+        item = random.randint(1, self.mask_token - 1)
+        while item in item_set:
+            item = random.randint(1, self.mask_token - 1)
+        return item
 
     def reconstruct_pretrain_data(self, item_seq: Tensor, item_seq_len: Tensor) -> tuple[Tensor, ...]:
         """Return what RecBole's does, with the attributes of all items in one table.

@@ -6,6 +6,7 @@ import torch
 from tiny_models import rough
 from transformers import AutoModelForCausalLM
 
+from recbole_llm.backbone.decoding import decoder as decoder_module
 from recbole_llm.backbone.decoding.beams import beam_answers, beam_items
 from recbole_llm.backbone.decoding.decoder import Decoder, left_padded
 from recbole_llm.backbone.decoding.exact import path_log_probabilities
@@ -77,7 +78,7 @@ def test_clashes_are_found(rows, clash):
 @pytest.mark.parametrize("piece", [1, 1 << 30])
 def test_exact_scores_are_sums_of_transformers_log_probabilities(models, monkeypatch, among_children, piece):
     causal, decoder = models
-    monkeypatch.setattr("recbole_llm.backbone.decoding.exact._LOGITS_BYTES", piece)
+    monkeypatch.setitem(decoder_module._LOGITS_BYTES, "cpu", piece)
     trie = build_trie(RaggedTable.from_rows(PATHS))
     found = path_log_probabilities(decoder, prompts_of(decoder), trie, among_children)
     assert (found[:, 0] == -torch.inf).all()

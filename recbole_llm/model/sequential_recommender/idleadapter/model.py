@@ -35,7 +35,7 @@ from recbole_llm.config import registry
 from recbole_llm.data.dataset import HistoryDataset, row_ends
 from recbole_llm.data.prompt_batches import PackedPrompts, PromptStyle
 from recbole_llm.data.prompts import PromptLimits, Prompts
-from recbole_llm.errors import DataError
+from recbole_llm.errors import DataError, SettingError
 from recbole_llm.model.id_model.frozen import FrozenIdModel
 from recbole_llm.model.id_model.histories import resized_histories
 from recbole_llm.model.id_model.memory import RowMemory
@@ -78,6 +78,7 @@ class IDLEAdapter(ProjectedRecommender):
 
     dataset_class = HistoryDataset
     trainer_class = AdapterTrainer
+    several_processes = True
     stages = (IdModel(),)
     histories_on_host = True  # where prompts are put together
     renamed_weights: ClassVar[dict[str, str]] = {"head.weight": "projection.weight"}  # in runs of version 0.1.0
@@ -110,6 +111,15 @@ class IDLEAdapter(ProjectedRecommender):
         self.id_scores = None if settings.id_weight == 0 else IdScores(config, self.id_model)
         self.projection = ItemLinearProjection(loaded.width, self.n_items)
         truncated_normal_(self.projection.weight)
+
+    @classmethod
+    def check_processes(cls, config: Any) -> None:
+        """Refuse rows of the discrepancy that are the prompts of one pass: several processes have several passes."""
+        super().check_processes(config)
+        if config["mmd_weight"] and config["mmd_rows"] == "batch":
+            raise SettingError(
+                "mmd_rows=batch compares the prompts of one process: set mmd_rows=layers, or run without torchrun"
+            )
 
     @classmethod
     def check_before_stages(cls, config: Any, dataset: Any) -> None:
@@ -250,6 +260,18 @@ class IDLEAdapter(ProjectedRecommender):
     def training_samples(self, rng: np.random.Generator) -> Any:
         """Return the prefixes of one epoch. See `PackedTrainer`."""
         return self.inputs.training_prefixes()
+
+    def sample_tokens(self, samples: Any) -> np.ndarray:
+        """Return how many items the history of each prefix has, in the place of its tokens. See `TextRecommender`."""
+        return self.inputs.lengths[samples.rows]
+
+    def empty_pass_loss(self) -> Tensor:
+        """Return 0, see `ProjectedRecommender`; the median distance is that of the other processes."""
+        loss = super().empty_pass_loss()
+        if self.settings.mmd_weight:
+            none = torch.empty(0, self.layers, self.width, device=self.device)
+            median_rho(none, none)
+        return loss
 
     def prepared_step(self, samples: Any) -> tuple[int, list[AdapterBatch]]:
         """Return how many prefixes a step has, and its passes. See `PackedTrainer`."""

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_llm.backbone.feature_cache import SharedRows, stored_or_computed, storing_budget
+from recbole_llm.backbone.feature_cache import SharedRows, by_turns, stored_or_computed, storing_budget
 from recbole_llm.backbone.stored_states import files_key, states_key
+from recbole_llm.data.prompt_batches import PackedPrompts
+from recbole_llm.model.id_model.user_vector import user_vector_shape
 from recbole_llm.trainer.packed_trainer import PackedTrainer
+from recbole_llm.utils.collectives import numbers_of_all
+from recbole_llm.utils.processes import world
 
 _ROWS = 8192  # histories of one pass of the ID model
 _SHARE = 0.25  # of a device's free memory that stored language model states may take
@@ -33,11 +37,16 @@ class AdapterTrainer(PackedTrainer):
     def _user_vectors(self, show_progress: bool) -> None:
         inputs = self.model.inputs
         starts = range(0, len(inputs.ends), _ROWS)
-        parts = []
-        for begin in tqdm(starts, desc="User vectors", ncols=100, disable=not show_progress):
-            rows = inputs.dataset[np.arange(begin, min(begin + _ROWS, len(inputs.ends)))]
-            parts.append(self.model.user_vectors(rows))
-        inputs.vectors = torch.cat(parts)
+        none = torch.empty(0, *user_vector_shape(self.model.id_model), device=self.device)
+
+        def vectors(begin: int) -> Tensor:
+            found: Tensor = self.model.user_vectors(
+                inputs.dataset[np.arange(begin, min(begin + _ROWS, len(inputs.ends)))]
+            )
+            return found
+
+        bar = tqdm(starts, desc="User vectors", ncols=100, disable=not show_progress)
+        inputs.vectors = torch.cat(list(by_turns(bar, vectors, none)))
 
     def _language_states(self, show_progress: bool) -> None:
         model, inputs = self.model, self.model.inputs
@@ -47,17 +56,21 @@ class AdapterTrainer(PackedTrainer):
         device, width = torch.device(self.device), model.layers * model.width
         size = len(first) * width * model.precision.itemsize
         room = _SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _HOST_BYTES
-        if size > room:
+        if bool(numbers_of_all([size > room]).any()):
             logging.getLogger().info("%.1f GB of language model states do not fit: computed in every step", size / 1e9)
             return
         budget = storing_budget(device, model.settings.eval_batch_tokens)
 
         def parts() -> Iterator[Tensor]:
             with tqdm(total=len(first), desc="Hidden states", ncols=100, disable=not show_progress) as bar:
-                for prompts in inputs.plain_passes(first, budget):
-                    states = model.language_states(prompts.to(device))
-                    yield states.flatten(1)
-                    bar.update(len(states))
+
+                def states(prompts: PackedPrompts) -> Tensor:
+                    found: Tensor = model.language_states(prompts.to(device)).flatten(1)
+                    bar.update(len(found) * world().size)
+                    return found
+
+                none = torch.empty(0, width, device=device)
+                yield from by_turns(inputs.plain_passes(first, budget), states, none)
 
         how = {"model": "IDLEAdapter", "style": inputs.style, "precision": model.precision}
         key = states_key(files_key(model.backbone_folder), content, **how, device=device.type, budget=budget)

@@ -1,6 +1,8 @@
 """The inputs of ST2SI as sequences of table rows: X_q with its labels (eq. 2, 3), and alignment inputs X_I (eq. 6)."""
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
 from recbole_llm.data.windows import (
@@ -153,6 +155,13 @@ class ST2SIInputs(CatalogueInputs):
         """Return the samples of one epoch: the users' inputs, then the alignment inputs."""
         users = self.window_sequences(self.training_windows(rng))
         return concatenate([users, self.alignment_sequences()]) if self.alignment else users
+
+    def label_counts(self) -> Tensor:
+        """Return how often each item is a training target, its alignment input included, int64 [items]."""
+        counts = np.bincount(self.histories.items[self._is_target[:-1]], minlength=self.items)
+        if self.alignment:
+            counts += self.text.lengths > 0
+        return torch.from_numpy(counts)
 
     def sequences_before(self, ends: np.ndarray, lengths: np.ndarray) -> Sequences:
         """Return the windows of rows of the dataset, cut from the flat histories and read at their last query.

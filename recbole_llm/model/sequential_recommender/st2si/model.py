@@ -7,7 +7,7 @@ cross-entropy (eq. 7). With ``tuning: ilp`` the language model is frozen and the
 With ``id_model`` a trained ID model's scores are mixed in when items are ranked, which is not in the paper.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,43 +20,34 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
-from recbole_llm.backbone.feature_cache import (
-    CachedQueries,
-    FeatureStore,
-    StateMemory,
-    stored_or_computed,
-    storing_budget,
-)
+from recbole_llm.backbone.feature_cache import CachedQueries, StateMemory
 from recbole_llm.backbone.loading import Backbone, load_backbone
 from recbole_llm.backbone.precision import resolve_precision
-from recbole_llm.backbone.preset import BackbonePreset
 from recbole_llm.backbone.query_token import query_token_id
 from recbole_llm.backbone.resolve import resolve
-from recbole_llm.backbone.stored_states import files_key, read_states, states_key
 from recbole_llm.backbone.tuning import prepare_for_tuning
 from recbole_llm.config import registry
 from recbole_llm.data.dataset import HistoryDataset, row_ends
 from recbole_llm.data.item_text import tokenize_items
 from recbole_llm.data.windows import WindowLimits
-from recbole_llm.errors import BackboneError, DataError, SettingError
+from recbole_llm.errors import DataError, SettingError
 from recbole_llm.model.id_model.frozen import FrozenIdModel
 from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items, validation_gain
-from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.model.layers.item_projections import item_projection
 from recbole_llm.model.needs import IdModel, PretrainedBackbone
-from recbole_llm.model.projected_recommender import ProjectedRecommender
 from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
 from recbole_llm.model.sequential_recommender.st2si.scenario import save_scenario
-from recbole_llm.model.sequential_recommender.st2si.settings import ST2SISettings
+from recbole_llm.model.sequential_recommender.st2si.settings import ST2SISettings, require_decoder
 from recbole_llm.model.sequential_recommender.st2si.single_history import SingleHistory
-from recbole_llm.model.sequential_recommender.st2si.stored import QueryPlan, plan_queries
+from recbole_llm.model.sequential_recommender.st2si.stored import StoredStates
 from recbole_llm.packing.batch import PackedBatch
 from recbole_llm.packing.ragged import ranges
-from recbole_llm.packing.sequences import Sequences, digests, distinct, pack, within_budget
+from recbole_llm.packing.sequences import Sequences, digests, distinct, pack
 from recbole_llm.runs.checkpoint import trained_state
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 
 
-class ST2SI(ProjectedRecommender):
+class ST2SI(StoredStates):
     """ST2SI as a RecBole sequential model.
 
     Args:
@@ -81,7 +72,9 @@ class ST2SI(ProjectedRecommender):
 
     dataset_class = HistoryDataset
     trainer_class = PackedTrainer
+    several_processes = True
     trains_on_rows = False  # but on windows of whole histories
+    has_position_losses = True
     stages = (PretrainedBackbone(), IdModel(required=False))
     histories_on_host = True  # where item texts are looked up
 
@@ -105,7 +98,7 @@ class ST2SI(ProjectedRecommender):
         self.inputs = self._inputs(dataset, loaded)
         use_packed_attention(self.backbone)
         prepare_for_tuning(loaded, self.settings.tuning)
-        self.projection = ItemLinearProjection(loaded.width, self.n_items)
+        self.projection = item_projection(config, loaded.width, self.inputs.label_counts())
         self.id_run = id_model
         self.id_scores: IdScores | None = None
         if id_model is not None:
@@ -119,14 +112,14 @@ class ST2SI(ProjectedRecommender):
         """Refuse what a pre-training or an ID model would be made in vain for."""
         settings = ST2SISettings.from_config(config)
         if settings.id_model:
-            _require_decoder(settings.backbone, resolve(settings.backbone).preset)
+            require_decoder(settings.backbone, resolve(settings.backbone).preset)
             if config["id_weight"] is None:
                 validation_gain(config)
             if not config["id_model_path"]:
                 require_scores_of_all_items(registry.model_class(config["id_model"]))
 
     def _check_backbone(self, loaded: Backbone) -> None:
-        _require_decoder(self.settings.backbone, loaded.preset)
+        require_decoder(self.settings.backbone, loaded.preset)
         if loaded.max_positions is not None and self.settings.max_sequence_tokens > loaded.max_positions:
             raise SettingError(
                 f"max_sequence_tokens={self.settings.max_sequence_tokens} is more than the {loaded.max_positions} "
@@ -199,6 +192,10 @@ class ST2SI(ProjectedRecommender):
         """Return the samples of one epoch. See `PackedTrainer`."""
         return self.inputs.training_sequences(rng)
 
+    def sample_tokens(self, samples: Sequences) -> np.ndarray:
+        """Return the tokens of each sample. See `TextRecommender`."""
+        return samples.tokens(self.inputs.table)
+
     def prepared_step(self, samples: Sequences) -> tuple[int, list[PackedBatch]]:
         """Return how many queries a step has, and its passes. See `PackedTrainer`."""
         parts = self.passes(samples, self.settings.train_batch_tokens)
@@ -207,11 +204,6 @@ class ST2SI(ProjectedRecommender):
     def loss_sum(self, sequences: Sequences) -> Tensor:
         """Return the sum of -log p over all queries of `sequences`, in one packed pass."""
         return self.pass_loss_sum(pack(sequences, self.inputs.table))
-
-    def passes(self, sequences: Sequences, budget: int) -> list[Sequences]:
-        """Split `sequences` into passes of at most `budget` tokens."""
-        groups = within_budget(sequences.tokens(self.inputs.table), budget)
-        return [sequences.select(group) for group in groups]
 
     @torch.no_grad()
     def states_of(self, sequences: Sequences) -> Tensor:
@@ -307,57 +299,6 @@ class ST2SI(ProjectedRecommender):
             return None
         return SingleHistory(self)
 
-    # -- a frozen backbone's states, computed once -------------------------------------------------------------------
-
-    @property
-    def states_never_change(self) -> bool:
-        """Whether each training sample has the same hidden states in every epoch."""
-        return self.settings.states_never_change
-
-    def fill_state_cache(self, evaluated: list[HistoryDataset], folder: Path, progress: Callable[..., Any]) -> None:
-        """Compute every hidden state that training and the `evaluated` parts read, once.
-
-        Args:
-            evaluated: validation and test parts.
-            folder: where a large table may be memory-mapped.
-            progress: from the number of sequences to a bar, such as `tqdm.tqdm`.
-        """
-        plan = plan_queries(self.inputs, evaluated, self.settings.alignment)
-        device = torch.device(self.device)
-        self.eval()
-
-        def parts() -> Iterator[Tensor]:
-            with progress(len(plan.passes)) as bar:
-                for part in self.passes(plan.passes, storing_budget(device, self.settings.eval_batch_tokens)):
-                    yield self.states_of(part)
-                    bar.update(len(part))
-
-        shape = plan.states, self.projection.weight.shape[1]
-        limit = self.settings.stored_states_gb * 1e9
-        store = stored_or_computed(self._states_key(plan), shape, self.precision, device, folder, limit, parts)
-        self.state_cache = plan.cache(store)
-
-    def use_stored_states(self, evaluated: list[HistoryDataset]) -> None:
-        """Read the states that a run has stored on the disk, where they still are. See `ModelHooks`."""
-        if not self.states_never_change:
-            return
-        plan = plan_queries(self.inputs, evaluated, self.settings.alignment)
-        shape = plan.states, self.projection.weight.shape[1]
-        known = read_states(self._states_key(plan), *shape, self.precision)
-        if known is not None:  # they stay on the disk: few of them may be asked for
-            self.state_cache = plan.cache(FeatureStore.of(known, torch.device(self.device), in_memory=0))
-
-    def _states_key(self, plan: QueryPlan) -> str:
-        device = torch.device(self.device)
-        return states_key(
-            files_key(self.backbone_folder),
-            plan.content(self.inputs.table),
-            model="ST2SI",
-            precision=self.precision,
-            device=device.type,
-            budget=storing_budget(device, self.settings.eval_batch_tokens),
-        )
-
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def stored_state(self) -> dict[str, Tensor]:
@@ -383,13 +324,6 @@ class ST2SI(ProjectedRecommender):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups: the projection, and what is tuned of the backbone if anything is."""
         tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
-        groups = [list(self.projection.parameters()), tuned]
-        return [{"params": group, "lr": self.settings.learning_rate} for group in groups if group]
-
-
-def _require_decoder(backbone: str, preset: BackbonePreset) -> None:
-    if preset.kind != "decoder":
-        raise BackboneError(
-            f"ST2SI needs a decoder, but {backbone} is an encoder, whose query tokens would see the items that they "
-            f"should predict: choose a decoder such as smollm2-135m or opt-125m"
-        )
+        head = {"params": list(self.projection.parameters()), "lr": self.settings.learning_rate}
+        groups = [{**head, **self.projection.group_options}, {"params": tuned, "lr": self.settings.learning_rate}]
+        return groups if tuned else groups[:1]

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_llm.backbone.preset import BackbonePreset
 from recbole_llm.backbone.pretrained import read_record
 from recbole_llm.backbone.tuning import TUNING, TuningSettings
-from recbole_llm.errors import SettingError
+from recbole_llm.errors import BackboneError, SettingError
 from recbole_llm.model.id_model.scores import max_items
 
 # Appendix A.3 of the paper; LoRA is not in the paper, its rate is ours.
@@ -122,6 +123,20 @@ def _check_id_settings(config: Any) -> None:
     for name in ("id_weight", "id_model_settings"):
         if config[name] not in (None, {}) and not (config["id_model"] or config["id_model_path"]):
             raise SettingError(f"{name}={config[name]} has no effect: no id_model is named, such as SASRec")
+
+
+def require_decoder(backbone: str, preset: BackbonePreset) -> None:
+    """Refuse an encoder. Raises BackboneError.
+
+    Args:
+        backbone: as the settings name it.
+        preset: what is known of it.
+    """
+    if preset.kind != "decoder":
+        raise BackboneError(
+            f"ST2SI needs a decoder, but {backbone} is an encoder, whose query tokens would see the items that they "
+            f"should predict: choose a decoder such as smollm2-135m or opt-125m"
+        )
 
 
 assert set(_LEARNING_RATES) == set(TUNING)

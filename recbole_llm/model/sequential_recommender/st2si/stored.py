@@ -1,16 +1,31 @@
 """Which hidden states ST2SI reads of a frozen backbone, in training and evaluation, each once."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from recbole_llm.backbone.feature_cache import FeatureStore, QueryStateCache, shared_passes
+from recbole_llm.backbone.feature_cache import (
+    FeatureStore,
+    QueryStateCache,
+    by_turns,
+    shared_passes,
+    stored_or_computed,
+    storing_budget,
+)
+from recbole_llm.backbone.stored_states import files_key, read_states, states_key
 from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
+from recbole_llm.model.projected_recommender import ProjectedRecommender
 from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
+from recbole_llm.model.sequential_recommender.st2si.settings import ST2SISettings
 from recbole_llm.packing.ragged import RaggedTable
-from recbole_llm.packing.sequences import Sequences, concatenate, digests
+from recbole_llm.packing.sequences import Sequences, concatenate, digests, within_budget
+from recbole_llm.utils.processes import world
 
 
 @dataclass(frozen=True)
@@ -74,3 +89,75 @@ def plan_queries(inputs: ST2SIInputs, evaluated: Sequence[HistoryDataset], align
         labels = np.concatenate([labels, items.labels[items.query_mask]])
         passes = concatenate([passes, items])
     return QueryPlan(passes, samples, labels, state_before, aligned)
+
+
+class StoredStates(ProjectedRecommender):
+    """The part of ST2SI that computes a frozen backbone's states once."""
+
+    inputs: ST2SIInputs
+    settings: ST2SISettings
+    backbone_folder: Path
+
+    def passes(self, sequences: Sequences, budget: int) -> list[Sequences]:
+        """Split `sequences` into passes of at most `budget` tokens."""
+        groups = within_budget(sequences.tokens(self.inputs.table), budget)
+        return [sequences.select(group) for group in groups]
+
+    def states_of(self, sequences: Sequences) -> Tensor:
+        """Return the states of all queries of `sequences` [queries, width]."""
+        raise NotImplementedError
+
+    @property
+    def states_never_change(self) -> bool:
+        """Whether each training sample has the same hidden states in every epoch."""
+        return self.settings.states_never_change
+
+    def fill_state_cache(self, evaluated: list[HistoryDataset], folder: Path, progress: Callable[..., Any]) -> None:
+        """Compute every hidden state that training and the `evaluated` parts read, once.
+
+        Where several processes share the run, each computes some and all have all of them.
+
+        Args:
+            evaluated: validation and test parts.
+            folder: where a large table may be memory-mapped.
+            progress: from the number of sequences to a bar, such as `tqdm.tqdm`.
+        """
+        plan = plan_queries(self.inputs, evaluated, self.settings.alignment)
+        device = torch.device(self.device)
+        shape = plan.states, self.projection.weight.shape[1]
+        self.eval()
+
+        def parts() -> Iterator[Tensor]:
+            with progress(len(plan.passes)) as bar:
+
+                def states(part: Sequences) -> Tensor:
+                    bar.update(len(part) * world().size)
+                    return self.states_of(part)
+
+                passes = self.passes(plan.passes, storing_budget(device, self.settings.eval_batch_tokens))
+                yield from by_turns(passes, states, torch.empty(0, shape[1], dtype=self.precision, device=device))
+
+        limit = self.settings.stored_states_gb * 1e9
+        store = stored_or_computed(self._states_key(plan), shape, self.precision, device, folder, limit, parts)
+        self.state_cache = plan.cache(store)
+
+    def use_stored_states(self, evaluated: list[HistoryDataset]) -> None:
+        """Read the states that a run has stored on the disk, where they still are. See `ModelHooks`."""
+        if not self.states_never_change:
+            return
+        plan = plan_queries(self.inputs, evaluated, self.settings.alignment)
+        shape = plan.states, self.projection.weight.shape[1]
+        known = read_states(self._states_key(plan), *shape, self.precision)
+        if known is not None:  # they stay on the disk: few of them may be asked for
+            self.state_cache = plan.cache(FeatureStore.of(known, torch.device(self.device), in_memory=0))
+
+    def _states_key(self, plan: QueryPlan) -> str:
+        device = torch.device(self.device)
+        return states_key(
+            files_key(self.backbone_folder),
+            plan.content(self.inputs.table),
+            model="ST2SI",
+            precision=self.precision,
+            device=device.type,
+            budget=storing_budget(device, self.settings.eval_batch_tokens),
+        )

@@ -1,0 +1,147 @@
+"""Optimiser steps that the processes of a run share: the same step as one process takes, in parts.
+
+All processes know the samples of a step; each packs and computes its own. The loss of each is a sum over its queries
+divided by the queries of the whole step, so gradients are added up, not averaged.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_llm.config.hooks import hooks_of
+from recbole_llm.trainer.split_rows import SplitRows
+from recbole_llm.utils.collectives import from_first_, max_, numbers_of_all, sum_
+from recbole_llm.utils.processes import world
+
+
+def shares(sizes: np.ndarray, processes: int) -> list[np.ndarray]:
+    """Share out the samples of a step so that every process has about as many tokens.
+
+    The largest sample comes first, each goes to the process that has the least so far.
+
+    Args:
+        sizes: int64 [samples], the tokens of each.
+        processes: how many there are; with fewer samples, some get none.
+
+    Returns:
+        For each process the indices of its samples, in their order.
+    """
+    given: list[list[int]] = [[] for _ in range(processes)]
+    load = np.zeros(processes, dtype=np.int64)
+    for index in np.argsort(-sizes, kind="stable").tolist():
+        least = int(np.argmin(load))
+        given[least].append(index)
+        load[least] += max(int(sizes[index]), 1)
+    return [np.array(sorted(indices), dtype=np.int64) for indices in given]
+
+
+def seed_epoch(seed: int, epoch: int) -> None:
+    """Seed torch's generators, from which dropout is drawn, by run, process and epoch.
+
+    So a resumed run draws what the uninterrupted one draws, if it has as many processes.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, world().rank, epoch]).generate_state(1)[0]))
+
+
+class SharedSteps:
+    """What the trainer of one process does with the others.
+
+    Args:
+        model: its weights are those of process 0 afterwards, and what its `share_over_processes` says is split.
+
+    Attributes:
+        splits: weights whose rows are split.
+    """
+
+    def __init__(self, model: Any) -> None:
+        from_first_([parameter.data for parameter in model.parameters() if parameter.requires_grad])
+        self.splits: list[SplitRows] = hooks_of(model).share_over_processes()
+        self._with_gradient: list[bool] | None = None
+
+    def own(self, sizes: np.ndarray) -> np.ndarray:
+        """Return the indices of the samples of a step that are this process's; see `shares`."""
+        return shares(sizes, world().size)[world().rank]
+
+    def agree(self, queries: int, passes: Sequence[Any]) -> tuple[int, list[Any]]:
+        """Return the queries of the whole step, and the passes of this process, filled up with None.
+
+        Every process takes as many passes as the one with the most: an empty pass takes part in what they exchange.
+
+        Args:
+            queries: of this process.
+            passes: of this process.
+        """
+        found = numbers_of_all([queries, len(passes)])
+        missing = int(found[:, 1].max()) - len(passes)
+        return int(found[:, 0].sum()), [*passes, *[None] * missing]
+
+    def add_gradients(self, weights: Sequence[Tensor]) -> None:
+        """Add up the gradients of the weights that every process has, over all processes.
+
+        Which weights have a gradient is asked in the first step, of all processes: it does not change.
+
+        Args:
+            weights: all that the optimiser updates.
+        """
+        split = {id(each.weight) for each in self.splits}
+        common = [weight for weight in weights if id(weight) not in split]
+        if self._with_gradient is None:
+            has = torch.tensor([weight.grad is not None for weight in common], dtype=torch.int64)
+            self._with_gradient = max_(has).bool().tolist()
+        used = [weight for weight, has_one in zip(common, self._with_gradient, strict=True) if has_one]
+        for dtype in dict.fromkeys(weight.dtype for weight in used):
+            _add_up([weight for weight in used if weight.dtype == dtype])
+
+    def clip(self, weights: Sequence[Tensor], max_norm: float, norm_type: float = 2.0) -> None:
+        """Scale gradients to a norm of at most `max_norm`, that of all weights as one process has them.
+
+        Args:
+            weights: all that the optimiser updates, their gradients added up.
+            max_norm: see `torch.nn.utils.clip_grad_norm_`.
+            norm_type: p; the norm is that of p-th powers, infinity the largest.
+        """
+        split = {id(each.weight) for each in self.splits}
+        norms = [
+            torch.nn.utils.get_total_norm(
+                [w.grad for w in weights if (id(w) in split) == of_split and w.grad is not None], norm_type
+            )
+            for of_split in (False, True)
+        ]
+        norms = [norm.to(weights[0].device) for norm in norms]
+        if norm_type == float("inf"):
+            total = torch.maximum(norms[0], max_(norms[1].clone()))
+        else:
+            total = (norms[0] ** norm_type + sum_(norms[1] ** norm_type)) ** (1 / norm_type)
+        torch.nn.utils.clip_grads_with_norm_(list(weights), max_norm, total)
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        """Give split weights all of their rows until the block ends. All processes call it together."""
+        with contextlib.ExitStack() as stack:
+            for split in self.splits:
+                stack.enter_context(split.joined())
+            yield
+
+    def join(self) -> None:
+        """Give split weights all of their rows, for good."""
+        for split in self.splits:
+            split.join()
+
+
+def _norm(weights: Sequence[Tensor], norm_type: float, device: torch.device) -> Tensor:
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients, norm_type).to(device)
+
+
+def _add_up(weights: Sequence[Tensor]) -> None:
+    """Add up gradients over all processes, in one exchange; a process without one has zeros."""
+    flat = torch.cat(
+        [torch.zeros_like(weight).flatten() if weight.grad is None else weight.grad.flatten() for weight in weights]
+    )
+    sum_(flat)
+    for weight, gradient in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
+        weight.grad = gradient.view_as(weight)

@@ -1,0 +1,105 @@
+"""A weight whose rows are split over the processes of a run while it is trained, its optimiser's state with it."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recbole_llm.utils.collectives import rows_of_all
+from recbole_llm.utils.processes import world
+
+
+class SplitRows:
+    """Splits a weight [rows, ...]: every process keeps ceil(rows / processes) rows, the last ones fewer or none.
+
+    The parameter stays the same object; its data become the rows of this process, in `joined` all of them again.
+
+    Args:
+        weight: the same in every process.
+
+    Attributes:
+        weight: the parameter.
+        bounds: the first row of each process, and how many rows there are.
+        counts: how many rows each process has.
+        begin: the first row of this process.
+        end: the row after its last.
+    """
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        own, rows = world(), len(weight)
+        each = -(-rows // own.size)
+        self.weight = weight
+        self.bounds = [min(rank * each, rows) for rank in range(own.size + 1)]
+        self.counts = [end - begin for begin, end in zip(self.bounds, self.bounds[1:], strict=False)]
+        self.begin, self.end = self.bounds[own.rank], self.bounds[own.rank + 1]
+        weight.data = self.own(weight.data)
+
+    def own(self, whole: Tensor) -> Tensor:
+        """Return a copy of the rows of this process, of a tensor with all rows."""
+        return whole[self.begin : self.end].clone()
+
+    def whole(self, own: Tensor) -> Tensor:
+        """Return all rows, of a tensor with those of this process. All processes call it together."""
+        return rows_of_all(own.contiguous(), self.counts)
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        """Give the parameter all of its rows until the block ends; what the block writes into them stays."""
+        own = self.weight.data
+        self.weight.data = self.whole(own)
+        try:
+            yield
+        finally:
+            own.copy_(self.weight.data[self.begin : self.end])
+            self.weight.data = own
+
+    def join(self) -> None:
+        """Give the parameter all of its rows, for good: it is not trained any more."""
+        self.weight.data = self.whole(self.weight.data)
+
+
+class SplitState:
+    """Turns the state of an optimiser and of averages into one of whole weights, and back.
+
+    So what is stored does not depend on the number of processes.
+
+    Args:
+        splits: the weights that are split.
+        weights: what the optimiser updates, in the order of its groups.
+    """
+
+    def __init__(self, splits: Sequence[SplitRows], weights: Sequence[Tensor]) -> None:
+        of_weight = {id(split.weight): split for split in splits}
+        self._splits = {index: of_weight[id(w)] for index, w in enumerate(weights) if id(w) in of_weight}
+
+    def whole_optimizer(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return an optimiser's `state_dict` with whole tensors. All processes call it together."""
+        return self._optimizer(state, lambda split, tensor: split.whole(tensor), lambda split: split.end - split.begin)
+
+    def own_optimizer(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return a whole `state_dict` with the rows of this process."""
+        return self._optimizer(state, lambda split, tensor: split.own(tensor), lambda split: split.bounds[-1])
+
+    def _optimizer(self, state: dict[str, Any], turned: Any, rows: Any) -> dict[str, Any]:
+        found = dict(state["state"])
+        for index, split in self._splits.items():
+            if index in found:
+                found[index] = {
+                    name: turned(split, value) if _has_rows(value, rows(split)) else value
+                    for name, value in found[index].items()
+                }
+        return {**state, "state": found}
+
+    def whole_list(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return one tensor per weight, those of split weights whole. All processes call it together."""
+        return [self._splits[i].whole(t) if i in self._splits else t for i, t in enumerate(tensors)]
+
+    def own_list(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return one tensor per weight, those of split weights with the rows of this process."""
+        return [self._splits[i].own(t) if i in self._splits else t for i, t in enumerate(tensors)]
+
+
+def _has_rows(value: Any, rows: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == rows

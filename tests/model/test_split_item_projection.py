@@ -1,0 +1,75 @@
+"""The projection split by items over processes: loss and gradients of the whole one, by torch's own cross-entropy."""
+
+import pytest
+import torch
+from several_processes import together
+from torch.nn import functional as F
+
+CASES = {  # items, queries of each process, queries with label 0, items of a block
+    "uneven queries": (1001, (20, 17, 9), 0, 100),
+    "a process without queries": (57, (5, 0, 3), 0, 512),
+    "labels that are left out": (57, (6, 7, 2), 4, 512),
+    "fewer items than processes hold": (3, (4, 3, 5), 1, 512),
+    "no query at all": (9, (0, 0, 0), 0, 512),
+}
+WIDTH = 12
+
+
+def case(name, processes):
+    """Return states, labels (-100: none), W and what each query's loss is multiplied with."""
+    items, queries, unlabelled, _ = CASES[name]
+    counts = list(queries[:processes])
+    generator = torch.Generator().manual_seed(len(name))
+    states = torch.randn(sum(counts), WIDTH, generator=generator)
+    weight = torch.randn(items, WIDTH, generator=generator)
+    labels = torch.randint(1, items, (sum(counts),), generator=generator)
+    labels[:unlabelled] = 0
+    return counts, states, weight, labels
+
+
+def split_losses(processes):
+    """Return for each case the loss of this process and the gradients of its states and rows; called in a process."""
+    from recbole_llm.model.layers import split_item_projection as module
+    from recbole_llm.trainer.split_rows import SplitRows
+    from recbole_llm.utils.processes import world
+
+    found = {}
+    for name, (*_, block) in CASES.items():
+        module._BLOCK_BYTES["cpu"], module._LEAST_ITEMS = 1, block
+        counts, states, weight, labels = case(name, processes)
+        begin = sum(counts[: world().rank])
+        own = slice(begin, begin + counts[world().rank])
+        parameter = torch.nn.Parameter(weight)
+        split = SplitRows(parameter)
+        projection = module.SplitItemProjection(parameter, split)
+        own_states = states[own].clone().requires_grad_()
+        loss = projection.loss(own_states, labels[own])
+        (loss / 3 * (world().rank + 1)).backward()  # another factor in each process
+        with split.joined():
+            whole = bool(torch.equal(parameter.data, weight))
+        found[name] = (
+            float(loss), own_states.grad.tolist(), parameter.grad.reshape(-1, WIDTH).tolist(), whole, len(parameter)
+        )  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_loss_and_gradients_are_those_of_the_whole_projection(processes):
+    answers = together(split_losses, processes, processes)
+    for name in CASES:
+        counts, states, weight, labels = case(name, processes)
+        states.requires_grad_()
+        weight.requires_grad_()
+        logits = states @ weight.T
+        logits = torch.cat([torch.full_like(logits[:, :1], -torch.inf), logits[:, 1:]], dim=1)
+        losses = F.cross_entropy(logits, labels.masked_fill(labels == 0, -100), reduction="none")
+        factors = torch.repeat_interleave(torch.arange(1, processes + 1) / 3, torch.tensor(counts))
+        (losses * factors).sum().backward()
+        own, state_gradients, rows, whole, sizes = zip(*(answer[name] for answer in answers), strict=True)
+        assert sum(sizes) == len(weight)
+        assert all(whole)
+        for loss, part in zip(own, losses.split(counts), strict=True):
+            assert loss == pytest.approx(float(part.sum()), rel=1e-5, abs=1e-5)
+        for found, expected in ((state_gradients, states.grad), (rows, weight.grad)):
+            joined = torch.tensor([row for part in found for row in part]).reshape(expected.shape)
+            torch.testing.assert_close(joined, expected, rtol=1e-5, atol=1e-5)

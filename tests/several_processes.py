@@ -1,0 +1,113 @@
+"""Runs of several processes, without the seconds that torchrun takes: forked children that are told what it tells."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from child_runs import process
+from torch.distributed import TCPStore
+
+LIMIT = 120.0  # seconds, within which the slowest machine ends a run
+
+
+class Ended(NamedTuple):
+    """How one process ended: its exit code (-9 if it was killed), stdout, stderr, and seconds after the first end."""
+
+    code: int
+    out: str
+    error: str
+    after: float
+
+
+@contextlib.contextmanager
+def environments(count: int) -> Iterator[list[dict[str, str]]]:
+    """Give what torchrun says to each of `count` processes; they meet in a store of this process."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    common = {
+        "WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # fmt: skip
+    yield [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    del store
+
+
+def command_lines(
+    folder: Path, arguments: Sequence[str], count: int = 2, kill: Mapping[int, tuple[str, int]] | None = None
+) -> list[Ended]:
+    """Run one command line in `count` processes, and return how each ended.
+
+    Args:
+        folder: the working folder.
+        arguments: of the command line.
+        count: how many processes.
+        kill: by rank, when the process ends itself by SIGKILL, see `child_runs`.
+    """
+    with environments(count) as found:
+        children = [
+            process(folder, arguments, (kill or {}).get(rank), name=f"child{rank}", environment=found[rank])
+            for rank in range(count)
+        ]
+        return _joined(folder, children)
+
+
+def _joined(folder: Path, children: list[Any]) -> list[Ended]:
+    started, ends = time.monotonic(), {}
+    while len(ends) < len(children) and time.monotonic() - started < LIMIT:
+        for rank, child in enumerate(children):
+            child.join(timeout=0.02)
+            if child.exitcode is not None:
+                ends.setdefault(rank, time.monotonic())
+    hanging = [child for child in children if child.exitcode is None]
+    for child in hanging:
+        child.kill()
+    assert not hanging, "a process hangs"
+    return [
+        Ended(
+            child.exitcode,
+            (folder / f"child{rank}.out").read_text(),
+            (folder / f"child{rank}.err").read_text(),
+            ends[rank] - min(ends.values()),
+        )
+        for rank, child in enumerate(children)
+    ]
+
+
+def together(function: Any, count: int, *arguments: Any) -> list[Any]:
+    """Return what `function`, of a module, returns in each of `count` processes that have joined; plain values.
+
+    It is called with the arguments within `processes.joined`.
+    """
+    from child_runs import _SERVER
+
+    with environments(count) as found:
+        answers = _SERVER.SimpleQueue()
+        children = [
+            _SERVER.Process(target=_joined_call, args=(function, arguments, rank, found[rank], answers))
+            for rank in range(count)
+        ]
+        for child in children:
+            child.start()
+        given = dict(answers.get() for _ in children)
+        for child in children:
+            child.join()
+    failures = [text for ok, text in given.values() if not ok]
+    assert not failures, failures[0]
+    return [given[rank][1] for rank in range(count)]
+
+
+def _joined_call(function: Any, arguments: Any, rank: int, environment: Mapping[str, str], answers: Any) -> None:
+    import os
+    import traceback
+
+    from recbole_llm.utils.processes import joined
+
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    try:
+        with joined():
+            answers.put((rank, (True, function(*arguments))))
+    except BaseException:
+        answers.put((rank, (False, traceback.format_exc())))

@@ -1,0 +1,132 @@
+"""What the processes of a run exchange in a step, against one process with all of it."""
+
+import numpy as np
+import pytest
+import torch
+from several_processes import together
+
+from recbole_llm.config.hooks import ModelHooks
+from recbole_llm.trainer.shared_steps import shares
+from recbole_llm.utils import processes
+
+
+@pytest.mark.parametrize(("samples", "count"), [(37, 2), (5, 8), (1, 3), (128, 8)])
+def test_samples_are_shared_out_once_each_and_evenly(samples, count):
+    sizes = np.random.default_rng(0).integers(5, 60, samples)
+    parts = shares(sizes, count)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(samples))
+    assert all((np.diff(part) > 0).all() for part in parts)
+    loads = [int(sizes[part].sum()) for part in parts]
+    assert max(loads) - min(loads) <= sizes.max()
+
+
+def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert processes.started() == processes.ONE == processes.world()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with processes.joined() as found:
+        assert found == processes.ONE
+    assert processes.first(lambda: 3) == 3
+    assert processes.only_first(lambda: 3) == 3
+
+
+GRADIENTS = [torch.tensor([3.0, -4.0]), torch.tensor([[1.0], [2.0], [2.0]])]
+
+
+class Halved(ModelHooks, torch.nn.Module):
+    """A vector that every process has, a table that is split, and a weight that nobody uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.vector = torch.nn.Parameter(torch.zeros(2))
+        self.table = torch.nn.Parameter(torch.zeros(3, 1))
+        self.unused = torch.nn.Parameter(torch.zeros(4))
+
+    def share_over_processes(self):
+        from recbole_llm.trainer.split_rows import SplitRows
+
+        return [SplitRows(self.table)]
+
+
+def clipped(norm_type):
+    """Return what a step leaves as gradients; called in a process, which has a half of the vector's gradient."""
+    from recbole_llm.trainer.shared_steps import SharedSteps
+
+    model = Halved()
+    shared = SharedSteps(model)
+    if processes.world().is_first:  # the other one had an empty pass
+        model.vector.grad = GRADIENTS[0].clone()
+    model.table.grad = shared.splits[0].own(GRADIENTS[1])
+    weights = list(model.parameters())
+    shared.add_gradients(weights)
+    shared.clip(weights, max_norm=1.0, norm_type=norm_type)
+    return model.vector.grad.tolist(), shared.splits[0].whole(model.table.grad).tolist(), model.unused.grad is None
+
+
+@pytest.mark.parametrize("norm_type", [2.0, float("inf")])
+def test_gradients_are_clipped_as_in_one_process(norm_type):
+    whole = [torch.zeros_like(gradient).requires_grad_() for gradient in GRADIENTS]
+    for weight, gradient in zip(whole, GRADIENTS, strict=True):
+        weight.grad = gradient.clone()
+    torch.nn.utils.clip_grad_norm_(whole, 1.0, norm_type)
+    for vector, table, none in together(clipped, 2, norm_type):
+        assert vector == pytest.approx(whole[0].grad.tolist())
+        assert np.ravel(table) == pytest.approx(np.ravel(whole[1].grad))
+        assert none
+
+
+def adam_state():
+    """Return whether an optimiser's state survives being stored whole; called in a process."""
+    from recbole_llm.trainer.shared_steps import SharedSteps
+    from recbole_llm.trainer.split_rows import SplitState
+
+    model = Halved()
+    shared = SharedSteps(model)
+    weights = [model.vector, model.table]
+    optimizer = torch.optim.AdamW(weights, lr=0.1)
+    for _ in range(2):
+        model.vector.grad, model.table.grad = GRADIENTS[0].clone(), shared.splits[0].own(GRADIENTS[1])
+        optimizer.step()
+    split = SplitState(shared.splits, weights)
+    whole = split.whole_optimizer(optimizer.state_dict())
+    own = split.own_optimizer(whole)
+    same = all(torch.equal(own["state"][1][name], value) for name, value in optimizer.state_dict()["state"][1].items())
+    with shared.joined():
+        table = model.table.detach().clone()
+    return {name: value.tolist() for name, value in whole["state"][1].items()}, table.tolist(), same
+
+
+def test_the_optimisers_state_is_stored_as_that_of_one_process():
+    table = torch.zeros(3, 1).requires_grad_()
+    optimizer = torch.optim.AdamW([table], lr=0.1)
+    for _ in range(2):
+        table.grad = GRADIENTS[1].clone()
+        optimizer.step()
+    expected = {name: value.tolist() for name, value in optimizer.state_dict()["state"][0].items()}
+    for whole, stored, same in together(adam_state, 2):
+        assert whole == expected
+        assert stored == table.tolist()
+        assert same
+
+
+def turns(parts):
+    """Return which parts this process computes, and what it has in the end; called in a process."""
+    from recbole_llm.backbone.feature_cache import by_turns
+
+    computed = []
+
+    def compute(part):
+        computed.append(part)
+        return torch.full((part, 2), float(part))
+
+    found = torch.cat(list(by_turns(parts, compute, torch.empty(0, 2))))
+    return computed, found.tolist()
+
+
+def test_stored_states_are_computed_by_turns():
+    parts = [3, 1, 4, 2, 5]
+    answers = together(turns, 2, parts)
+    assert [computed for computed, _ in answers] == [[3, 4, 5], [1, 2]]
+    expected = [[float(part)] * 2 for part in parts for _ in range(part)]
+    assert all(found == expected for _, found in answers)
