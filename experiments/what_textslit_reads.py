@@ -52,7 +52,7 @@ def variants(model: Any) -> dict[str, Scores]:
         model.settings, model.texts = whole, texts
         return found
 
-    untold = dataclasses.replace(whole, text_smoothing=0.0, text_similarity=0.0)
+    untold = dataclasses.replace(whole, text_similarity=0.0)
 
     def texts_alone(histories: Tensor) -> Tensor:
         likeness = decayed_sum(texts, histories, whole.similarity_decay)
@@ -63,11 +63,9 @@ def variants(model: Any) -> dict[str, Scores]:
         "without texts": lambda own, other: scores(own, untold),
         "texts alone": lambda own, other: texts_alone(own),
         "texts of other items": lambda own, other: scores(own, table=exchanged),
-        "without smoothing": lambda own, other: scores(own, dataclasses.replace(whole, text_smoothing=0.0)),
-        "without similarity": lambda own, other: scores(own, dataclasses.replace(whole, text_similarity=0.0)),
         "last item alone": lambda own, other: scores(last_items(own, 1)),
         "another user's history": lambda own, other: scores(other),
-        "another user's, for the texts' likeness": lambda own, other: scores(own, untold) + texts_alone(other),
+        "another user's history for the texts": lambda own, other: scores(own, untold) + texts_alone(other),
     }
 
 

@@ -27,15 +27,13 @@ def finished(tmp_path_factory, tiny):
 
 
 def test_lines_are_what_runs_without_it_find(finished, probe):
-    whole = finished(text_smoothing=0.3, text_similarity=0.2)
+    whole = finished(text_similarity=0.2)
     folder = str(Path(whole["path"]).parent)
     lines = probe("what_textslit_reads", f"--run={folder}", f"--against={folder}")
     found = {line["scores"]: line for line in lines if line.get("part") == "test"}
     for name, result in (
         ("as it is", whole),
-        ("without texts", finished(text_smoothing=0, text_similarity=0)),
-        ("without smoothing", finished(text_smoothing=0, text_similarity=0.2)),
-        ("without similarity", finished(text_smoothing=0.3, text_similarity=0)),
+        ("without texts", finished(text_similarity=0)),
         ("texts alone", finished(epochs=0, text_similarity=0.2)),
     ):
         for metric in ("ndcg", "hit"):
@@ -55,7 +53,7 @@ def test_last_items_of_padded_histories(probe):
 
 
 def test_a_run_without_texts_is_refused(finished, probe):
-    plain = finished(text_smoothing=0, text_similarity=0)
+    plain = finished(text_similarity=0)
     module = probe("what_textslit_reads")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["what_textslit_reads", f"--run={plain['path']}"])

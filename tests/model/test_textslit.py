@@ -12,7 +12,7 @@ from recbole_llm.quick_start.run import load, run
 
 DECAY, RIDGE = 0.6, 2.0
 SETTINGS = {
-    "history_decay": DECAY, "ridge": RIDGE, "text_smoothing": 0.3, "text_similarity": 0.1, "similarity_decay": 0.2,
+    "history_decay": DECAY, "ridge": RIDGE, "text_similarity": 0.1, "similarity_decay": 0.2,
     "whitening": 0.5, "temperature": 0.5,
 }  # fmt: skip
 # Rows of histories, the oldest first, and what follows; item 3 stands twice in one of them.
@@ -99,7 +99,7 @@ def test_scores_are_the_formula_with_cosines_of_texts(built):
     rows, found = scores_of(parts)
     histories = [[i for i in line if i] for line in rows["item_id_list"].tolist()]
     for_transitions, for_texts = (np.array([row_of(h, items, decay) for h in histories]) for decay in (DECAY, 0.2))
-    expected = for_transitions @ transitions @ (np.eye(items) + 0.3 * cosines) + 0.1 * for_texts @ cosines
+    expected = for_transitions @ transitions + 0.1 * for_texts @ cosines
     np.testing.assert_allclose(found[:, 1:], expected[:, 1:] / 0.5, atol=2e-5)
     assert np.isneginf(found[:, 0]).all()
 
@@ -130,9 +130,9 @@ def test_solution_has_no_gradient(built):
     assert gradient() > 0.1
 
 
-def test_without_text_weights_no_text_is_read(built, monkeypatch):
+def test_without_likeness_no_text_is_read(built, monkeypatch):
     monkeypatch.setattr(textslit.ItemTexts, "of_items", lambda *_: pytest.fail("a text was read"))
-    parts = built(text_smoothing=0, text_similarity=0)
+    parts = built(text_similarity=0)
     rows, found = scores_of(parts)
     transitions = ridge_by_hand(trained_rows(parts.train._dataset), parts.dataset.item_num)
     histories = [row_of([i for i in line if i], parts.dataset.item_num) for line in rows["item_id_list"].tolist()]

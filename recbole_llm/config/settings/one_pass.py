@@ -5,7 +5,8 @@ from recbole_llm.config.schema import Role, Section, Setting
 
 ONE_PASS_BATCH = 16  # histories of an optimiser step; RecBole's 2048 are rows
 # Losses that RecBole's models do not have: they need the states of all positions.
-ONE_PASS_LOSSES = ("BCE", "gBCE", "SampledCE")
+TWO_LEVEL = "TwoLevel"
+ONE_PASS_LOSSES = ("BCE", "gBCE", "SampledCE", TWO_LEVEL)
 _SINCE = "0.3.0"
 
 ONE_PASS = Section(
@@ -90,9 +91,9 @@ ONE_PASS = Section(
             Maybe(Choice("adamw", "rowwise_adagrad")),
             None,
             Role.TRAINING,
-            "With losses on drawn items, how the item table is trained. ~: as all other weights, by a step over all "
-            "items. adamw: the rows that a step has read alone, whose moments rest between; rowwise_adagrad: the same "
-            "with one number a row to remember.",
+            "With losses on some of the items, how the item table is trained. ~: as all other weights, by a step over "
+            "all items. adamw: the rows that a step has read alone, whose moments rest between; rowwise_adagrad: the "
+            "same with one number a row to remember.",
             since=_SINCE,
         ),
         Setting(
@@ -104,5 +105,5 @@ ONE_PASS = Section(
             since=_SINCE,
         ),
     ),
-    "With train_positions: all, and for ST2SI. `loss_type` may then also be BCE, gBCE or SampledCE.",
+    "With train_positions: all, and for ST2SI. `loss_type` may then also be BCE, gBCE, SampledCE or TwoLevel.",
 )

@@ -1,15 +1,14 @@
-"""TextSLIT: linear transitions between items in closed form, made smooth by what the items' texts have in common.
+"""TextSLIT: linear transitions between items in closed form, and how like the items' texts are.
 
 With s the row of a history (an item weighs `history_decay` for each item that follows it), q the same with
 `similarity_decay`, B the transitions of `layers.item_transitions`, and R the cosines of the items' text vectors,
 centred and partly whitened, the scores of all items are
 
-    s B (I + text_smoothing R) + text_similarity q R
+    s B + text_similarity q R
 
-An item whose text is like that of the items that usually follow gets a share of their score, and so does one whose text
-is like the history's. With both weights 0 it is SLIT (Choi et al., WWW 2021) without any text. Nothing is learned by
+Without the second term, which is ours, it is SLIT (Choi et al., WWW 2021) and reads no text. Nothing is learned by
 gradients: training solves one system of equations, of as many unknowns per item as there are items. With `id_model` the
-scores of another model are mixed in, see `id_model.scores`. The smoothing is ours.
+scores of another model are mixed in, see `id_model.scores`.
 """
 
 from collections.abc import Iterator
@@ -47,7 +46,6 @@ class TextSLITSettings:
 
     history_decay: float
     ridge: float
-    text_smoothing: float
     text_similarity: float
     similarity_decay: float
     whitening: float
@@ -61,7 +59,7 @@ class TextSLITSettings:
     @property
     def reads_text(self) -> bool:
         """Whether texts take part in the scores."""
-        return bool(self.text_smoothing or self.text_similarity)
+        return self.text_similarity > 0
 
 
 class TextSLIT(ModelHooks, SequentialRecommender):
@@ -144,8 +142,7 @@ class TextSLIT(ModelHooks, SequentialRecommender):
         scores = decayed_sum(self.transitions, histories, settings.history_decay)
         if settings.reads_text:
             likeness = decayed_sum(self.texts, histories, settings.similarity_decay)
-            mixed = settings.text_smoothing * (scores @ self.texts) + settings.text_similarity * likeness
-            scores = scores + mixed @ self.texts.T
+            scores = scores + settings.text_similarity * likeness @ self.texts.T
         return scores / settings.temperature
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
