@@ -15,6 +15,7 @@ from recbole.evaluator.collector import DataStruct
 from torch import Tensor
 
 from recbole_llm.data.known_histories import KnownHistories
+from recbole_llm.evaluation.blocks import ItemBlocks
 from recbole_llm.evaluation.ranks import RankCollector
 from recbole_llm.utils.collectives import object_from_first, objects_of_all
 from recbole_llm.utils.processes import own_part, world
@@ -56,7 +57,7 @@ class SharedRankCollector(RankCollector):
         return interaction[own], None, torch.arange(end - begin), targets[own]
 
     def eval_batch_collect(
-        self, scores_tensor: Tensor, interaction: Any, positive_u: Tensor | None, positive_i: Tensor | None
+        self, scores_tensor: Tensor | ItemBlocks, interaction: Any, positive_u: Tensor | None, positive_i: Tensor | None
     ) -> None:
         """Collect the own part of one batch."""
         if len(scores_tensor):
