@@ -2,8 +2,9 @@
 
 The dataset is generated: every item is met at least once, 25 items a user. SASRec, with its first weights or trained in
 one pass for some epochs, is evaluated under both answers to `repeatable`, with as many rows at a time as
-`eval_batch_size` says and as many items as `eval_memory` has room for. The ranks of some users are then computed again from their vectors and the item table, in
-float64 and all items at once: a rank must lie between the places that rounding in float32 leaves open.
+`eval_batch_size` says and as many items as `eval_memory` has room for. The ranks of some users are then computed again
+from their vectors and the item table, in float64 and all items at once: a rank must lie between the places that
+rounding in float32 leaves open.
 
     python benchmarks/million_items.py [--items=1000000] [--users=50000] [--width=32] [--memory=1024] [--epochs=0]
                                        [--check=200] [--batch=4096] [--history=25]

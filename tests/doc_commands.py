@@ -28,6 +28,9 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp": {},
     "recbole-llm --model=IDLEAdapter --dataset=ml-100k": IDLE,
     "recbole-llm --resume=saved/<run>": {},
+    # large_catalogues.md
+    "recbole-llm run --model=ST2SI --dataset=Scientific --tuning=ilp --loss_type=SampledCE --num_negatives=8192 "
+    "--item_optimizer=adamw": {"backbone": "TINY"},
     # text_towers.md
     "recbole-llm run --model=Recformer --dataset=Scientific --backbone=sbert-minilm": {
         **{"backbone": "TINY_BERT", "max_sequence_tokens": 100, "epochs": 2},
@@ -60,6 +63,8 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20": {"trials": 2},
     # one_pass.md
     "recbole-llm run --model=SASRec --dataset=ml-100k --train_positions=all": {},
+    "recbole-llm run --model=SASRec --dataset=ml-100k --train_positions=all --sasrec_layers=authors "
+    "--hidden_act=relu": {},
     "recbole-llm run --model=SASRec --dataset=ml-100k --train_positions=recent": {},
     "recbole-llm tune --model=SASRec --dataset=ml-100k --algo=bayes --trials=20 --storage=trials.log": {"trials": 2},
     # reproduce_a_table.md

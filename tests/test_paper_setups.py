@@ -9,6 +9,7 @@ from small_data import TITLES, small_settings, write_dataset
 from recbole_llm.config import config as config_module
 from recbole_llm.config.config import Config
 from recbole_llm.config.paper import list_rows, printed_row, printed_values, read_table, row_settings
+from recbole_llm.errors import SettingError
 from recbole_llm.model.sequential_recommender.idleadapter.settings import IDLEAdapterSettings
 from recbole_llm.prepare.spec import load_spec
 from recbole_llm.quick_start.run import run
@@ -291,6 +292,18 @@ def test_table_9_reads_each_data_sets_titles():
         assert ("list_prompt" in settings) == asks == (settings.get("answer_rule") == "substring")
         if row.startswith("llara-"):
             assert settings["id_model"].lower() == row.removeprefix("llara-")
+
+
+def test_a_hosted_row_is_exported_and_not_run():
+    """The prompts are those of Llama2's row."""
+    for dataset in ("ml-100k-llara", "steam-llara"):
+        name = f"st2si/table9/{dataset}/gpt-4"
+        with pytest.raises(SettingError, match=f"behind an address: recbole-llm prompts export --paper={name}"):
+            row_settings(name)
+        found, other = row_settings(name, hosted=True), row_settings(f"st2si/table9/{dataset}/llama2")
+        assert found == {key: value for key, value in other.items() if key != "backbone"}
+        assert printed_row(name) is None
+        assert name not in list_rows()
 
 
 def test_every_row_is_there():

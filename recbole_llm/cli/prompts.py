@@ -8,12 +8,13 @@ from typing import Any
 from recbole_llm.cli import settings
 from recbole_llm.cli.arguments import Given, Parser, add_config_files, one_of
 from recbole_llm.cli.show import show
+from recbole_llm.config.paper import row_settings
 from recbole_llm.errors import SettingError, nearest
 from recbole_llm.utils.values import parse_value
 
 WHAT = ("export", "ask", "import")
 _OWN = {
-    "export": ("dataset", "config_files", "out"),
+    "export": ("dataset", "config_files", "paper", "out"),
     "ask": ("prompts", "answers", "endpoint", "model", "key_env", "parallel", "retries", "price_in", "price_out"),
     "import": ("prompts", "answers", "name", "rule"),
 }
@@ -48,6 +49,9 @@ def parser() -> Parser:
     group = found.add_argument_group("export, with settings of LLMPrompt")
     group.add_argument("-d", "--dataset", metavar="NAME", help="the dataset, whose test part is asked")
     add_config_files(group)
+    group.add_argument(
+        "--paper", metavar="ROW", help="a row of a paper's table, such as st2si/table9/ml-100k-llara/gpt-4"
+    )
     group.add_argument("--out", metavar="FILE", help=f"the file of prompts to write (default: {_DEFAULT})")
     group = found.add_argument_group("ask and import")
     group.add_argument("--prompts", metavar="FILE", help=f"the file of prompts (default: {_DEFAULT})")
@@ -93,12 +97,19 @@ def main(given: Given) -> int:
 
 def _export(given: Given) -> int:
     line = [f"--dataset={given.options['dataset']}"] if "dataset" in given.options else []
-    settings.check({**settings.merged(given), "model": "LLMPrompt"}, parser())
+    paper = given.options.get("paper")
+    row = {} if paper is None else row_settings(paper, hosted=True)
+    if row and row["model"] != "LLMPrompt":
+        raise SettingError(
+            f"paper={paper}: its model {row['model']} is no prompted one: recbole-llm run --paper={paper}"
+        )
+    settings.check({**row, **settings.merged(given), "model": "LLMPrompt"}, parser())
     from recbole_llm.config.config import Config
     from recbole_llm.inference.hosted.prompt_file import MODEL, export
 
     out = Path(given.options.get("out", _DEFAULT))
-    config = Config(MODEL, None, given.options.get("config_files", []), command_line=[*line, *given.settings])
+    files = [*([row] if row else []), *given.options.get("config_files", [])]
+    config = Config(MODEL, None, files, command_line=[*line, *given.settings])
     found = export(config, out)
     show(f"{len(found)} prompts: {found.lists.places.shape[0]} rows, {found.lists.seeds} draws")
     show(out)

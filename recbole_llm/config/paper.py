@@ -8,6 +8,7 @@ One file, ``properties/paper/<paper>/<table>.yaml``, holds a table or figure::
     rows:
       sasrec: {method: SASRec, settings: {...}, without: [...]}
       zesrec: {method: ZESRec, implemented: False}
+      gpt-4: {method: GPT-4, hosted: True, settings: {...}}
     printed:
       metrics: [ndcg@10, mrr]
       values: {Scientific: {sasrec: [0.0797, 0.0696], zesrec: [0.0843, 0.0745]}}
@@ -15,7 +16,8 @@ One file, ``properties/paper/<paper>/<table>.yaml``, holds a table or figure::
 
 A row has the settings of its table, dataset and own, a later one in place of an earlier one, but for those that it is
 `without`. `method` is the row's name beside our models in a comparison; a row without one is not shown there. A row
-that is not `implemented` has printed values alone. A row's full name is ``<paper>/<table>/<dataset>/<row>``.
+that is not `implemented` has printed values alone; one that is `hosted` is not run but asked for: ``recbole-llm prompts
+export`` takes its settings. A row's full name is ``<paper>/<table>/<dataset>/<row>``.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,12 +42,14 @@ class PaperRow:
         without: names of settings of the table or the dataset that the row does not have.
         method: what a comparison calls it; None if it shows no such row.
         implemented: whether the row can be run.
+        hosted: whether its model is behind an address, so that its prompts are exported.
     """
 
     settings: dict[str, Any]
     without: tuple[str, ...]
     method: str | None
     implemented: bool
+    hosted: bool
 
 
 @dataclass(frozen=True)
@@ -80,17 +84,22 @@ class PaperTable:
         return dict(zip(self.metrics, values, strict=True)) if values else {}
 
 
-def row_settings(name: str) -> dict[str, Any]:
+def row_settings(name: str, hosted: bool = False) -> dict[str, Any]:
     """Return the settings of a row, `model` and `dataset` among them.
 
     Args:
         name: such as ``st2si/table2/Scientific/st2si``.
+        hosted: whether the row's prompts are exported; else it is run.
 
     Raises:
-        SettingError: if there is no such row, or the row's model is not implemented.
+        SettingError: if there is no such row, or the row's model is not implemented, or hosted where it is to be run.
         DataError: if the table's file is malformed.
     """
     table, dataset, row = _find(name)
+    if table.rows[row].hosted and not hosted:
+        raise SettingError(
+            f"paper={name}: its model is behind an address: recbole-llm prompts export --paper={name} writes prompts"
+        )
     if not table.rows[row].implemented:
         raise SettingError(f"paper={name}: its model is not implemented; {_LIST}:{_parent(name, 2)} prints the others")
     return table.settings_of(dataset, row)
@@ -112,8 +121,9 @@ def list_rows(prefix: str = "") -> list[str]:
         f"{name}/{dataset}/{row}"
         for name in _table_names()
         if _begins_with(name, prefix) or _begins_with(prefix, name)
-        for dataset, row in _runs(read_table(name))
-        if _begins_with(f"{name}/{dataset}/{row}", prefix)
+        for table in [read_table(name)]
+        for dataset, row in _runs(table)
+        if _begins_with(f"{name}/{dataset}/{row}", prefix) and not table.rows[row].hosted
     ]
     if not rows:
         raise SettingError(f"paper={prefix}: its model is not implemented; {_LIST} prints what can be run")
@@ -294,14 +304,15 @@ def _names(value: Any, path: Path, what: str) -> tuple[str, ...]:
 
 
 def _row(value: Any, path: Path, name: str) -> PaperRow:
-    fields = _section(value, path, name, ("method", "implemented", "settings", "without"))
-    method, implemented = fields.get("method"), fields.get("implemented", True)
-    if not isinstance(implemented, bool):
-        raise DataError(f"{path}: implemented of {name} must be True or False, but is {implemented!r}")
+    fields = _section(value, path, name, ("method", "implemented", "hosted", "settings", "without"))
+    method, implemented, hosted = fields.get("method"), fields.get("implemented", True), fields.get("hosted", False)
+    for said, given in (("implemented", implemented), ("hosted", hosted)):
+        if not isinstance(given, bool):
+            raise DataError(f"{path}: {said} of {name} must be True or False, but is {given!r}")
     if not (method is None or isinstance(method, str)):
         raise DataError(f"{path}: method of {name} must be text, but is {method!r}")
     settings = _section(fields.get("settings"), path, f"settings of {name}")
-    return PaperRow(settings, _names(fields.get("without"), path, f"without of {name}"), method, implemented)
+    return PaperRow(settings, _names(fields.get("without"), path, f"without of {name}"), method, implemented, hosted)
 
 
 def _numbers(

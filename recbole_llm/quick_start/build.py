@@ -16,6 +16,7 @@ from recbole_llm.data.shared import SharedData
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.inference.recommender import Recommender
 from recbole_llm.inference.users import UserRecommender
+from recbole_llm.model.layers.position_scale import scale_positions
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs.context import RunContext
 from recbole_llm.stages.fulfil import fulfil
@@ -111,6 +112,7 @@ def build_parts(config: Config, context: RunContext, data: SharedData, runner: R
     pretrain_seconds = time.monotonic() - before if found.made else None
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model = config.model_class(config, train._dataset, **found.arguments).to(config["device"])
+    scale_positions(model, config["position_scale"])
     logging.getLogger().info(model)
     described = replace(context, description=checkpoint.describe(config, dataset, model))
     settings = {**config.merged, **found.settings}

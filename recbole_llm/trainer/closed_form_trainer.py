@@ -14,7 +14,7 @@ class ClosedFormTrainer(DeviceSteps):
 
     def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
-        self.epochs = min(self.epochs, 1)
+        self.epochs: int = min(config["epochs"], 1)
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False

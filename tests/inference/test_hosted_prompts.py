@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from small_data import write_dataset
+from test_end_to_end import cut_of_ml_100k
 from testing.model_tests import HISTORIES, TITLES
 
 from recbole_llm.cli.main import main
@@ -66,6 +67,26 @@ def test_prompts_show_titles_in_the_order_of_the_candidates(exported):
     places = {line["candidates"].index(target(line)) for line in lines}
     assert len(places) == 4
     assert main(["prompts", "export", "--dataset=small", "--out=prompts.jsonl", *SETTINGS]) == 2  # it is there already
+
+
+def test_a_row_of_a_table_is_exported(workdir, capsys):
+    """GPT-4's row of Table 9, on a cut of ml-100k that has the dataset's name; no other row is one of prompts."""
+    cut_of_ml_100k(workdir, 12)
+    command = [
+        "prompts",
+        "export",
+        "--paper=st2si/table9/ml-100k-llara/gpt-4",
+        "--dataset=ml-100k",
+        "--candidate_seeds=1",
+    ]
+    place = [f"--data_path={workdir}", "--use_gpu=false", "--state=ERROR", "--max_sequence_tokens=512"]
+    assert main([*command, *place, "--out=asked.jsonl"]) == 0
+    line = lines_of("asked.jsonl")[0]
+    assert len(line["candidates"]) == 20
+    assert line["prompt"].startswith("This user has watched ")
+    assert "Choose the answer from the following 20 movie titles: " in line["prompt"]
+    assert main(["prompts", "export", "--paper=st2si/table9/ml-100k-llara/sasrec", *place]) == 2
+    assert "its model SASRec is no prompted one: recbole-llm run --paper=" in capsys.readouterr().err
 
 
 def test_right_titles_give_1_and_a_run_that_compares(exported, capsys):

@@ -1,11 +1,12 @@
 """Settings of training at all positions of one pass over a history, written to properties/overall.yaml."""
 
-from recbole_llm.config.kinds import POSITIVE, SIZE, Choice, Maybe, Number
+from recbole_llm.config.kinds import FROM_ZERO, POSITIVE, SIZE, Choice, Maybe, Number
 from recbole_llm.config.schema import Role, Section, Setting
 
 ONE_PASS_BATCH = 16  # histories of an optimiser step; RecBole's 2048 are rows
 # Losses that RecBole's models do not have: they need the states of all positions.
-ONE_PASS_LOSSES = ("BCE", "gBCE", "SampledCE")
+TWO_LEVEL = "TwoLevel"
+ONE_PASS_LOSSES = ("BCE", "gBCE", "SampledCE", TWO_LEVEL)
 _SINCE = "0.3.0"
 
 ONE_PASS = Section(
@@ -22,12 +23,31 @@ ONE_PASS = Section(
             since=_SINCE,
         ),
         Setting(
+            "batches_of",
+            Choice("histories", "positions"),
+            "histories",
+            Role.TRAINING,
+            "histories: every step has train_batch_size of them, of similar length, and those of long ones have many "
+            "positions. positions: every step has about as many positions, those of train_batch_size histories of mean "
+            "length.",
+            since="0.4.0",
+        ),
+        Setting(
             "sasrec_layers",
             Choice("recbole", "authors"),
             "recbole",
             Role.TRAINING,
             "Of SASRec. recbole: RecBole's, those of BERT. authors: those of the authors' own code, which public "
             "implementations have: item vectors scaled by the square root of hidden_size, normalised queries.",
+            since="0.4.0",
+        ),
+        Setting(
+            "position_scale",
+            FROM_ZERO,
+            1.0,
+            Role.TRAINING,
+            "Of RecBole's transformers, what positions are multiplied by before they are added to items. SASRec's "
+            "authors have 1 / sqrt(hidden_size).",
             since="0.4.0",
         ),
         Setting(
@@ -71,9 +91,9 @@ ONE_PASS = Section(
             Maybe(Choice("adamw", "rowwise_adagrad")),
             None,
             Role.TRAINING,
-            "With losses on drawn items, how the item table is trained. ~: as all other weights, by a step over all "
-            "items. adamw: the rows that a step has read alone, whose moments rest between; rowwise_adagrad: the same "
-            "with one number a row to remember.",
+            "With losses on some of the items, how the item table is trained. ~: as all other weights, by a step over "
+            "all items. adamw: the rows that a step has read alone, whose moments rest between; rowwise_adagrad: the "
+            "same with one number a row to remember.",
             since=_SINCE,
         ),
         Setting(
@@ -85,5 +105,5 @@ ONE_PASS = Section(
             since=_SINCE,
         ),
     ),
-    "With train_positions: all, and for ST2SI. `loss_type` may then also be BCE, gBCE or SampledCE.",
+    "With train_positions: all, and for ST2SI. `loss_type` may then also be BCE, gBCE, SampledCE or TwoLevel.",
 )

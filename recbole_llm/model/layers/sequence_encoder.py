@@ -104,7 +104,7 @@ class TransformerSequence(SequenceEncoder):
 
     def states(self, vectors: Tensor, present: Tensor) -> Tensor:
         """Return the state at every position, see `SequenceEncoder`."""
-        positions = self.position_embedding.weight[: vectors.shape[1]]
+        positions = self.position_embedding(torch.arange(vectors.shape[1], device=vectors.device))
         inputs = self.dropout(self.norm(vectors + positions))
         outputs: list[Tensor] = self.transformer(inputs, attention_mask(present), output_all_encoded_layers=False)
         return outputs[-1]
