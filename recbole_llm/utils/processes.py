@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 _TIMEOUT = datetime.timedelta(minutes=30)  # of a collective: how far apart two processes may be
 _SECONDS_BETWEEN_LOOKS = 0.1  # into the store, while waiting
-_SECONDS_FOR_WORDS = 1.0  # that an ending process has to say why
+_SECONDS_FOR_WORDS = 0.5  # that an ending process has to say why
 _ERROR = "error"
 
 
@@ -299,6 +300,18 @@ def _words_of_another(meeting: _Meeting) -> BaseException | None:
     return found
 
 
+def leave(code: int) -> None:
+    """End this process at once with an exit code, if it is a command's that torchrun started with others.
+
+    What Python does when it ends takes seconds with torch, and what is left of a broken process group may wait for the
+    others.
+    """
+    if started().is_shared:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 def refuse_several(what: str) -> None:
     """Refuse to do in several processes what one does. Raises SettingError.
 
@@ -308,5 +321,5 @@ def refuse_several(what: str) -> None:
     if started().is_shared:
         raise SettingError(
             f"{what} has one process: start it with recbole-llm {what}, without torchrun, which trains one run "
-            f"in several processes (run)"
+            f"in several processes (run, pretrain)"
         )
