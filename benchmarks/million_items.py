@@ -5,7 +5,7 @@ under both answers to `repeatable`, with as many rows at a time as `eval_batch_s
 `eval_memory` has room for. The ranks of some users are then computed again from their vectors and the item table, in
 float64 and all items at once: a rank must lie between the places that rounding in float32 leaves open.
 
-    python benchmarks/million_items.py [--items=1000000] [--users=50000] [--width=64] [--memory=1024] [--epochs=0]
+    python benchmarks/million_items.py [--items=1000000] [--users=50000] [--width=32] [--memory=1024] [--epochs=0]
                                        [--check=200] [--batch=4096]
 """
 
@@ -86,7 +86,7 @@ def check(parts: Any, collected: tuple[np.ndarray, ...], met: np.ndarray, count:
 def main() -> None:
     """Print a line for the dataset, for the evaluation, and for the check."""
     given = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:])
-    items, users, width = (int(given.get(*pair)) for pair in (("items", 10**6), ("users", 50_000), ("width", 64)))
+    items, users, width = (int(given.get(*pair)) for pair in (("items", 10**6), ("users", 50_000), ("width", 32)))
     memory, batch = int(given.get("memory", 1024)), int(given.get("batch", 4096))
     size = {"name": "million_items", "items": items, "users": users, "width": width, "eval_memory": memory}
     with tempfile.TemporaryDirectory() as root:
