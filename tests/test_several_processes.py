@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -227,12 +228,22 @@ def test_an_error_of_one_process_ends_all_with_its_sentence(workspace, tiny, tmp
     assert first.error == ""
 
 
+def test_an_interruption_of_one_process_ends_all(workspace, tiny, tmp_path):
+    arguments = arguments_of("ilp", tiny, tmp_path / "saved")
+    first, second = command_lines(workspace, arguments, kill={0: ("step", 20)}, by=signal.SIGTERM)
+    assert (first.code, second.code) == (143, 130)
+    assert f"interrupted; resume with: recbole-llm run --resume={only_run(tmp_path / 'saved')}" in first.error
+    assert second.error == ""
+
+
 @pytest.mark.parametrize(
     ("change", "code", "sentence"),
     [
         (["--model=SASRec"], 2, "error: SASRec trains in one process: start it with recbole-llm run, without torchrun"),
         (["--learning_rat=1"], 2, "error: there is no setting 'learning_rat'"),
         (["--checkpoint_dir=small/small.inter"], 1, "cannot be made: Not a directory"),
+        (["--topk=[100]", "--valid_metric=MRR@100"], 2, "error: topk=[100] is more than the 13 items of small"),
+        (["--loss_type=BCE"], 2, "error: loss_type=BCE draws items, and every process would draw its own"),
     ],
 )
 def test_what_is_refused_is_said_once(workspace, change, code, sentence):

@@ -135,6 +135,8 @@ def _meet(found: World) -> _Meeting:
     if not _rendezvous:
         store, _, _ = next(distributed.rendezvous("env://", found.rank, found.size, timeout=_TIMEOUT))
         _rendezvous.update(store=store, runs=0)
+    if found.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(found.local_rank)  # what NCCL, and whoever asks for no device, takes
     _rendezvous["runs"] += 1
     run = f"run{_rendezvous['runs']}"
     distributed.init_process_group(
