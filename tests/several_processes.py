@@ -1,6 +1,7 @@
 """Runs of several processes, without the seconds that torchrun takes: forked children that are told what it tells."""
 
 import contextlib
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,11 @@ def environments(count: int) -> Iterator[list[dict[str, str]]]:
 
 
 def command_lines(
-    folder: Path, arguments: Sequence[str], count: int = 2, kill: Mapping[int, tuple[str, int]] | None = None
+    folder: Path,
+    arguments: Sequence[str],
+    count: int = 2,
+    kill: Mapping[int, tuple[str, int]] | None = None,
+    by: int = signal.SIGKILL,
 ) -> list[Ended]:
     """Run one command line in `count` processes, and return how each ended.
 
@@ -43,11 +48,12 @@ def command_lines(
         folder: the working folder.
         arguments: of the command line.
         count: how many processes.
-        kill: by rank, when the process ends itself by SIGKILL, see `child_runs`.
+        kill: by rank, when the process ends itself, see `child_runs`.
+        by: the signal that ends it.
     """
     with environments(count) as found:
         children = [
-            process(folder, arguments, (kill or {}).get(rank), name=f"child{rank}", environment=found[rank])
+            process(folder, arguments, (kill or {}).get(rank), by=by, name=f"child{rank}", environment=found[rank])
             for rank in range(count)
         ]
         return _joined(folder, children)

@@ -12,10 +12,10 @@ from recbole_llm.cli.show import show, show_error
 from recbole_llm.errors import RecBoleLLMError, SettingError, nearest
 from recbole_llm.utils.allocator import process_is_a_command
 from recbole_llm.utils.plain_text import one_line
-from recbole_llm.utils.processes import is_told_elsewhere, refuse_several
+from recbole_llm.utils.processes import is_told_elsewhere, leave, refuse_several
 
 # Each verb is a module of this name, whose imports wait until it runs.
-_OF_SEVERAL_PROCESSES = ("run",)
+_OF_SEVERAL_PROCESSES = ("run", "pretrain")
 VERBS = ("run", "pretrain", "tune", "prepare", "recommend", "serve", "prompts", "compare", "plot", "report", "doctor")
 
 USAGE = """\
@@ -77,9 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0, 1 after an error, 2 after a mistake in the settings, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    if arguments is None:
-        process_is_a_command()
-    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is not None:
+        return _main(list(arguments))
+    process_is_a_command()
+    code = _main(sys.argv[1:])
+    if code:
+        leave(code)
+    return code
+
+
+def _main(argv: list[str]) -> int:
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
     try:

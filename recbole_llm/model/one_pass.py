@@ -68,6 +68,7 @@ _WHY_NOT = {
     "SRGNN": "it makes a graph of the whole history, later items too",
     "ST2SI": "it is trained at every position of a history anyway",
     "STAMP": _WEIGHS_ANEW,
+    "TextSLIT": "its equations hold all positions of all histories already",
     "TransRec": _READS_FEW,
 }
 

@@ -71,7 +71,10 @@ class OnePassTrainer(DeviceSteps):
             self.model.before_training(train_data._dataset)
             longest = self.config["MAX_ITEM_LIST_LENGTH"]
             labelled = labelled_windows(train_data._dataset, longest, self.config["train_positions"] == "recent")
-            self._table = WindowTable(labelled, longest, self.config["train_batch_size"], torch.device(self.device))
+            by_positions = self.config["batches_of"] == "positions"
+            self._table = WindowTable(
+                labelled, longest, self.config["train_batch_size"], torch.device(self.device), by_positions
+            )
         return self._table
 
     def _train_epoch(

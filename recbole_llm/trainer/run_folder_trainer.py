@@ -151,10 +151,11 @@ class RunFolderMixin(TrainerHooks):
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         with self.evaluated_weights():
-            self._best = checkpoint.snapshot(self.model, hooks_of(self.model))
+            if world().is_first:
+                self._best = checkpoint.snapshot(self.model, hooks_of(self.model))
 
     def _write_best(self) -> None:
-        if self._best is not None and world().is_first:
+        if self._best is not None:
             checkpoint.save_weights(Path(self.saved_model_file), self._best, self.description)
         self._best = None
 

@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 _TIMEOUT = datetime.timedelta(minutes=30)  # of a collective: how far apart two processes may be
 _SECONDS_BETWEEN_LOOKS = 0.1  # into the store, while waiting
-_SECONDS_FOR_WORDS = 1.0  # that an ending process has to say why
+_SECONDS_FOR_WORDS = 0.5  # that an ending process has to say why
 _ERROR = "error"
 
 
@@ -134,6 +135,8 @@ def _meet(found: World) -> _Meeting:
     if not _rendezvous:
         store, _, _ = next(distributed.rendezvous("env://", found.rank, found.size, timeout=_TIMEOUT))
         _rendezvous.update(store=store, runs=0)
+    if found.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(found.local_rank)  # what NCCL, and whoever asks for no device, takes
     _rendezvous["runs"] += 1
     run = f"run{_rendezvous['runs']}"
     distributed.init_process_group(
@@ -299,6 +302,18 @@ def _words_of_another(meeting: _Meeting) -> BaseException | None:
     return found
 
 
+def leave(code: int) -> None:
+    """End this process at once with an exit code, if it is a command's that torchrun started with others.
+
+    What Python does when it ends takes seconds with torch, and what is left of a broken process group may wait for the
+    others.
+    """
+    if started().is_shared:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 def refuse_several(what: str) -> None:
     """Refuse to do in several processes what one does. Raises SettingError.
 
@@ -308,5 +323,5 @@ def refuse_several(what: str) -> None:
     if started().is_shared:
         raise SettingError(
             f"{what} has one process: start it with recbole-llm {what}, without torchrun, which trains one run "
-            f"in several processes (run)"
+            f"in several processes (run, pretrain)"
         )

@@ -11,16 +11,19 @@ from recbole_llm.model.sequential_recommender import textslit
 from recbole_llm.quick_start.run import load, run
 
 DECAY, RIDGE = 0.6, 2.0
-SETTINGS = {"history_decay": DECAY, "ridge": RIDGE, "text_smoothing": 0.3, "text_similarity": 0.1, "temperature": 0.5}
+SETTINGS = {
+    "history_decay": DECAY, "ridge": RIDGE, "text_similarity": 0.1, "similarity_decay": 0.2,
+    "whitening": 0.5, "temperature": 0.5,
+}  # fmt: skip
 # Rows of histories, the oldest first, and what follows; item 3 stands twice in one of them.
 ROWS = [([1, 2], 3), ([1, 2, 3], 4), ([4], 1), ([3, 1, 3], 2), ([2, 4], 3)]
 ITEMS = 6
 
 
-def row_of(history, items=ITEMS):
+def row_of(history, items=ITEMS, decay=DECAY):
     row = np.zeros(items)
     for place, item in enumerate(history):
-        row[item] += DECAY ** (len(history) - 1 - place)
+        row[item] += decay ** (len(history) - 1 - place)
     return row
 
 
@@ -75,20 +78,38 @@ def test_decayed_sum_is_the_row_times_the_table():
     np.testing.assert_allclose(decayed_sum(table, histories, DECAY).numpy(), rows @ table.numpy(), atol=1e-6)
 
 
-def test_scores_are_the_formula_with_cosines_of_centred_texts(built):
+def cosines_by_hand(vectors, whitening):
+    """Of centred vectors, by the singular value decomposition; the texts span fewer directions than their width."""
+    centred = vectors[1:] - vectors[1:].mean(axis=0)
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    some = values > 1e-3 * values[0]
+    mapped = left[:, some] * values[some] ** (1 - whitening)
+    norms = np.linalg.norm(mapped, axis=1)
+    found = np.zeros((len(vectors), len(vectors)))
+    found[1:, 1:] = mapped @ mapped.T / np.outer(norms, norms)
+    return found
+
+
+def test_scores_are_the_formula_with_cosines_of_texts(built):
     parts = built()
     items = parts.dataset.item_num
     transitions = ridge_by_hand(trained_rows(parts.train._dataset), items)
     vectors = textslit.ItemTexts.from_config(parts.config).of_items(parts.dataset).numpy().astype(np.float64)
-    cosines = np.zeros((items, items))
-    centred = vectors[1:] - vectors[1:].mean(axis=0)
-    norms = np.linalg.norm(centred, axis=1)
-    cosines[1:, 1:] = centred @ centred.T / np.outer(norms, norms)
+    cosines = cosines_by_hand(vectors, 0.5)
     rows, found = scores_of(parts)
-    histories = np.array([row_of([i for i in line if i], items) for line in rows["item_id_list"].tolist()])
-    expected = histories @ transitions @ (np.eye(items) + 0.3 * cosines) + 0.1 * histories @ cosines
+    histories = [[i for i in line if i] for line in rows["item_id_list"].tolist()]
+    for_transitions, for_texts = (np.array([row_of(h, items, decay) for h in histories]) for decay in (DECAY, 0.2))
+    expected = for_transitions @ transitions + 0.1 * for_texts @ cosines
     np.testing.assert_allclose(found[:, 1:], expected[:, 1:] / 0.5, atol=2e-5)
     assert np.isneginf(found[:, 0]).all()
+
+
+def test_whole_whitening_gives_every_direction_one_variance():
+    """Before lengths are made equal, which leaves the directions' order: seen where all lengths are equal anyway."""
+    corners = torch.tensor([[0.0, 0.0], [3.0, 1.0], [3.0, -1.0], [-3.0, 1.0], [-3.0, -1.0]])
+    whole, none = (textslit.unit_vectors(corners, power)[1:] for power in (1.0, 0.0))
+    torch.testing.assert_close(whole.T @ whole / 4, torch.eye(2) / 2, atol=1e-6, rtol=0)
+    torch.testing.assert_close((none.T @ none / 4).diagonal().sort().values, torch.tensor([0.1, 0.9]))
 
 
 def test_solution_has_no_gradient(built):
@@ -109,9 +130,9 @@ def test_solution_has_no_gradient(built):
     assert gradient() > 0.1
 
 
-def test_without_text_weights_no_text_is_read(built, monkeypatch):
+def test_without_likeness_no_text_is_read(built, monkeypatch):
     monkeypatch.setattr(textslit.ItemTexts, "of_items", lambda *_: pytest.fail("a text was read"))
-    parts = built(text_smoothing=0, text_similarity=0)
+    parts = built(text_similarity=0)
     rows, found = scores_of(parts)
     transitions = ridge_by_hand(trained_rows(parts.train._dataset), parts.dataset.item_num)
     histories = [row_of([i for i in line if i], parts.dataset.item_num) for line in rows["item_id_list"].tolist()]

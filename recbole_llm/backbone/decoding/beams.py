@@ -86,6 +86,9 @@ def beam_items(
     rows, device = len(states), states.device
     scores = torch.zeros(rows, 1, device=device)
     nodes = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+    vocabulary, places = None, trie.tokens
+    if among_children:  # no other token's logit is needed
+        vocabulary, places = torch.unique(trie.tokens, return_inverse=True)
     for depth in range(trie.depth):
         counts = trie.counts[nodes]
         if not int(counts.max()):
@@ -94,7 +97,7 @@ def beam_items(
         children = trie.first[nodes][:, :, None] + column
         there = column < counts[:, :, None]
         children = children.masked_fill(~there, 0)
-        chosen, total = _logits_of(decoder, states, trie.tokens[children])
+        chosen, total = _logits_of(decoder, states, places[children], vocabulary)
         chosen = chosen.masked_fill(~there, float("-inf"))
         if among_children:
             total = chosen.logsumexp(dim=2).masked_fill(~there[:, :, 0], 0)
@@ -109,24 +112,26 @@ def beam_items(
     return trie.items[nodes], scores
 
 
-def _logits_of(decoder: Decoder, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits of some tokens after states, and the logarithm of the sum of exp(logit) of all tokens.
+def _logits_of(decoder: Decoder, states: Tensor, places: Tensor, vocabulary: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the logits of some tokens after states, and log of the sum of exp(logit) over the vocabulary.
 
     Args:
         decoder: has the language head.
         states: [rows, beams, width].
-        tokens: int64 [rows, beams, choices].
+        places: int64 [rows, beams, choices], the places of these tokens in the vocabulary.
+        vocabulary: int64 [tokens]; None for all that the head knows.
 
     Returns:
         Float32 [rows, beams, choices] and [rows, beams].
     """
-    piece = states_per_piece(len(decoder.weight()), states.device)
+    size = len(decoder.weight()) if vocabulary is None else len(vocabulary)
+    piece = states_per_piece(size, states.device)
     chosen, totals = [], []
-    for some, wanted in zip(states.flatten(0, 1).split(piece), tokens.flatten(0, 1).split(piece), strict=True):
-        logits = decoder.logits(some)
+    for some, wanted in zip(states.flatten(0, 1).split(piece), places.flatten(0, 1).split(piece), strict=True):
+        logits = decoder.logits(some, vocabulary)
         chosen.append(logits.gather(1, wanted))
         totals.append(logits.logsumexp(dim=1))
-    return torch.cat(chosen).view(tokens.shape), torch.cat(totals).view(tokens.shape[:2])
+    return torch.cat(chosen).view(places.shape), torch.cat(totals).view(places.shape[:2])
 
 
 def _best(going: Tensor, staying: Tensor, beams: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,6 +23,16 @@ ONE_PASS = Section(
             since=_SINCE,
         ),
         Setting(
+            "batches_of",
+            Choice("histories", "positions"),
+            "histories",
+            Role.TRAINING,
+            "histories: every step has train_batch_size of them, of similar length, and those of long ones have many "
+            "positions. positions: every step has about as many positions, those of train_batch_size histories of mean "
+            "length.",
+            since="0.4.0",
+        ),
+        Setting(
             "sasrec_layers",
             Choice("recbole", "authors"),
             "recbole",
@@ -38,7 +48,6 @@ ONE_PASS = Section(
             Role.TRAINING,
             "Of RecBole's transformers, what positions are multiplied by before they are added to items. SASRec's "
             "authors have 1 / sqrt(hidden_size).",
-            pretraining=True,
             since="0.4.0",
         ),
         Setting(

@@ -316,8 +316,8 @@ TEXTINITSASREC = (
 )
 
 TEXTSLIT_TITLE = (
-    "TextSLIT: transitions between items in closed form (SLIT, Choi et al., WWW 2021), smoothed over item texts.\n"
-    "The smoothing is ours; the values were chosen on Scientific's validation rows."
+    "TextSLIT: transitions between items in closed form (SLIT, Choi et al., WWW 2021), and the likeness of texts.\n"
+    "The likeness is ours; the values were chosen on Scientific's validation rows."
 )
 TEXTSLIT = (
     _texts("sbert-minilm"),
@@ -327,13 +327,14 @@ TEXTSLIT = (
             *_training(
                 ("history_decay", Number(above=0, high=1), 0.7, "What an item weighs for each that follows it."),
                 ("ridge", POSITIVE, 100.0, "lambda: the weight of the sum of squares of the transitions."),
-                (
-                    "text_smoothing",
-                    FROM_ZERO,
-                    0.08,
-                    "The share of a score that goes to items of a like text, by their cosine.",
-                ),
                 ("text_similarity", FROM_ZERO, 0.02, "The weight of the history's likeness to an item's text."),
+                ("similarity_decay", Number(above=0, high=1), 0.4, "history_decay of that likeness."),
+                (
+                    "whitening",
+                    _UP_TO_ONE,
+                    0.3,
+                    "How far the variances of the text vectors' directions are made equal: 0 not at all, 1 wholly.",
+                ),
                 ("temperature", POSITIVE, 0.01, "Scores are divided by it; it matters to a mix with an ID model."),
             ),
             Setting(

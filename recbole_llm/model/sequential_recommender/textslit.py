@@ -1,14 +1,14 @@
-"""TextSLIT: linear transitions between items in closed form, made smooth by what the items' texts have in common.
+"""TextSLIT: linear transitions between items in closed form, and how like the items' texts are.
 
-With s the row of a history (an item weighs `history_decay` for each item that follows it), B the transitions of
-`layers.item_transitions`, and R the cosines of the items' centred text vectors, the scores of all items are
+With s the row of a history (an item weighs `history_decay` for each item that follows it), q the same with
+`similarity_decay`, B the transitions of `layers.item_transitions`, and R the cosines of the items' text vectors,
+centred and partly whitened, the scores of all items are
 
-    s B (I + text_smoothing R) + text_similarity s R
+    s B + text_similarity q R
 
-An item whose text is like that of the items that usually follow gets a share of their score, and so does one whose text
-is like the history's. With both weights 0 it is SLIT (Choi et al., WWW 2021) without any text. Nothing is learned by
+Without the second term, which is ours, it is SLIT (Choi et al., WWW 2021) and reads no text. Nothing is learned by
 gradients: training solves one system of equations, of as many unknowns per item as there are items. With `id_model` the
-scores of another model are mixed in, see `id_model.scores`. The smoothing is ours.
+scores of another model are mixed in, see `id_model.scores`.
 """
 
 from collections.abc import Iterator
@@ -31,11 +31,13 @@ from recbole_llm.model.id_model.frozen import FrozenIdModel
 from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items, validation_gain
 from recbole_llm.model.item_texts import ItemTexts
 from recbole_llm.model.layers.item_transitions import decayed_sum, item_transitions
+from recbole_llm.model.layers.text_table import principal_directions
 from recbole_llm.model.needs import IdModel
 from recbole_llm.trainer.closed_form_trainer import ClosedFormTrainer
 
 _MAX_ITEMS = 50_000  # whose transitions take 10 GB, and the solution some five times that
 _ROWS = 4096  # whose loss is computed at once
+_NO_VARIANCE = 1e-6  # a share of the first direction's
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class TextSLITSettings:
 
     history_decay: float
     ridge: float
-    text_smoothing: float
     text_similarity: float
+    similarity_decay: float
+    whitening: float
     temperature: float
 
     @classmethod
@@ -56,7 +59,7 @@ class TextSLITSettings:
     @property
     def reads_text(self) -> bool:
         """Whether texts take part in the scores."""
-        return bool(self.text_smoothing or self.text_similarity)
+        return self.text_similarity > 0
 
 
 class TextSLIT(ModelHooks, SequentialRecommender):
@@ -69,7 +72,7 @@ class TextSLIT(ModelHooks, SequentialRecommender):
 
     Attributes:
         transitions: B, float32 [items, items]; zero until `solve` was called.
-        texts: centred text vectors of length 1, float32 [items, width], row 0 zero; not stored with the weights.
+        texts: of `unit_vectors`, float32 [items, width], row 0 zero; not stored with the weights.
         id_scores: the ID model whose scores are mixed in, None without one.
 
     Raises:
@@ -88,7 +91,7 @@ class TextSLIT(ModelHooks, SequentialRecommender):
         self.transitions = nn.Parameter(torch.zeros(self.n_items, self.n_items))
         texts = torch.zeros(self.n_items, 0)
         if self.settings.reads_text:
-            texts = unit_vectors(ItemTexts.from_config(config).of_items(dataset))
+            texts = unit_vectors(ItemTexts.from_config(config).of_items(dataset), self.settings.whitening)
         self.register_buffer("texts", texts, persistent=False)
         self.id_run = id_model
         self.id_scores = None if id_model is None else IdScores(config, id_model.module)
@@ -138,9 +141,8 @@ class TextSLIT(ModelHooks, SequentialRecommender):
         settings = self.settings
         scores = decayed_sum(self.transitions, histories, settings.history_decay)
         if settings.reads_text:
-            likeness = decayed_sum(self.texts, histories, settings.history_decay)
-            mixed = settings.text_smoothing * (scores @ self.texts) + settings.text_similarity * likeness
-            scores = scores + mixed @ self.texts.T
+            likeness = decayed_sum(self.texts, histories, settings.similarity_decay)
+            scores = scores + settings.text_similarity * likeness @ self.texts.T
         return scores / settings.temperature
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
@@ -185,11 +187,21 @@ class TextSLIT(ModelHooks, SequentialRecommender):
             self.id_run.copy_into(folder)
 
 
-def unit_vectors(vectors: Tensor) -> Tensor:
-    """Return text vectors [items, width] without their mean over items, each of length 1; row 0 (padding) is zero."""
-    centred = vectors - vectors[1:].mean(dim=0)
-    centred[0] = 0
-    return F.normalize(centred, dim=1)
+def unit_vectors(vectors: Tensor, whitening: float) -> Tensor:
+    """Return text vectors [items, width] centred, partly whitened and of length 1; row 0 (padding) is zero.
+
+    Args:
+        vectors: float32 [items, width].
+        whitening: the power, from 0 to 1, of each principal direction's standard deviation that the vectors are divided
+            by there; 0 leaves them as they are, 1 gives every direction the same variance. The first direction's
+            deviation counts as 1, and a direction without variance is left out.
+    """
+    mean, directions, variances = principal_directions(vectors[1:])
+    some = variances > _NO_VARIANCE * variances[0]
+    scale = torch.where(some, (variances.clamp(min=1e-300) / variances[0]) ** (-whitening / 2), 0.0)
+    found = (vectors.double().cpu() - mean) @ directions * scale
+    found[0] = 0
+    return F.normalize(found, dim=1).float()
 
 
 def _parts(dataset: HistoryDataset) -> Iterator[Interaction]:
