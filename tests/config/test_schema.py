@@ -68,7 +68,6 @@ def bad_values(kind):
 BAD = {
     "gpu_id": ["first", -1, 1.5, True, None, [0, 1], "0,1", "0;1"],
     "encoding": ["utf-9", 8, True],
-    "item_codes": ["8", "8x", "x256", "0x256", "8x256x2", 8, True],
     "user_inter_num_interval": ["[5,", "5", 5, [4], ["a", "b"], [1, 2, 3], "[a,b]", ""],
     "item_inter_num_interval": ["[5,", "5", 5],
     "entity_kg_num_interval": ["[5,", "5", 5],
