@@ -1,12 +1,13 @@
 """(l) Evaluation of 50,000 users among 10^6 items on a CPU, in bounded memory, checked against plain numpy.
 
-The dataset is generated: every item is met at least once, 25 items a user. SASRec, trained in one pass, is evaluated
-under both answers to `repeatable`, with as many rows at a time as `eval_batch_size` says and as many items as
-`eval_memory` has room for. The ranks of some users are then computed again from their vectors and the item table, in
-float64 and all items at once: a rank must lie between the places that rounding in float32 leaves open.
+The dataset is generated: every item is met at least once, 25 items a user. SASRec, with its first weights or trained in
+one pass for some epochs, is evaluated under both answers to `repeatable`, with as many rows at a time as
+`eval_batch_size` says and as many items as `eval_memory` has room for. The ranks of some users are then computed again
+from their vectors and the item table, in float64 and all items at once: a rank must lie between the places that
+rounding in float32 leaves open.
 
     python benchmarks/million_items.py [--items=1000000] [--users=50000] [--width=32] [--memory=1024] [--epochs=0]
-                                       [--check=200] [--batch=4096]
+                                       [--check=200] [--batch=4096] [--history=25]
 """
 
 import resource
@@ -23,20 +24,26 @@ from shapes import print_line
 from recbole_llm.config.config import Config
 from recbole_llm.quick_start.run import build
 
-PER_USER = 25
 EPS = 1e-5  # of a score's size: what rounding in float32 may move
 
 
-def peak_gib() -> float:
-    """Return the most memory that this process has had resident, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def clocks() -> tuple[float, float]:
+    """Return the seconds of a clock, and those that the processors were busy with this process."""
+    return time.perf_counter(), time.process_time()
 
 
-def write_data(folder: Path, users: int, items: int) -> np.ndarray:
-    """Write ``bench/bench.inter`` and return who met what, in time order: int64 [users, PER_USER]."""
+def spent(begun: tuple[float, float]) -> dict[str, float]:
+    """Return the seconds since `clocks`, and the most memory that this process has had resident, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    now = clocks()
+    return {"seconds": now[0] - begun[0], "cpu_seconds": now[1] - begun[1], "peak_gib": peak}
+
+
+def write_data(folder: Path, users: int, items: int, history: int) -> np.ndarray:
+    """Write ``bench/bench.inter`` and return who met what, in time order: int64 [users, history]."""
     rng = np.random.default_rng(0)
-    met = np.concatenate([rng.permutation(items), rng.integers(0, items, users * PER_USER)])[: users * PER_USER]
-    met = rng.permutation(met).reshape(users, PER_USER)
+    met = np.concatenate([rng.permutation(items), rng.integers(0, items, users * history)])[: users * history]
+    met = rng.permutation(met).reshape(users, history)
     (folder / "bench").mkdir()
     with (folder / "bench" / "bench.inter").open("w") as file:
         file.write("user_id:token\titem_id:token\ttimestamp:float\n")
@@ -90,8 +97,8 @@ def main() -> None:
     memory, batch = int(given.get("memory", 1024)), int(given.get("batch", 4096))
     size = {"name": "million_items", "items": items, "users": users, "width": width, "eval_memory": memory}
     with tempfile.TemporaryDirectory() as root:
-        met = write_data(Path(root), users, items)
-        begun = time.perf_counter()
+        met = write_data(Path(root), users, items, int(given.get("history", 25)))
+        begun = clocks()
         settings = {
             "model": "SASRec", "dataset": "bench", "data_path": root, "checkpoint_dir": f"{root}/saved",
             "hidden_size": width, "inner_size": width, "MAX_ITEM_LIST_LENGTH": 20, "train_positions": "all",
@@ -101,22 +108,19 @@ def main() -> None:
             "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
         }  # fmt: skip
         parts = build(Config(config_dict=settings), folder=Path(root) / "run")
-        print_line(**size, what="dataset and model", seconds=time.perf_counter() - begun, peak_gib=peak_gib())
+        print_line(**size, what="dataset and model", **spent(begun))
         trainer = parts.trainer()
         if settings["epochs"]:
-            begun = time.perf_counter()
+            begun = clocks()
             trainer.model.train()
             loss = trainer._train_epoch(parts.train, 0)
-            print_line(
-                **size, what="an epoch", seconds=time.perf_counter() - begun, peak_gib=peak_gib(), loss=float(loss)
-            )
+            print_line(**size, what="an epoch", **spent(begun), loss=float(loss))
         trainer.both_protocols = True
-        begun = time.perf_counter()
+        begun = clocks()
         result = trainer.evaluate(parts.test, load_best_model=False)
-        seconds = time.perf_counter() - begun
         print_line(
-            **size, what="evaluation", seconds=seconds, peak_gib=peak_gib(), users_per_second=users / seconds,
-            rows=parts.test.step, in_blocks=parts.test.in_blocks, mrr=result["mrr"],
+            **size, what="evaluation", **spent(begun), rows=parts.test.step, in_blocks=parts.test.in_blocks,
+            mrr=result["mrr"],
         )  # fmt: skip
         print_line(
             **size, what="check", **check(parts, trainer.eval_collector.collected(), met, int(given.get("check", 200)))

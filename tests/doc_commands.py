@@ -100,6 +100,10 @@ RUN: dict[str, dict[str, object]] = {
         "id_model_settings": "{'epochs': 1}",
     },
     # text_vectors.md
+    "recbole-llm run --model=TextSLIT --dataset=Scientific": {"backbone": "TINY_BERT"},
+    "recbole-llm run --config_files=properties/recommended/scientific-textslit.yaml": {
+        **{"backbone": "TINY_BERT", "id_model": "SASRec", "id_model_settings": "{'epochs': 1}"},
+    },
     "recbole-llm --model=UniSRec --dataset=Scientific --backbone=sbert-minilm": {"backbone": "TINY_BERT"},
     "recbole-llm --model=UniSRec --dataset=Scientific --pretrain_datasets=Games": {"backbone": "TINY_BERT"},
     "recbole-llm --model=ZESRec --dataset=Scientific --pretrain_datasets=Games --epochs=0": {"backbone": "TINY_BERT"},

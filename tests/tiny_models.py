@@ -10,6 +10,8 @@ from transformers import (
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -179,11 +181,15 @@ def _piece_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_t5(folder: Path, *, seed: int = 0, own_head: bool = False) -> Path:
-    """T5 as t5-small is built, or as T5 1.1 with a gated layer and a head of its own: hidden 32, 3 and 2 layers."""
+def tiny_t5(folder: Path, *, seed: int = 0, own_head: bool = False, many: bool = False) -> Path:
+    """T5 as t5-small is built, or as T5 1.1 with a gated layer and a head of its own: hidden 32, 3 and 2 layers.
+
+    With `many` it is mT5, which has a head of its own in any case.
+    """
     torch.manual_seed(seed)
     tokenizer = _piece_tokenizer()
-    config = T5Config(
+    own_head = own_head or many
+    config = (MT5Config if many else T5Config)(
         vocab_size=len(tokenizer) + 3,  # rows that no token has, as in T5's own
         d_model=32,
         d_kv=8,
@@ -199,7 +205,7 @@ def tiny_t5(folder: Path, *, seed: int = 0, own_head: bool = False) -> Path:
         pad_token_id=0,
         eos_token_id=1,
     )
-    model = T5ForConditionalGeneration(config)
+    model = (MT5ForConditionalGeneration if many else T5ForConditionalGeneration)(config)
     if own_head:  # transformers ties a new model's in any case
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.shared.weight))
     return _save(folder, model, tokenizer)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from recbole_llm.backbone.decoding.encoder_decoder import scales_states
 from recbole_llm.backbone.gguf import quiet_transformers
 from recbole_llm.backbone.loading import Backbone
 from recbole_llm.backbone.tuning import TuningSettings
@@ -62,7 +63,7 @@ def language_head(loaded: Backbone, tuning: TuningSettings, dtype: torch.dtype) 
             raise BackboneError(f"{where} changes its logits by {name}, which is not supported: choose another decoder")
     encodes = loaded.preset.kind == "encoder-decoder"
     # transformers calls every T5 tied; one with a head of its own is told by what it does to the states before it.
-    if config.scale_decoder_outputs if encodes else config.tie_word_embeddings:
+    if scales_states(config) if encodes else config.tie_word_embeddings:
         return LanguageHead(loaded.model.get_input_embeddings())
     with quiet_transformers():
         causal, report = (AutoModelForSeq2SeqLM if encodes else AutoModelForCausalLM).from_pretrained(

@@ -89,4 +89,4 @@ class ProjectedRecommender(TextRecommender):
         """
         if self.id_scores is not None:
             self.eval()
-            self.id_scores.choose_weight_for(self.row_states, self.projection, valid_data)
+            self.id_scores.choose_weight_for(self.row_states, self.projection, valid_data, self.projection.of_items)

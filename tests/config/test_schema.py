@@ -68,6 +68,7 @@ def bad_values(kind):
 BAD = {
     "gpu_id": ["first", -1, 1.5, True, None, [0, 1], "0,1", "0;1"],
     "encoding": ["utf-9", 8, True],
+    "item_codes": ["8", "8x", "x256", "0x256", "8x256x2", 8, True],
     "user_inter_num_interval": ["[5,", "5", 5, [4], ["a", "b"], [1, 2, 3], "[a,b]", ""],
     "item_inter_num_interval": ["[5,", "5", 5],
     "entity_kg_num_interval": ["[5,", "5", 5],
@@ -90,6 +91,7 @@ BAD = {
     "metrics": [["NDGC"], "NDGC", []],
     "topk": [0, [0], [], "ten", [1.5], True, -1],
     "repeatable": ["never", "True", 0, 1, None, [True]],
+    "item_codes": ["8", "0x256", "8x0", "8 x 256", "", 8, [8, 256], True],
 }  # fmt: skip
 FREE = {"config_files", "config_file"}  # read by nobody
 MODELS = ("ST2SI", "IDLEAdapter", "ComiRec", "MLP4Rec", "S3Rec", "SASRec", "BERT4Rec", "NeuMF", "SHAN", "FEARec")

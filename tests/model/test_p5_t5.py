@@ -142,3 +142,27 @@ def test_other_models_refuse_a_t5(small, tiny, settings):
 def test_a_compiled_t5_is_refused(small, tiny):
     with pytest.raises(SettingError, match="compile=True does not go with the encoder-decoder"):
         parts_of(small, tiny["t5"], compile=True)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_gradients_are_those_without_checkpointing(small, tiny, tuning):
+    """Activations that are computed again, in encoder and decoder."""
+    found = []
+    for checkpointing in (False, True):
+        model = parts_of(small, tiny["t5"], tuning=tuning, gradient_checkpointing=checkpointing, lora_dropout=0.0).model
+        stirred(model).train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        _, (part,) = model.prepared_step(model.training_samples(np.random.default_rng(0)).select(np.arange(6)))
+        model.pass_loss_sum(part).backward()
+        found.append({name: each.grad for name, each in model.named_parameters() if each.requires_grad})
+    assert all(grad is not None for grad in found[1].values())
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_bfloat16_weights_are_trained(small, tiny):
+    settings = small_settings(small, **P5, backbone=str(tiny["t5"]), epochs=2, weights="bf16", precision="bf16")
+    fitted = fit(Config(config_dict={**settings, "learning_rate": 0.01}), Path("run").resolve())
+    losses = [entry["train_loss"] for entry in fitted["history"]]
+    assert losses[1] < losses[0]

@@ -140,16 +140,20 @@ def test_mean_of_the_sampled_gradient_over_many_draws_is_the_wholes(given, sampl
     assert (draws[0] - whole).abs().max() > 10 * (draws.mean(dim=0) - whole).abs().max()  # a draw alone is far off
 
 
-def test_plain_correction(given):
+def test_plain_correction_corrects_the_label_too(given):
     states, table, labels = given
+    loss = PositionLoss("SampledCE", torch.arange(ITEMS), 5, sampling="popularity", correction="plain")
     drawn = torch.tensor([3, 1, int(labels[0]), 7, 3])
-    log_expected = torch.tensor([0.5, 0.1, 0.2, 0.9, 0.5]).double().log()
-    found = sampled_softmax(states, table, labels, drawn, log_expected, plain=True)
-    z = (states @ table.T).numpy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "searchsorted", lambda *_, **__: drawn)
+        found = loss.summed(states, table, labels)
+    corrected = (states @ table.T).numpy() - np.log(5 * np.maximum(np.arange(ITEMS), 1) / np.arange(ITEMS).sum())
+    expected = 0.0
     for q in range(QUERIES):
         y = int(labels[q])
-        others = sum(np.exp(z[q, j] - log_expected[n].item()) for n, j in enumerate(drawn.tolist()) if j != y)
-        assert found[q].item() == pytest.approx(np.log(np.exp(z[q, y]) + others) - z[q, y], rel=1e-12)
+        others = sum(np.exp(corrected[q, j]) for j in drawn.tolist() if j != y)
+        expected += np.log(np.exp(corrected[q, y]) + others) - corrected[q, y]
+    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_sampled_softmax_where_the_label_alone_was_drawn_is_no_loss(given):

@@ -100,7 +100,15 @@ def decoder_states(model: Any, embedded: Tensor, encoded: Tensor, visible: Tenso
         inputs_embeds=embedded, encoder_hidden_states=encoded, encoder_attention_mask=visible, **keywords
     )
     states: Tensor = output.last_hidden_state
-    return states * model.config.d_model**-0.5 if model.config.scale_decoder_outputs else states
+    return states * model.config.d_model**-0.5 if scales_states(model.config) else states
+
+
+def scales_states(config: Any) -> bool:
+    """Tell whether the decoder's states are scaled before the head: in T5, whose head is its word embeddings."""
+    named = getattr(config, "scale_decoder_outputs", None)
+    if named is None:  # mT5, whose head is its own; or a transformers that asks whether T5's is
+        return config.model_type == "t5" and bool(config.tie_word_embeddings)
+    return bool(named)
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ ONE_PASS = Section(
             Role.TRAINING,
             "With loss_type SampledCE, how the logits are corrected. corrected: the target, which is not drawn, is no "
             "part of the sum over drawn items, and the loss is weighed by 1 - p(target), as in the full softmax's "
-            "gradient; plain: the target stands beside them.",
+            "gradient; plain: the logit of the target is corrected as if it had been drawn.",
             since=_SINCE,
         ),
         Setting(

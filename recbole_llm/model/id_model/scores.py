@@ -24,7 +24,6 @@ from recbole_llm.evaluation.ranks import gain_of_rank
 from recbole_llm.model.id_model.histories import resized_histories
 from recbole_llm.model.id_model.memory import RowMemory
 from recbole_llm.model.id_model.mixed_ranks import mixed_ranks, mixed_ranks_in_blocks
-from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.utils.collectives import sum_
 from recbole_llm.utils.processes import own_part, world
 
@@ -105,7 +104,11 @@ class IdScores(nn.Module):
 
     @torch.no_grad()
     def choose_weight_for(
-        self, states_of: Callable[[Interaction], Tensor], head: Callable[[Tensor], Tensor], valid_data: Any
+        self,
+        states_of: Callable[[Interaction], Tensor],
+        head: Callable[[Tensor], Tensor],
+        valid_data: Any,
+        of_items: Callable[[Tensor, slice | Tensor], Tensor] | None = None,
     ) -> None:
         """Take the weight that is best for a model on validation, unless the settings give one.
 
@@ -114,8 +117,9 @@ class IdScores(nn.Module):
 
         Args:
             states_of: the model's hidden states [batch, width] of a batch of rows.
-            head: from states to the model's own scores.
+            head: from states to the model's own scores of all items [batch, items].
             valid_data: RecBole's loader of the validation part.
+            of_items: from states to those of some items; None where `head` alone tells them.
         """
         if not self.chosen_on_validation:
             return
@@ -135,21 +139,19 @@ class IdScores(nn.Module):
                 left_out = None if known is None else known.keys(interaction, lines, states.device)
                 targets = (rows.to(states.device), items.to(states.device))
                 blocks = None
-                if getattr(valid_data, "in_blocks", False):
-                    blocks = self._blocks(states, head, interaction, valid_data.config["eval_memory"] * 2**20)
+                if of_items is not None and getattr(valid_data, "in_blocks", False):
+                    blocks = self._blocks(partial(of_items, states), interaction, valid_data)
                 yield interaction, head(states) if blocks is None else blocks, targets, lines, left_out
 
         self.choose_weight(batches())
 
-    def _blocks(
-        self, states: Tensor, head: Callable[[Tensor], Tensor], interaction: Interaction, memory: int
-    ) -> TwoBlocks | None:
-        of_id_model = self.scores_of_items(interaction) if isinstance(head, ItemLinearProjection) else None
+    def _blocks(self, own: ScoresOfItems, interaction: Interaction, valid_data: Any) -> TwoBlocks | None:
+        of_id_model = self.scores_of_items(interaction)
         if of_id_model is None:
             return None
-        assert isinstance(head, ItemLinearProjection)
-        shape = (len(states), len(head.weight), memory, states.device)
-        return ItemBlocks(partial(head.of_items, states), *shape), ItemBlocks(of_id_model, *shape)
+        items, memory = int(valid_data._dataset.item_num), valid_data.config["eval_memory"] * 2**20
+        shape = (len(interaction), items, memory, self.weight.device)
+        return ItemBlocks(own, *shape), ItemBlocks(of_id_model, *shape)
 
     def remembered_states(self, interaction: Interaction) -> Tensor | None:
         """Return the states of these rows that choosing the weight computed, once; None if there are none."""

@@ -15,8 +15,8 @@ item j, y the next item and N the number of items:
   z_j - log(m q_j) (Bengio & Senecal 2008). The label is not drawn, and so not corrected; with P_y its probability among
   them, the loss is (1 - P_y)(-z_y + log of the sum of exp(z_j - log(m q_j)) over the drawn j other than y), where 1 -
   P_y has no gradient: the gradient of the full softmax, its expectation over items drawn (Khrylchenko et al.,
-  "Correcting the LogQ Correction", RecSys 2025). The plain correction counts the label as drawn beside the others: -z_y
-  + log(exp(z_y) + the same sum).
+  "Correcting the LogQ Correction", RecSys 2025), which -z_y + log(exp(z_y) + the same sum) has, too. The plain
+  correction treats the label as drawn: its logit is z_y - log(m q_y) (Yi et al., RecSys 2019).
 """
 
 import math
@@ -80,7 +80,7 @@ def sampled_softmax(
     labels: Tensor,
     drawn: Tensor,
     log_expected: Tensor,
-    plain: bool = False,
+    of_labels: Tensor | None = None,
     sparse: bool = False,
 ) -> Tensor:
     """Return sampled cross-entropies [queries].
@@ -91,14 +91,14 @@ def sampled_softmax(
         labels: int64 [queries].
         drawn: int64 [m], items that all queries share; one may be drawn more than once.
         log_expected: [m], log(m q_j) of each.
-        plain: whether the correction is the plain one.
+        of_labels: [queries], log(m q_y) of each label, for the plain correction; None for the corrected one.
         sparse: whether the gradient of the table is a sparse tensor.
     """
     label_logits = (states * vectors_of(table, labels, sparse)).sum(dim=1)
     logits = states @ vectors_of(table, drawn, sparse).T - log_expected
     others = logits.masked_fill(drawn == labels[:, None], _HIDDEN).logsumexp(dim=1)
-    if plain:
-        return F.softplus(others - label_logits)
+    if of_labels is not None:
+        return F.softplus(others - (label_logits - of_labels))
     missed = torch.sigmoid(others - label_logits).detach()  # 1 - P_y
     return missed * (others - label_logits)
 
@@ -178,7 +178,8 @@ class PositionLoss(nn.Module):
             place = torch.rand(self.negatives, dtype=torch.double, device=labels.device) * self.up_to[-1]
             drawn = torch.searchsorted(self.up_to, place, right=True).clamp(max=self.items)
             log_expected = self.log_share[drawn] + math.log(self.negatives)
-            return sampled_softmax(states, table, labels, drawn, log_expected, self.plain, self.sparse)
+            of_labels = self.log_share[labels.clamp(min=1)] + math.log(self.negatives) if self.plain else None
+            return sampled_softmax(states, table, labels, drawn, log_expected, of_labels, self.sparse)
         if self.loss_type == "BPR":
             return bpr(states, table, labels, self._others(labels, 1), self.sparse)
         return binary(states, table, labels, self._others(labels, self.negatives), self.beta, self.sparse)

@@ -23,15 +23,15 @@ PATHS = [[], [5, 9], [6], [5, 7, 7, 7], [8, 5], [5, 7, 7, 9], [8, 6], [10, 10], 
 FULL = TuningSettings("full", 8, 16, 0.0, "all-linear", "fp32", False, False)
 
 
-@pytest.fixture(params=[False, True], ids=["tied head", "own head"])
+@pytest.fixture(params=[{}, {"own_head": True}, {"many": True}], ids=["T5", "T5 1.1", "mT5"])
 def models(tmp_path, request):
     """A T5 by transformers, and what reads and writes with its base model and head."""
-    folder = tiny_t5(tmp_path / "t5", own_head=request.param)
+    folder = tiny_t5(tmp_path / "t5", **request.param)
     whole = rough(AutoModelForSeq2SeqLM.from_pretrained(folder)).eval()
     whole.save_pretrained(folder)
     loaded = load_backbone(str(folder), encoder_decoder=True)
     head = language_head(loaded, FULL, torch.float32)
-    assert (head.own is not None) == request.param
+    assert (head.own is not None) == bool(request.param)
     return whole, EncoderDecoder(loaded.model, lambda: head.weight, loaded.model.get_input_embeddings())
 
 
