@@ -243,7 +243,7 @@ def test_an_interruption_of_one_process_ends_all(workspace, tiny, tmp_path):
         (["--learning_rat=1"], 2, "error: there is no setting 'learning_rat'"),
         (["--checkpoint_dir=small/small.inter"], 1, "cannot be made: Not a directory"),
         (["--topk=[100]", "--valid_metric=MRR@100"], 2, "error: topk=[100] is more than the 13 items of small"),
-        (["--loss_type=BCE"], 2, "error: loss_type=BCE draws items, and every process would draw its own"),
+        (["--loss_type=BCE"], 2, "error: loss_type=BCE does not read all items"),
     ],
 )
 def test_what_is_refused_is_said_once(workspace, change, code, sentence):
