@@ -28,6 +28,9 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm --model=ST2SI --dataset=ml-100k --backbone=smollm2-135m --tuning=ilp": {},
     "recbole-llm --model=IDLEAdapter --dataset=ml-100k": IDLE,
     "recbole-llm --resume=saved/<run>": {},
+    # large_catalogues.md
+    "recbole-llm run --model=ST2SI --dataset=Scientific --tuning=ilp --loss_type=SampledCE --num_negatives=8192 "
+    "--item_optimizer=adamw": {"backbone": "TINY"},
     # text_towers.md
     "recbole-llm run --model=Recformer --dataset=Scientific --backbone=sbert-minilm": {
         **{"backbone": "TINY_BERT", "max_sequence_tokens": 100, "epochs": 2},

@@ -28,7 +28,7 @@ MODELS = {
     "full": ["--model=ST2SI", "--tuning=full", "--learning_rate=0.001", "--train_batch_tokens=150"],
     "lora": [
         "--model=ST2SI", "--tuning=lora", "--learning_rate=0.003", "--lora_dropout=0", "--weight_average=0.9",
-        "--clip_grad_norm={'max_norm': 0.5}", "--candidates=5",
+        "--clip_grad_norm={'max_norm': 0.5}", "--candidates=5", "--eval_batch_size=2",
     ],
     "ilp": ["--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01"],
     "SASRec": [
@@ -249,3 +249,26 @@ def test_other_verbs_have_one_process(workspace):
     assert (first.code, second.code) == (2, 2)
     assert "tune has one process: start it with recbole-llm tune, without torchrun" in first.error
     assert second.error == ""
+
+
+def test_two_processes_pretrain_as_one_does(workspace, tiny, tmp_path):
+    write_dataset(workspace, {"u1": "abcd", "u2": "dcba", "u3": "bcd", "u9": "ac", "u7": "dab"}, name="food")
+    arguments = [
+        "pretrain", "--pretrain_datasets=food", "--data_path=.", "--use_gpu=False", f"--backbone={tiny['llama']}",
+        "--pretrain_epochs=2", "--pretrain_save_epochs=[1,2]", "--pretrain_learning_rate=0.0001", "--warmup_steps=0",
+        "--train_batch_size=3", "--precision=fp32", "--state=ERROR", "--show_progress=False",
+        "--max_sequence_tokens=128",
+    ]  # fmt: skip
+    code, out, error = command_line(workspace, [*arguments, f"--checkpoint_dir={tmp_path / 'one'}"])
+    assert code == 0, error
+    first, second = command_lines(workspace, [*arguments, f"--checkpoint_dir={tmp_path / 'two'}"])
+    assert (first.code, second.code) == (0, 0), first.error + second.error
+    assert second.out == ""
+    one, two = (Path(printed.splitlines()[-1]) for printed in (out, first.out))
+    assert [one.name, two.name] == ["backbone-epoch-2"] * 2
+    assert one.parent.name == two.parent.name, "it would be found by a run of any number of processes"
+    assert sorted(file.name for file in two.parent.iterdir()) == sorted(file.name for file in one.parent.iterdir())
+    for epoch in (1, 2):
+        found, known = (load_file(of.parent / f"backbone-epoch-{epoch}/model.safetensors") for of in (two, one))
+        for name, weight in known.items():
+            torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5)

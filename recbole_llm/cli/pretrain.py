@@ -5,6 +5,7 @@ from recbole_llm.cli.arguments import Given, Parser, add_config_files
 from recbole_llm.cli.interrupts import interrupted
 from recbole_llm.cli.show import show
 from recbole_llm.utils.interruption import stored_folders
+from recbole_llm.utils.processes import started
 
 
 def parser() -> Parser:
@@ -38,7 +39,9 @@ def main(given: Given) -> int:
     try:
         from recbole_llm.quick_start.run import pretrain
 
-        show(pretrain(config_files=given.options.get("config_files", []), command_line=line))
+        folder = pretrain(config_files=given.options.get("config_files", []), command_line=line)
+        if started().is_first:
+            show(folder)
     except KeyboardInterrupt as interrupt:
         stored = stored_folders(interrupt)
         return interrupted(interrupt, f"the same command resumes {stored[-1]}" if stored else None)

@@ -123,8 +123,9 @@ def _check_several_processes(config: Any) -> None:
             f"gpu_id={config.given['gpu_id']} names one device for all processes: leave it out, torchrun gives each "
             f"its own; CUDA_VISIBLE_DEVICES chooses among them"
         )
-    if config["item_optimizer"] is not None:
-        raise SettingError(f"item_optimizer={config['item_optimizer']} is for one process: leave it out")
+    for name in ("item_optimizer", "item_codes"):
+        if config[name] is not None:
+            raise SettingError(f"{name}={config[name]} is for one process: leave it out, or run without torchrun")
     modes = config["eval_args"]["mode"]
     if set(modes.values()) != {"full"}:
         raise SettingError(f"mode={modes} of eval_args is for one process: set it to full, or run without torchrun")
@@ -176,7 +177,11 @@ def _check_loss_type(config: Any) -> None:
 
 
 def _check_item_optimizer(config: Any) -> None:
-    """Refuse a row-sparse optimiser where a step reads all rows of the item table."""
+    """Refuse a row-sparse optimiser where a step reads all rows of the item table, and codes with another loss."""
+    if config["item_codes"] is not None and config["loss_type"] != "CE":
+        raise SettingError(
+            f"item_codes={config['item_codes']} goes with loss_type=CE, not {config['loss_type']}: leave one out"
+        )
     chosen = config["item_optimizer"]
     if chosen is None:
         if config["item_learning_rate"] is not None:
@@ -190,7 +195,7 @@ def _check_item_optimizer(config: Any) -> None:
         raise SettingError(f"{start} is for train_positions=all and for ST2SI: leave it out")
     if config["loss_type"] not in (*ONE_PASS_LOSSES, "BPR"):
         raise SettingError(
-            f"{start} updates the items that a step has drawn, but loss_type={config['loss_type']} reads all of them: "
+            f"{start} updates the items that a step has read, but loss_type={config['loss_type']} reads all of them: "
             f"take SampledCE or gBCE"
         )
     for name, why in (

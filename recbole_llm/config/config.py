@@ -226,7 +226,7 @@ class Config(RecBoleConfig):
         if settings["train_positions"] == "last":
             return
         rows: type = vars(self)["model_class"]
-        self.model_class = registry.one_pass_class(rows)
+        self.model_class = registry.one_pass_class(rows, settings.get("loss_type"))
         if self.external_config_dict.get("train_neg_sample_args") is None:
             settings["train_neg_sample_args"] = None  # they are drawn on the device
         if "train_batch_size" not in self.external_config_dict:

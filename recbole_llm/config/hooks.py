@@ -76,8 +76,8 @@ class ModelHooks:
             )
         if config["loss_type"] not in (None, "CE"):
             raise SettingError(
-                f"loss_type={config['loss_type']} draws items, and every process would draw its own: set loss_type=CE, "
-                f"or run without torchrun"
+                f"loss_type={config['loss_type']} does not read all items, and every process would read others: set "
+                f"loss_type=CE, or run without torchrun"
             )
 
     def share_over_processes(self) -> list[Any]:

@@ -33,13 +33,13 @@ def model_class(model: str | type) -> type:
         raise compat.missing_package(model, str(error.name)) from error
 
 
-def one_pass_class(model: type) -> type:
+def one_pass_class(model: type, loss_type: str | None = None) -> type:
     """Return the class that a model has where it is trained at all positions of one pass, see `model.one_pass`.
 
     Raises:
-        SettingError: if its user vectors do not come from one pass.
+        SettingError: if its user vectors do not come from one pass, or do not go with the loss.
     """
-    found: type = importlib.import_module(_CAUSAL_MODELS).one_pass_class(model)
+    found: type = importlib.import_module(_CAUSAL_MODELS).one_pass_class(model, loss_type)
     return found
 
 

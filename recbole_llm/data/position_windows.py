@@ -99,15 +99,28 @@ class WindowTable:
         longest: items of the longest window there may be.
         batch_size: windows of a batch.
         device: where all of it will be.
+        by_positions: whether `batch_size` is that of windows of mean length, and a batch of longer ones holds fewer, of
+            shorter ones more: so many that all have about as many positions.
     """
 
-    def __init__(self, labelled: LabelledWindows, longest: int, batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        labelled: LabelledWindows,
+        longest: int,
+        batch_size: int,
+        device: torch.device,
+        by_positions: bool = False,
+    ) -> None:
         windows = labelled.windows
         lengths = windows.ends - windows.starts
         self.device = device
         self.batch_size = batch_size
         self.widths = batch_widths(lengths, longest, batch_size)
         width_of = np.searchsorted(self.widths, lengths)
+        self._sizes = [batch_size] * len(self.widths)
+        if by_positions:
+            means = [lengths[width_of == n].mean() for n in range(len(self.widths))]
+            self._sizes = [max(round(batch_size * lengths.mean() / mean), 1) for mean in means]
 
         def on_device(values: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(device)
@@ -129,10 +142,14 @@ class WindowTable:
     @property
     def batches(self) -> int:
         """How many batches an epoch has."""
-        return -(-len(self) // self.batch_size)
+        found = waiting = 0
+        for members, size in zip(self._members, self._sizes, strict=True):
+            full, waiting = divmod(waiting + len(members), size)
+            found += full
+        return found + (waiting > 0)
 
     def epoch(self, seed: int, epoch: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield the batches of an epoch: how wide each is, and its windows, int64 [batch size], on the device.
+        """Yield the batches of an epoch: how wide each is, and its windows, int64 [windows], on the device.
 
         Windows of a width are shuffled there; those that fill no batch move on to the next width. The order of the
         batches is drawn, too. Everything follows from `seed` and `epoch`: a resumed run has the batches of an
@@ -143,15 +160,15 @@ class WindowTable:
         generator = torch.Generator(self.device).manual_seed(int(numbers.integers(2**62)))
         batches: list[tuple[int, Tensor]] = []
         rest = torch.empty(0, dtype=torch.long, device=self.device)
-        for width, members in zip(self.widths, self._members, strict=True):
+        for width, members, size in zip(self.widths, self._members, self._sizes, strict=True):
             drawn = torch.randperm(len(members), generator=generator, device=self.device)
             waiting = torch.cat([rest, members[drawn]])
-            full = len(waiting) // self.batch_size * self.batch_size
-            batches += [(width, windows) for windows in waiting[:full].view(-1, self.batch_size)]
+            full = len(waiting) // size * size
+            batches += [(width, windows) for windows in waiting[:full].view(-1, size)]
             rest = waiting[full:]
         if len(rest):
             if self.device.type != "cpu":
-                empty = torch.full((self.batch_size - len(rest),), len(self), device=self.device)
+                empty = torch.full((self._sizes[-1] - len(rest),), len(self), device=self.device)
                 rest = torch.cat([rest, empty])
             batches.append((self.widths[-1], rest))
         for number in numbers.permutation(len(batches)):

@@ -22,10 +22,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from recbole_llm.config.hooks import ModelHooks, hooks_of_class
+from recbole_llm.config.hooks import ModelHooks, ScoresOfItems, hooks_of_class
+from recbole_llm.config.settings.one_pass import TWO_LEVEL
 from recbole_llm.data.popularity import target_counts
 from recbole_llm.errors import SettingError
+from recbole_llm.model.layers.balanced_clusters import interaction_vectors
 from recbole_llm.model.layers.position_loss import PositionLoss
+from recbole_llm.model.layers.two_level_softmax import TwoLevelSoftmax
 
 # RecBole's models whose `forward` is causal and ends, but for layers that see one position, in `gather_indexes`.
 RECBOLES = ("FDSA", "GRU4Rec", "GRU4RecF", "SASRec", "SASRecF")
@@ -90,7 +93,17 @@ class OnePass(ModelHooks):
     def __init__(self, config: Any, dataset: Any, **arguments: Any) -> None:
         super().__init__(_with_a_loss_of_rows(config), dataset, **arguments)  # type: ignore[call-arg]
         if config["train_positions"] != "last":
-            self.position_loss_of = PositionLoss.from_config(config, target_counts(dataset))
+            self.position_loss_of = self._made_loss(config, dataset)
+
+    def _made_loss(self, config: Any, dataset: Any) -> PositionLoss | TwoLevelSoftmax:
+        return PositionLoss.from_config(config, target_counts(dataset))
+
+    def before_training(self, dataset: Any) -> None:
+        """Prepare for a training that begins or goes on; by default nothing.
+
+        Args:
+            dataset: the training part.
+        """
 
     @classmethod
     def check_processes(cls, config: Any) -> None:
@@ -173,20 +186,69 @@ class _OfRecBole(OnePass):
         return last
 
 
-def one_pass_class(model_class: type) -> type:
+class _InTwoLevels(_OfRecBole):
+    """Such a model with a two-level softmax, which has weights of its own and ranks by log p."""
+
+    def __init__(self, config: Any, dataset: Any, **arguments: Any) -> None:
+        super().__init__(config, dataset, **arguments)
+        self._seed = config["seed"]
+
+    def _made_loss(self, config: Any, dataset: Any) -> TwoLevelSoftmax:
+        return TwoLevelSoftmax(self.item_table().shape[1], dataset.item_num, config["item_optimizer"] is not None)
+
+    def before_training(self, dataset: Any) -> None:
+        """Choose the clusters once: items that the same users met in training are near one another."""
+        softmax = self.position_loss_of
+        assert isinstance(softmax, TwoLevelSoftmax)
+        if softmax.chosen:
+            return
+        users, items = (dataset.inter_feat[field].cpu().numpy() for field in (dataset.uid_field, dataset.iid_field))
+        size = self.item_table().shape[1]
+        vectors = interaction_vectors(users, items - 1, dataset.item_num - 1, size, self._seed)
+        softmax.choose_clusters(vectors, self._seed)
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Return log p of all items [batch, items], float32, -inf for the padding id."""
+        model: Any = self
+        scores: Tensor = model.position_loss_of.scores(self._user_vectors(interaction), self.item_table())
+        return scores
+
+    def scores_of_items(self, interaction: Any) -> ScoresOfItems | None:
+        """Return what gives log p of some items. See `ModelHooks`."""
+        model: Any = self
+        found: ScoresOfItems = model.position_loss_of.in_blocks(self._user_vectors(interaction), self.item_table())
+        return found
+
+    def _user_vectors(self, interaction: Any) -> Tensor:
+        model: Any = self
+        vectors: Tensor = model.forward(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN])
+        return vectors
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Return log p [batch] of each row's item."""
+        model: Any = self
+        return self.full_sort_predict(interaction).gather(1, interaction[model.ITEM_ID][:, None])[:, 0]
+
+
+def one_pass_class(model_class: type, loss_type: str | None = None) -> type:
     """Return the class that a model has with another `train_positions` than last.
 
     Args:
         model_class: a model class.
+        loss_type: the loss of the run.
 
     Raises:
-        SettingError: if its user vectors do not come from one pass.
+        SettingError: if its user vectors do not come from one pass, or do not go with the loss.
     """
-    if hooks_of_class(model_class).one_pass:
-        return model_class
     name = model_class.__name__
+    if hooks_of_class(model_class).one_pass:
+        if loss_type == TWO_LEVEL:
+            raise SettingError(
+                f"loss_type={TWO_LEVEL} is for {', '.join(RECBOLES)} and ST2SI, not for {name}: take SampledCE or gBCE"
+            )
+        return model_class
     if name in RECBOLES and model_class.__module__.startswith("recbole.model."):
-        return _with_all_positions(model_class)
+        return _with_all_positions(model_class, loss_type == TWO_LEVEL)
     why = _WHY_NOT.get(name, "it does not read the items of a history one after the other")
     raise SettingError(
         f"train_positions=all is not for {name}: {why}; leave it out, or take one of {', '.join(RECBOLES)}"
@@ -194,10 +256,10 @@ def one_pass_class(model_class: type) -> type:
 
 
 @functools.cache
-def _with_all_positions(model_class: type) -> type:
+def _with_all_positions(model_class: type, in_two_levels: bool) -> type:
     # The name and the module are RecBole's: whoever asks which model this is gets the answer that holds for its rows.
     own = {"__module__": model_class.__module__, "capturable": model_class.__name__ in _CAPTURABLE}
-    return type(model_class.__name__, (_OfRecBole, model_class), own)
+    return type(model_class.__name__, (_InTwoLevels if in_two_levels else _OfRecBole, model_class), own)
 
 
 def _with_a_loss_of_rows(config: Any) -> Any:

@@ -1,6 +1,5 @@
 """Text models that score by a linear projection of one hidden state per row, perhaps with an ID model's scores."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ class ProjectedRecommender(TextRecommender):
 
     def empty_pass_loss(self) -> Tensor:
         """Return 0: this process has no queries, but its items are those of the others' softmax, too."""
-        none = torch.zeros(0, self.projection.weight.shape[1], device=self.device)
+        none = torch.zeros(0, self.projection.width, device=self.device)
         labels = torch.zeros(0, dtype=torch.long, device=self.device)
         return self.projection.loss(none, labels, self.precision)
 
@@ -51,7 +50,7 @@ class ProjectedRecommender(TextRecommender):
         items = interaction[self.ITEM_ID].to(self.device)
         if self.id_scores is not None:
             return self.full_sort_predict(interaction).gather(1, items[:, None])[:, 0]
-        return (self.row_states(interaction) * self.projection.weight[items]).sum(dim=1)
+        return self.projection.of_pairs(self.row_states(interaction), items)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return the scores of all items: [batch, items], float32, -inf for the padding id."""
@@ -73,14 +72,14 @@ class ProjectedRecommender(TextRecommender):
     def scores_of_items(self, interaction: Interaction) -> ScoresOfItems | None:
         """Return ``W h`` of some items as a function, mixed with the ID model's; None if that scores all at once."""
         if self.id_scores is None:
-            return partial(self.projection.of_items, self.row_states(interaction))
+            return self.projection.in_blocks(self.row_states(interaction))
         of_id_model = self.id_scores.scores_of_items(interaction)
         if of_id_model is None:
             return None
         states = self.id_scores.remembered_states(interaction)
         states = self.row_states(interaction) if states is None else states
-        own = partial(self.projection.of_items, states)
-        return MixedScores(own, of_id_model, self.id_scores.weight, len(states), len(self.projection.weight))
+        own = self.projection.in_blocks(states)
+        return MixedScores(own, of_id_model, self.id_scores.weight, len(states), self.n_items)
 
     def before_validation(self, valid_data: Any) -> None:
         """Choose the weight of the ID model's scores, if ``id_weight: ~`` asks for it. See `PackedTrainer`.

@@ -219,13 +219,18 @@ def _train(
 
 def _begin(config: Config) -> None:
     init_seed(config["seed"], config["reproducibility"])
+    _speak(config)
+    logging.getLogger().info(config)
+    if config["device"].type == "cpu":  # a host beside a GPU only loads, and should give back what it loaded
+        keep_freed_memory_of_a_command()
+
+
+def _speak(config: Config) -> None:
+    """Begin the log of a run; of several processes that share it, the first one speaks."""
     if world().is_first:
         start_log(config)
     else:
         stay_silent(config)
-    logging.getLogger().info(config)
-    if config["device"].type == "cpu":  # a host beside a GPU only loads, and should give back what it loaded
-        keep_freed_memory_of_a_command()
 
 
 def _parts_and_trainer(config: Config, context: RunContext, data: SharedData) -> tuple[Parts, Any]:
@@ -317,10 +322,13 @@ def pretrain(
     stand_in = next((source for source in sources if given_dataset(source).folder is None), sources[0])
     if given_dataset(stand_in).folder is not None:
         given.pop("data_path", None)
-    config = Config(given.get("model", model), stand_in, config_dict=given)
-    with unchanged_process():
-        start_log(config)
-        return pretraining.find_or_pretrain(config).folder
+    with joined(), unchanged_process():
+        config = Config(given.get("model", model), stand_in, config_dict=given)
+        _speak(config)
+        try:
+            return pretraining.find_or_pretrain(config).folder
+        except ProcessEndedError as error:
+            raise ProcessEndedError(f"{error}; the same command resumes the pre-training") from error
 
 
 def load(run: str | Path, settings: dict[str, Any] | None = None, test: bool = True) -> Parts:

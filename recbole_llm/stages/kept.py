@@ -94,14 +94,16 @@ class KeptState(Kept):
         return root / f"state-epoch-{epoch}"
 
     def more_shape(self, config: Any) -> dict[str, Any]:
-        """Return the rate that the model has where `pretrain_learning_rate` gives none."""
-        return {"learning_rate": config["learning_rate"]} if config["pretrain_learning_rate"] is None else {}
+        """Return the rate that the model has where `pretrain_learning_rate` gives none, and a `position_scale`."""
+        rate = {"learning_rate": config["learning_rate"]} if config["pretrain_learning_rate"] is None else {}
+        scale = {"position_scale": config["position_scale"]} if config["position_scale"] != 1 else {}
+        return rate | scale
 
     def settings(self, config: Any, learning_rate: float | None) -> dict[str, Any]:
-        """Return the rate and the size of a step."""
+        """Return the rate, the size of a step, and how loud positions are."""
         size = config["pretrain_batch_size"] or config["train_batch_size"]
         rate = config["learning_rate"] if learning_rate is None else learning_rate
-        return {"learning_rate": rate, "train_batch_size": size}
+        return {"learning_rate": rate, "train_batch_size": size, "position_scale": config["position_scale"]}
 
     def build(self, config: Any, dataset: Any) -> Any:
         """Return the model with fresh weights, prepared for its pre-training."""

@@ -11,10 +11,11 @@ weights, and the sources' files. So it is found again by whoever asks for the sa
 interrupted. Its ``backbone-epoch-<n>/`` are ordinary backbones, its ``state-epoch-<n>/`` are for `pretrained_state`.
 """
 
+import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,10 @@ from recbole_llm.stages.kept import Kept, kept_by
 from recbole_llm.stages.pretraining_trainer import KeepingMixin
 from recbole_llm.stages.runner import Runner
 from recbole_llm.stages.store import Found, Supplied, find_or_make, write_shape
+from recbole_llm.utils.collectives import object_from_first
 from recbole_llm.utils.hashing import content_hash
 from recbole_llm.utils.interruption import noting_what_is_stored
+from recbole_llm.utils.processes import first, meet, world
 
 # How a source without a file in dataset_configs/ is read: as the target is.
 _FORMAT = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "field_separator", "encoding")
@@ -187,7 +190,7 @@ def find_or_pretrain(config: Any, target: Any = None) -> Found:
     settings = by_name(settings, sources)
     if target is not None and target.dataset_name in settings.datasets:
         raise SettingError(f"pretrain_datasets names the target {target.dataset_name} itself: pre-train on others")
-    shaped_by = shape(config, settings, sources)
+    shaped_by = first(lambda: shape(config, settings, sources))
     kept = kept_by(config)
     name = folder_name(config, settings)
 
@@ -195,9 +198,10 @@ def find_or_pretrain(config: Any, target: Any = None) -> Found:
         return all((kept.folder(folder, epoch) / RECORD).is_file() for epoch in settings.save_epochs)
 
     def make(folder: Path) -> None:
-        write_shape(folder, shaped_by)
+        if world().is_first:
+            write_shape(folder, shaped_by)
         with noting_what_is_stored(folder, lambda: _is_stored(folder)):
-            _train(config, settings, kept, [read_source(source) for source in sources], target, folder, name)
+            _train(config, settings, kept, first(lambda: list(map(read_source, sources))), target, folder, name)
         release_device_memory()
 
     def leftovers(folder: Path) -> Iterable[Path]:
@@ -285,16 +289,15 @@ def _train(
     keys = {source.name: item_keys(source.texts) for source in sources}
     if target is not None:
         refuse_shared_items(target, keys)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="data-") as data:
-        fields = write_union(sources, Path(data), name)
-        union = _union_config(config, settings, kept, Path(data), name, fields)
+    with _union_of(sources, folder, name) as (data, fields):
+        union = _union_config(config, settings, kept, data, name, fields)
         init_seed(settings.seed, union["reproducibility"])
         dataset = create_dataset(union)
         logging.getLogger().info(dataset)
         train, _, _ = data_preparation(union, dataset)
         context = RunContext(folder, description=checkpoint.describe(union, dataset))
         init_seed(settings.seed, union["reproducibility"])
-        model = kept.build(union, train._dataset)
+        model = first(lambda: kept.build(union, train._dataset))
     record = {
         "datasets": settings.datasets,
         "epochs": settings.epochs,
@@ -309,7 +312,23 @@ def _train(
         kept.save(kept.folder(folder, epoch), model, {**record, **more}, keys)
 
     trainer = kept.trainer_class(union)(union, model, context, settings.save_epochs, keep)
-    _fit(trainer, settings, kept, train, union["show_progress"])
+    _fit(trainer, settings, kept, train, union["show_progress"] and world().is_first)
+
+
+@contextlib.contextmanager
+def _union_of(sources: list[Source], folder: Path, name: str) -> Iterator[tuple[Path, list[str]]]:
+    """Write the union of the sources into a folder that is there for the block, and give it and its text fields.
+
+    Processes that share a pre-training read what the first one wrote.
+    """
+    with contextlib.ExitStack() as stack:
+        found: tuple[str, list[str]] = "", []
+        if world().is_first:
+            data = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="data-"))
+            found = data, write_union(sources, Path(data), name)
+        data, fields = object_from_first(found)
+        yield Path(data), fields
+        meet()  # all have read it
 
 
 def _union_config(
@@ -342,4 +361,5 @@ def _fit(trainer: KeepingMixin, settings: PretrainSettings, kept: Kept, train: A
         if not missed:  # else an epoch is wanted now that the interrupted training did not keep
             trainer.resume_checkpoint(state)
     trainer.fit(train, None, show_progress=show_progress)
-    state.unlink(missing_ok=True)
+    if world().is_first:
+        state.unlink(missing_ok=True)

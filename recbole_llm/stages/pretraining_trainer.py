@@ -7,6 +7,7 @@ from typing import Any
 from recbole_llm.runs.context import RunContext
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 from recbole_llm.trainer.run_folder_trainer import RunFolderMixin
+from recbole_llm.utils.processes import world
 
 
 class KeepingMixin(RunFolderMixin):
@@ -38,7 +39,9 @@ class KeepingMixin(RunFolderMixin):
             return
         done = epoch + 1
         if done in self.save_epochs:
-            self.keep(done, {"epoch": done, "seconds": round(self.fit_seconds(), 2)})
+            with self.joined_weights():
+                if world().is_first:
+                    self.keep(done, {"epoch": done, "seconds": round(self.fit_seconds(), 2)})
         self._last_valid: dict[str, float] = {}
         self._after_epoch(epoch, saved=True)
 

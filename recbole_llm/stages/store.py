@@ -9,6 +9,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,9 @@ from filelock import FileLock
 
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
+from recbole_llm.utils.collectives import object_from_first
 from recbole_llm.utils.files import storage_errors, write_text
+from recbole_llm.utils.processes import meet, only_first, world
 
 _SHAPE = "settings.yaml"
 
@@ -70,7 +73,8 @@ def find_or_make(
 ) -> Found:
     """Return the folder of a thing; make it if it is not there.
 
-    Another process that makes the same is waited for.
+    Another run that makes the same is waited for. Processes that share a run call it together; the first one holds the
+    lock and looks whether the thing is there, and all of them `make` it.
 
     Args:
         root: where things are kept, `checkpoint_dir`.
@@ -84,18 +88,23 @@ def find_or_make(
         StorageError: if the root cannot be written.
     """
     folder = root / f"{name}-{digest(shape)}"
-    with storage_errors(folder):
-        root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / f".{folder.name}.lock")
-        lock.acquire()
-    with lock:
-        if is_made(folder):
+
+    def locked() -> FileLock:
+        with storage_errors(folder):
+            root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(root / f".{folder.name}.lock")
+            lock.acquire()
+        return lock
+
+    with only_first(locked) or nullcontext():
+        if object_from_first(world().is_first and is_made(folder)):
             logging.getLogger().info("%s is there already", folder)
             return Found(folder, made=False)
         logging.getLogger().info("%s is made first", folder)
-        for left_over in leftovers(folder):
+        for left_over in leftovers(folder) if world().is_first else ():
             shutil.rmtree(left_over, ignore_errors=True)
         make(folder)
+        meet()
     return Found(folder, made=True)
 
 

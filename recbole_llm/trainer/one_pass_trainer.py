@@ -8,6 +8,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_llm.config.settings.one_pass import TWO_LEVEL
 from recbole_llm.data.position_windows import WindowTable, labelled_windows
 from recbole_llm.trainer.device_steps import DeviceSteps
 from recbole_llm.trainer.graphed_loss import GraphedLoss
@@ -37,9 +38,9 @@ class OnePassTrainer(DeviceSteps):
         on_gpu = torch.device(self.device).type == "cuda"
         precise = not config["enable_amp"] and not config["enable_scaler"]
         self.shared = SharedSteps(model) if world().is_shared else None
-        # Which rows a sparse gradient has is known to the host alone.
-        dense = config["item_optimizer"] is None
-        self._replays = on_gpu and precise and model.capturable and dense and self.shared is None
+        # Which rows a sparse gradient has, and how many queries a cluster, the host must know.
+        on_device = config["item_optimizer"] is None and config["loss_type"] != TWO_LEVEL
+        self._replays = on_gpu and precise and model.capturable and on_device and self.shared is None
         self._pool = torch.cuda.graph_pool_handle() if self._replays else None
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
@@ -67,9 +68,13 @@ class OnePassTrainer(DeviceSteps):
             train_data: RecBole's loader of the training part; its rows are not read.
         """
         if self._table is None:
+            self.model.before_training(train_data._dataset)
             longest = self.config["MAX_ITEM_LIST_LENGTH"]
             labelled = labelled_windows(train_data._dataset, longest, self.config["train_positions"] == "recent")
-            self._table = WindowTable(labelled, longest, self.config["train_batch_size"], torch.device(self.device))
+            by_positions = self.config["batches_of"] == "positions"
+            self._table = WindowTable(
+                labelled, longest, self.config["train_batch_size"], torch.device(self.device), by_positions
+            )
         return self._table
 
     def _train_epoch(

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import get_scheduler
 
+from recbole_llm.config.settings.one_pass import TWO_LEVEL
 from recbole_llm.data.prefetch import prefetch
 from recbole_llm.errors import TrainingError
 from recbole_llm.trainer.graphed_step import GraphedStep
@@ -100,7 +101,8 @@ class PackedTrainer(TrainerHooks):
     def _replays(self) -> bool:
         """Tell whether steps can be replayed from a CUDA graph, which cannot ask which rows a sparse gradient has."""
         on_gpu = torch.device(self.device).type == "cuda"
-        return on_gpu and self.shared is None and not isinstance(self.optimizer, RowSparse)
+        on_device = not isinstance(self.optimizer, RowSparse) and self.config["loss_type"] != TWO_LEVEL
+        return on_gpu and self.shared is None and on_device
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False

@@ -321,5 +321,5 @@ def refuse_several(what: str) -> None:
     if started().is_shared:
         raise SettingError(
             f"{what} has one process: start it with recbole-llm {what}, without torchrun, which trains one run "
-            f"in several processes (run)"
+            f"in several processes (run, pretrain)"
         )

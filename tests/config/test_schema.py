@@ -90,6 +90,7 @@ BAD = {
     "metrics": [["NDGC"], "NDGC", []],
     "topk": [0, [0], [], "ten", [1.5], True, -1],
     "repeatable": ["never", "True", 0, 1, None, [True]],
+    "item_codes": ["8", "0x256", "8x0", "8 x 256", "", 8, [8, 256], True],
 }  # fmt: skip
 FREE = {"config_files", "config_file"}  # read by nobody
 MODELS = ("ST2SI", "IDLEAdapter", "ComiRec", "MLP4Rec", "S3Rec", "SASRec", "BERT4Rec", "NeuMF", "SHAN", "FEARec")

@@ -104,6 +104,29 @@ def test_every_window_is_in_one_batch_that_is_wide_enough(lengths, batch_size, e
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(batches, again, strict=True))
 
 
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=200), st.integers(1, 20))
+def test_batches_of_positions_have_every_window_once(lengths, batch_size):
+    lengths = np.array(lengths)
+    ends = np.cumsum(lengths)
+    items = np.arange(1, ends[-1] + 1)
+    labelled = LabelledWindows(items, items, Windows(ends - lengths, ends))
+    table = WindowTable(labelled, 50, batch_size, torch.device("cpu"), by_positions=True)
+    batches = list(table.epoch(0, 0))
+    assert len(batches) == table.batches
+    assert sorted(torch.cat([windows for _, windows in batches]).tolist()) == list(range(len(lengths)))
+
+
+def test_batches_of_positions_have_as_many_positions():
+    """Of 800 windows of 4 items and 80 of 40, in batches of 22 windows of mean length (7.27): 40 of 4, or 4 of 40."""
+    lengths = np.repeat([4, 40], [800, 80])
+    ends = np.cumsum(lengths)
+    items = np.arange(1, ends[-1] + 1)
+    labelled = LabelledWindows(items, items, Windows(ends - lengths, ends))
+    table = WindowTable(labelled, 50, 22, torch.device("cpu"), by_positions=True)
+    found = Counter((width, len(windows), table.labelled(windows).item()) for width, windows in table.epoch(0, 0))
+    assert found == {(8, 40, 160): 20, (40, 4, 160): 20}
+
+
 def test_epochs_differ():
     items = np.arange(1, 301)
     windows = Windows(np.arange(0, 300, 3), np.arange(3, 303, 3))

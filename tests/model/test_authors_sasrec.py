@@ -60,7 +60,7 @@ def numpy_states(weights, items, heads=2, eps=1e-12):
 
     table = weights["item_embedding.weight"]
     size, length = table.shape[1], len(items)
-    x = table[items] * np.sqrt(size) + weights["trm_encoder.positions.weight"][:length]
+    x = table[items] * np.sqrt(size) + weights["trm_encoder.position_embedding.weight"][:length]
     for layer in range(2):
         at = f"trm_encoder.layers.{layer}"
         q = norm(x, f"{at}.query_norm")
@@ -124,7 +124,7 @@ def test_weights_start_as_in_public_implementations(folder):
     layer = model.trm_encoder.layers[0]
     for weight in (layer.query.weight, layer.key_value.weight):
         assert weight.abs().max().item() == pytest.approx((6 / 256) ** 0.5, rel=0.01)
-    for weight in (layer.out.weight, layer.inner.weight, model.trm_encoder.positions.weight):
+    for weight in (layer.out.weight, layer.inner.weight, model.trm_encoder.position_embedding.weight):
         assert weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert all(not bias.any() for name, bias in model.named_parameters() if name.endswith("bias"))
 

@@ -35,6 +35,24 @@ class TestST2SIWithStoredStates(ModelTests):
     reads_texts = True
 
 
+class TestST2SIWithTwoLevels(ModelTests):
+    """Clusters of items, and the rows of those that a step reads."""
+
+    model = "ST2SI"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, "backbone": "tiny/llama", "tuning": "ilp", "loss_type": "TwoLevel", "item_optimizer": "adamw",
+    }  # fmt: skip
+    reads_texts = True
+
+
+class TestST2SIWithCodes(ModelTests):
+    """A projection that is put together from codes of items."""
+
+    model = "ST2SI"
+    settings: ClassVar[dict[str, Any]] = {**TEXT, "backbone": "tiny/opt", "tuning": "ilp", "item_codes": "4x6"}
+    reads_texts = True
+
+
 class TestST2SIWithIdModel(ModelTests):
     """An ID model's scores are mixed in, by a weight that validation chooses."""
 
@@ -305,6 +323,13 @@ class TestSASRecAtAllPositions(ModelTests):
 
     model = "SASRec"
     settings: ClassVar[dict[str, Any]] = {**TRANSFORMER, "train_positions": "all"}
+
+
+class TestSASRecWithTwoLevels(ModelTests):
+    """Clusters of items, and then the items of one."""
+
+    model = "SASRec"
+    settings: ClassVar[dict[str, Any]] = {**TRANSFORMER, "train_positions": "all", "loss_type": "TwoLevel"}
 
 
 class TestGRU4RecAtAllPositions(ModelTests):

@@ -1,5 +1,6 @@
 """One pass over a history: at every position what RecBole's row for that prefix has, loss and gradients too."""
 
+import numpy as np
 import pytest
 import torch
 from atomic_files import KNOWLEDGE, quick_settings, write_atomic_files
@@ -13,6 +14,7 @@ from recbole_llm.config.names import known_models
 from recbole_llm.data.position_windows import WindowTable, labelled_windows
 from recbole_llm.errors import SettingError
 from recbole_llm.model import one_pass
+from recbole_llm.model.layers.balanced_clusters import balanced_clusters, interaction_vectors
 from recbole_llm.model.one_pass import OnePass
 from recbole_llm.quick_start.run import build
 
@@ -127,6 +129,36 @@ def test_other_losses_have_the_same_model(folder, loss):
     plain = parts_of("SASRec", folder)
     assert parts.model.state_dict().keys() == plain.model.state_dict().keys()
     assert torch.isfinite(parts.model.positions_loss(*whole(parts)))
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_two_levels_rank_by_probabilities(folder, workdir, model):
+    """The clusters are those of items that the same users met in training."""
+    parts = parts_of(model, folder, train_positions="all", loss_type="TwoLevel")
+    parts.trainer(workdir).windows(parts.train)
+    softmax, dataset = parts.model.position_loss_of, parts.train._dataset
+    users, items = (dataset.inter_feat[name].numpy() for name in (dataset.uid_field, dataset.iid_field))
+    vectors = interaction_vectors(users, items - 1, dataset.item_num - 1, softmax.cluster_weight.shape[1], 2020)
+    expected = balanced_clusters(vectors, softmax.clusters, 2020)
+    np.testing.assert_array_equal(softmax.cluster_of[1:].numpy(), expected)
+    rows = rows_of(parts)
+    with torch.no_grad():
+        scores = parts.model.eval().full_sort_predict(rows)
+        torch.testing.assert_close(scores.exp().sum(dim=1), torch.ones(len(rows)))
+        blocks = parts.model.scores_of_items(rows)
+        torch.testing.assert_close(blocks(slice(1, 9)), scores[:, 1:9])
+        found = parts.model.predict(rows)
+        torch.testing.assert_close(found, scores.gather(1, rows[parts.model.ITEM_ID][:, None])[:, 0])
+        histories, labels = whole(parts)
+        loss = parts.model.positions_loss(histories, labels)
+    chances = scores.gather(1, rows[parts.model.POS_ITEM_ID][:, None])
+    assert loss.item() == pytest.approx(-chances.mean().item(), rel=1e-4)
+
+
+def test_two_levels_are_for_models_of_recbole(folder):
+    settings = quick_settings(folder, train_positions="all", loss_type="TwoLevel")
+    with pytest.raises(SettingError, match=r"loss_type=TwoLevel is for FDSA, .* and ST2SI, not for Causal"):
+        Config(Causal, config_dict=settings)
 
 
 @pytest.mark.parametrize("model", sorted(set(known_models()) - set(MODELS)))

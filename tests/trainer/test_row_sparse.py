@@ -204,7 +204,7 @@ def test_st2si_learns_by_rows(small, tiny, tuning):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "item_optimizer=adamw updates the items that a step has drawn, but loss_type=CE reads all"),
+        ({}, "item_optimizer=adamw updates the items that a step has read, but loss_type=CE reads all"),
         ({"loss_type": "gBCE", "clip_grad_norm": {"max_norm": 1.0}}, "clip_grad_norm needs the gradient of all items"),
         ({"loss_type": "gBCE", "learner": "sgd"}, "set learner to adam, not sgd"),
         ({"loss_type": "gBCE", "enable_scaler": True}, "enable_scaler scales"),

@@ -5,7 +5,8 @@ from recbole_llm.config.schema import Role, Section, Setting
 
 ONE_PASS_BATCH = 16  # histories of an optimiser step; RecBole's 2048 are rows
 # Losses that RecBole's models do not have: they need the states of all positions.
-ONE_PASS_LOSSES = ("BCE", "gBCE", "SampledCE")
+TWO_LEVEL = "TwoLevel"
+ONE_PASS_LOSSES = ("BCE", "gBCE", "SampledCE", TWO_LEVEL)
 _SINCE = "0.3.0"
 
 ONE_PASS = Section(
@@ -20,6 +21,16 @@ ONE_PASS = Section(
             f"GRU4Rec, ...); train_batch_size then counts histories, {ONE_PASS_BATCH} unless given. recent: the same, "
             "the last MAX_ITEM_LIST_LENGTH items alone.",
             since=_SINCE,
+        ),
+        Setting(
+            "batches_of",
+            Choice("histories", "positions"),
+            "histories",
+            Role.TRAINING,
+            "histories: every step has train_batch_size of them, of similar length, and those of long ones have many "
+            "positions. positions: every step has about as many positions, those of train_batch_size histories of mean "
+            "length.",
+            since="0.4.0",
         ),
         Setting(
             "sasrec_layers",
@@ -37,7 +48,6 @@ ONE_PASS = Section(
             Role.TRAINING,
             "Of RecBole's transformers, what positions are multiplied by before they are added to items. SASRec's "
             "authors have 1 / sqrt(hidden_size).",
-            pretraining=True,
             since="0.4.0",
         ),
         Setting(
@@ -81,9 +91,9 @@ ONE_PASS = Section(
             Maybe(Choice("adamw", "rowwise_adagrad")),
             None,
             Role.TRAINING,
-            "With losses on drawn items, how the item table is trained. ~: as all other weights, by a step over all "
-            "items. adamw: the rows that a step has read alone, whose moments rest between; rowwise_adagrad: the same "
-            "with one number a row to remember.",
+            "With losses on some of the items, how the item table is trained. ~: as all other weights, by a step over "
+            "all items. adamw: the rows that a step has read alone, whose moments rest between; rowwise_adagrad: the "
+            "same with one number a row to remember.",
             since=_SINCE,
         ),
         Setting(
@@ -95,5 +105,5 @@ ONE_PASS = Section(
             since=_SINCE,
         ),
     ),
-    "With train_positions: all, and for ST2SI. `loss_type` may then also be BCE, gBCE or SampledCE.",
+    "With train_positions: all, and for ST2SI. `loss_type` may then also be BCE, gBCE, SampledCE or TwoLevel.",
 )

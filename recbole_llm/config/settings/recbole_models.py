@@ -68,7 +68,7 @@ _COMMON: dict[str, tuple[tuple[Kind, ...], str]] = {
     "loss_type": (
         (Choice("BCE", "MSE"), Choice("CE", "BPR", *ONE_PASS_LOSSES)),
         "The loss; CE: softmax over all items, BPR: one sampled item; with train_positions: all also BCE, gBCE (k "
-        "sampled items) and SampledCE.",
+        "sampled items), SampledCE and TwoLevel (clusters of items, then the items of one).",
     ),
     "reg_weight": ((FROM_ZERO, _WEIGHTS), "The weight of the regularisation."),
     "reg_weights": ((_WEIGHTS,), "The weights of the regularisation."),

@@ -1,6 +1,9 @@
 """The settings of ST2SI, written to properties/model/ST2SI.yaml."""
 
-from recbole_llm.config.kinds import PATH, POSITIVE, SIZE, Choice, Flag, Items, Maybe, Text, Whole
+import re
+from typing import Any
+
+from recbole_llm.config.kinds import PATH, POSITIVE, SIZE, Choice, Flag, Items, Matching, Maybe, Text, Whole
 from recbole_llm.config.schema import Role, Section, Setting
 from recbole_llm.config.settings import text_models
 from recbole_llm.config.settings.one_pass import ONE_PASS_LOSSES
@@ -98,6 +101,11 @@ _INPUT = Section(
     ),
 )
 
+
+def _are_codes(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[1-9]\d{0,3}x[1-9]\d{0,5}", value) is not None
+
+
 _OPTIMISATION = Section(
     "Optimisation",
     (
@@ -107,7 +115,18 @@ _OPTIMISATION = Section(
             "CE",
             Role.TRAINING,
             "CE: softmax over all items (eq. 7). For large catalogues (ours): SampledCE, softmax over the target and "
-            "drawn items; BCE and gBCE, drawn items against each prediction. Ranking is over all items in any case.",
+            "drawn items; BCE and gBCE, drawn items against each prediction; TwoLevel, softmax over clusters of items, "
+            "and over the items of one. Ranking is over all items in any case.",
+            since="0.3.0",
+        ),
+        Setting(
+            "item_codes",
+            Maybe(Matching("two whole numbers such as 8x256", _are_codes)),
+            None,
+            Role.TRAINING,
+            "MxB: the projection is put together from M codes an item, of B values each, which are chosen by the texts "
+            "of the items before training (ours; RecJPQ): B rows are trained instead of one an item. M divides the "
+            "width of the backbone. ~: a row of its own for each item.",
             since="0.3.0",
         ),
         *text_models.optimisation(

@@ -101,8 +101,8 @@ class AuthorsTransformer(nn.Module):
     def __init__(self, longest: int, layers: list[AuthorsLayer], initial_deviation: float, dropout: float) -> None:
         super().__init__()
         size, eps = layers[0].query.in_features, layers[0].query_norm.eps
-        self.positions = nn.Embedding(longest, size)
-        nn.init.normal_(self.positions.weight, std=initial_deviation)
+        self.position_embedding = nn.Embedding(longest, size)
+        nn.init.normal_(self.position_embedding.weight, std=initial_deviation)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(size, eps=eps)
@@ -116,7 +116,8 @@ class AuthorsTransformer(nn.Module):
             vectors: of items, [batch, length, size], the oldest first, padding after the last.
         """
         length, size = vectors.shape[1:]
-        states = self.dropout(vectors * size**0.5 + self.positions.weight[:length])
+        positions = self.position_embedding(torch.arange(length, device=vectors.device))
+        states = self.dropout(vectors * size**0.5 + positions)
         later = torch.ones(length, length, dtype=torch.bool, device=vectors.device).triu(1)
         for layer in self.layers:
             states = layer(states, later)

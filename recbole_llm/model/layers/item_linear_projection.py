@@ -1,9 +1,10 @@
 """The item linear projection (ILP) of ST2SI, eq. 5, and its cross-entropy, eq. 7."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,15 +30,34 @@ class ItemLinearProjection(nn.Module):
         items: number of item ids, the padding id included.
 
     Attributes:
-        group_options: what the optimiser's group of the weights has of its own, such as its learning rate.
+        linear: whether a score is the product of a state and the item's row of the weight, and of nothing else.
     """
 
-    group_options: Mapping[str, Any] = MappingProxyType({})
+    linear: ClassVar[bool] = True
 
     def __init__(self, width: int, items: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(items, width))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # torch.nn.Linear's own initialisation, as in the authors' code
+
+    @property
+    def width(self) -> int:
+        """The size of the hidden states."""
+        return self.weight.shape[1]
+
+    @property
+    def to_choose(self) -> bool:
+        """Whether `choose` is to be called before training; False here, where nothing comes from items' states."""
+        return False
+
+    def choose(self, states: Iterable[tuple[np.ndarray, Tensor]], seed: int) -> None:
+        """Choose once what is fixed before training, by the states of items.
+
+        Args:
+            states: item ids int64 [n] and their states [n, width], in parts; an item without one has zeros.
+            seed: of what is drawn.
+        """
+        raise NotImplementedError
 
     def forward(self, states: Tensor) -> Tensor:
         """Return the logits [queries, items] of hidden states [queries, width]."""
@@ -47,6 +67,18 @@ class ItemLinearProjection(nn.Module):
     def of_items(self, states: Tensor, items: slice | Tensor) -> Tensor:
         """Return the logits [queries, n] of some item ids, a slice or int64 [n], that of id 0 as any other."""
         return F.linear(states.to(self.weight.dtype), self.weight[items])
+
+    def in_blocks(self, states: Tensor) -> Callable[[slice | Tensor], Tensor]:
+        """Return what gives the logits of some item ids, see `of_items`."""
+        return partial(self.of_items, states)
+
+    def of_pairs(self, states: Tensor, items: Tensor) -> Tensor:
+        """Return the logit [queries] of one item [queries] for each state."""
+        return (states * self.weight[items]).sum(dim=1)
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Return the optimiser's groups of the weights."""
+        return [{"params": list(self.parameters()), "lr": learning_rate}]
 
     def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the sum over queries of -log p(label), float32.

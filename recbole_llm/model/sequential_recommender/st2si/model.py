@@ -37,7 +37,7 @@ from recbole_llm.model.layers.item_projections import item_projection
 from recbole_llm.model.needs import IdModel, PretrainedBackbone
 from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
 from recbole_llm.model.sequential_recommender.st2si.scenario import save_scenario
-from recbole_llm.model.sequential_recommender.st2si.settings import ST2SISettings, require_decoder
+from recbole_llm.model.sequential_recommender.st2si.settings import ST2SISettings, require_decoder, require_positions
 from recbole_llm.model.sequential_recommender.st2si.single_history import SingleHistory
 from recbole_llm.model.sequential_recommender.st2si.stored import StoredStates
 from recbole_llm.packing.batch import PackedBatch
@@ -87,10 +87,12 @@ class ST2SI(StoredStates):
     ) -> None:
         super().__init__(config, dataset)
         self.settings = ST2SISettings.from_config(config, backbone)
+        self.seed = config["seed"]
         self.precision = resolve_precision(config["precision"], torch.device(self.device))
         dtype = self.settings.tuning.load_dtype(self.precision)
         loaded = load_backbone(self.settings.backbone, dtype=dtype, device=torch.device(self.device))
-        self._check_backbone(loaded)
+        require_decoder(self.settings.backbone, loaded.preset)
+        require_positions(self.settings, loaded.max_positions)
         self.backbone = loaded.model
         self.backbone_folder = loaded.folder
         self._memory = StateMemory()
@@ -117,14 +119,6 @@ class ST2SI(StoredStates):
                 validation_gain(config)
             if not config["id_model_path"]:
                 require_scores_of_all_items(registry.model_class(config["id_model"]))
-
-    def _check_backbone(self, loaded: Backbone) -> None:
-        require_decoder(self.settings.backbone, loaded.preset)
-        if loaded.max_positions is not None and self.settings.max_sequence_tokens > loaded.max_positions:
-            raise SettingError(
-                f"max_sequence_tokens={self.settings.max_sequence_tokens} is more than the {loaded.max_positions} "
-                f"positions of {self.settings.backbone}: lower it"
-            )
 
     def _inputs(self, dataset: HistoryDataset, loaded: Backbone) -> ST2SIInputs:
         settings = self.settings
@@ -187,6 +181,13 @@ class ST2SI(StoredStates):
             states, labels = self.query_states(part), part.labels.to(self.device, non_blocking=True)
         states = F.dropout(states, self.settings.head_dropout, self.training)
         return self.projection.loss(states, labels, self.precision)
+
+    @torch.no_grad()
+    def before_epoch(self, epoch: int) -> None:
+        """Choose the clusters or codes of items, once: by the states of their alignment inputs."""
+        if self.projection.to_choose:
+            self.eval()
+            self.projection.choose(self._alignment_states(self.inputs.alignment_sequences()), self.seed)
 
     def training_samples(self, rng: np.random.Generator) -> Sequences:
         """Return the samples of one epoch. See `PackedTrainer`."""
@@ -295,7 +296,7 @@ class ST2SI(StoredStates):
 
     def single_sequence(self) -> SingleHistory | None:
         """Return what ranks for one history by a CUDA graph; None on the CPU and with an ID model."""
-        if torch.device(self.device).type != "cuda" or self.id_scores is not None:
+        if torch.device(self.device).type != "cuda" or self.id_scores is not None or not self.projection.linear:
             return None
         return SingleHistory(self)
 
@@ -304,7 +305,7 @@ class ST2SI(StoredStates):
     def stored_state(self) -> dict[str, Tensor]:
         """Return the weights that a checkpoint holds; frozen ones of the backbone are named, not stored again."""
         if self.settings.tuning.tuning != "full":
-            state = trained_state(self)
+            state = {**trained_state(self), **self.projection.state_dict(prefix="projection.")}
         else:
             state = {name: value for name, value in self.state_dict().items() if not name.startswith("id_scores.")}
         if self.id_scores is not None:
@@ -318,12 +319,11 @@ class ST2SI(StoredStates):
         """
         if self.id_run is not None:
             self.id_run.copy_into(folder)
-        elif self.settings.frozen:
+        elif self.settings.frozen and self.projection.linear:
             save_scenario(self, dataset, folder / "scenario.safetensors")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return AdamW's groups: the projection, and what is tuned of the backbone if anything is."""
         tuned = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
-        head = {"params": list(self.projection.parameters()), "lr": self.settings.learning_rate}
-        groups = [{**head, **self.projection.group_options}, {"params": tuned, "lr": self.settings.learning_rate}]
-        return groups if tuned else groups[:1]
+        groups = self.projection.parameter_groups(self.settings.learning_rate)
+        return [*groups, {"params": tuned, "lr": self.settings.learning_rate}] if tuned else groups

@@ -139,4 +139,18 @@ def require_decoder(backbone: str, preset: BackbonePreset) -> None:
         )
 
 
+def require_positions(settings: ST2SISettings, positions: int | None) -> None:
+    """Refuse windows of more tokens than the backbone has positions for. Raises SettingError.
+
+    Args:
+        settings: of the run.
+        positions: how many the backbone has; None if there is no bound.
+    """
+    if positions is not None and settings.max_sequence_tokens > positions:
+        raise SettingError(
+            f"max_sequence_tokens={settings.max_sequence_tokens} is more than the {positions} positions of "
+            f"{settings.backbone}: lower it"
+        )
+
+
 assert set(_LEARNING_RATES) == set(TUNING)

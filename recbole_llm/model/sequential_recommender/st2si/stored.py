@@ -124,7 +124,7 @@ class StoredStates(ProjectedRecommender):
         """
         plan = plan_queries(self.inputs, evaluated, self.settings.alignment)
         device = torch.device(self.device)
-        shape = plan.states, self.projection.weight.shape[1]
+        shape = plan.states, self.projection.width
         self.eval()
 
         def parts() -> Iterator[Tensor]:
@@ -146,7 +146,7 @@ class StoredStates(ProjectedRecommender):
         if not self.states_never_change:
             return
         plan = plan_queries(self.inputs, evaluated, self.settings.alignment)
-        shape = plan.states, self.projection.weight.shape[1]
+        shape = plan.states, self.projection.width
         known = read_states(self._states_key(plan), *shape, self.precision)
         if known is not None:  # they stay on the disk: few of them may be asked for
             self.state_cache = plan.cache(FeatureStore.of(known, torch.device(self.device), in_memory=0))
