@@ -27,9 +27,12 @@ def row_of(history, items=ITEMS, decay=DECAY):
     return row
 
 
+def tables_by_hand(rows, items=ITEMS):
+    return np.array([row_of(history, items) for history, _ in rows]), np.eye(items)[[target for _, target in rows]]
+
+
 def ridge_by_hand(rows, items=ITEMS):
-    histories = np.array([row_of(history, items) for history, _ in rows])
-    following = np.eye(items)[[target for _, target in rows]]
+    histories, following = tables_by_hand(rows, items)
     return np.linalg.solve(histories.T @ histories + RIDGE * np.eye(items), histories.T @ following)
 
 
@@ -65,8 +68,11 @@ def test_transitions_are_ridge_regression(monkeypatch):
     given = (flat, lengths.cumsum(), lengths, np.array([target for _, target in ROWS]), DECAY, RIDGE, ITEMS)
     for piece in (100, 2):
         monkeypatch.setattr("recbole_llm.model.layers.item_transitions._ROWS", piece)
-        found = item_transitions(*given, torch.device("cpu")).numpy()
+        transitions, squares = item_transitions(*given, torch.device("cpu"))
+        found = transitions.numpy()
         np.testing.assert_allclose(found, ridge_by_hand(ROWS), atol=1e-6)
+        histories, following = tables_by_hand(ROWS)
+        assert squares == pytest.approx(np.square(following - histories @ ridge_by_hand(ROWS)).sum(), rel=1e-5)
     assert not found[0].any() and not found[:, 0].any()
 
 

@@ -45,8 +45,10 @@ def item_transitions(
     ridge: float,
     items: int,
     device: torch.device,
-) -> Tensor:
-    """Return B, float32 [items, items] on `device`; row and column 0 (padding) are zero.
+) -> tuple[Tensor, float]:
+    """Return B, float32 [items, items] on `device`, whose row and column 0 (padding) are zero, and ||Y - S B||^2.
+
+    As (S'S + ridge I) B = S'Y, the sum of squares is ||Y||^2 - <B, S'Y> - ridge ||B||^2: no row is read again.
 
     Args:
         flat: int64, item ids of all histories.
@@ -68,7 +70,10 @@ def item_transitions(
         products += (rows.T @ following).toarray()
     system = torch.from_numpy(gram).to(device)
     system.diagonal().add_(ridge)
-    return torch.cholesky_solve(torch.from_numpy(products).to(device), torch.linalg.cholesky(system))
+    right = torch.from_numpy(products).to(device)
+    found = torch.cholesky_solve(right, torch.linalg.cholesky(system))
+    explained = right.mul_(found).sum(dtype=torch.float64) + ridge * found.square().sum(dtype=torch.float64)
+    return found, len(targets) - float(explained)
 
 
 def decayed_sum(table: Tensor, histories: Tensor, decay: float) -> Tensor:

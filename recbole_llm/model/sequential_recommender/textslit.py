@@ -11,7 +11,6 @@ gradients: training solves one system of equations, of as many unknowns per item
 scores of another model are mixed in, see `id_model.scores`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from recbole_llm.model.needs import IdModel
 from recbole_llm.trainer.closed_form_trainer import ClosedFormTrainer
 
 _MAX_ITEMS = 50_000  # whose transitions take 10 GB, and the solution some five times that
-_ROWS = 4096  # whose loss is computed at once
 _NO_VARIANCE = 1e-6  # a share of the first direction's
 
 
@@ -117,13 +115,12 @@ class TextSLIT(ModelHooks, SequentialRecommender):
         ends, lengths, targets = (
             rows[name].numpy() for name in (HISTORY_END, dataset.item_list_length_field, dataset.iid_field)
         )
-        found = item_transitions(
+        found, squares = item_transitions(
             dataset.history_items.numpy(), ends, lengths, targets, self.settings.history_decay, self.settings.ridge,
             self.n_items, self.transitions.device,
         )  # fmt: skip
         self.transitions.copy_(found)
-        losses = [float(self.calculate_loss(part)) * len(part) for part in _parts(dataset)]
-        return sum(losses) / len(dataset.inter_feat)
+        return squares / len(targets)
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Return the mean over rows of ``||y - s B||^2``, of which the transitions are the ridge regression."""
@@ -202,8 +199,3 @@ def unit_vectors(vectors: Tensor, whitening: float) -> Tensor:
     found = (vectors.double().cpu() - mean) @ directions * scale
     found[0] = 0
     return F.normalize(found, dim=1).float()
-
-
-def _parts(dataset: HistoryDataset) -> Iterator[Interaction]:
-    for numbers in torch.arange(len(dataset.inter_feat)).split(_ROWS):
-        yield dataset[numbers]
