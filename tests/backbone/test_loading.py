@@ -189,9 +189,8 @@ def test_no_pickled_code_is_run(tiny, cache, tmp_path, save):
 
 
 def test_a_preset_whose_folder_holds_another_model(tiny, cache, monkeypatch):
-    monkeypatch.setattr(
-        loading, "resolve", lambda _name: loading.Resolved(shipped_preset("opt-125m"), tiny["opt"], "hub cache")
-    )
+    found = loading.Resolved(shipped_preset("opt-125m"), tiny["opt"], "hub cache")
+    monkeypatch.setattr(loading, "resolve", lambda _name, **_: found)
     with pytest.raises(BackboneError, match=r"has no 12 layers at 'decoder\.layers': it is not .* 'opt-125m' names"):
         load_backbone("opt-125m")
 

@@ -298,8 +298,8 @@ def test_bad_settings(build, small, settings, message):
 def test_backbone_without_the_listed_layers(build, monkeypatch):
     real = loading.resolve
 
-    def other(name):
-        found = real(name)
+    def other(name, **more):
+        found = real(name, **more)
         values = {**vars(found.preset), "name": "tiny-bert", "layers": "encoder.layers"}
         return type(found)(**{**vars(found), "preset": BackbonePreset(**values)})
 
