@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recbole_llm.model.layers import coded_projection
+from recbole_llm.model.layers import block_softmax
 from recbole_llm.model.layers.coded_projection import CodedProjection, quantile_codes
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 
@@ -14,8 +14,8 @@ QUERIES, WIDTH, ITEMS, PARTS, VALUES = 6, 8, 30, 4, 5
 
 @pytest.fixture(params=[512, 4], ids=["one block", "blocks of four items"])
 def coded(request, monkeypatch):
-    monkeypatch.setattr(coded_projection, "_LEAST_ITEMS", request.param)
-    monkeypatch.setattr(coded_projection, "_MOST_ITEMS", request.param)
+    monkeypatch.setattr(block_softmax, "_LEAST_ITEMS", request.param)
+    monkeypatch.setattr(block_softmax, "_MOST_ITEMS", request.param)
     torch.manual_seed(0)
     projection = CodedProjection(WIDTH, ITEMS, PARTS, VALUES).double()
     with torch.no_grad():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recbole_llm.model.layers import item_linear_projection
+from recbole_llm.model.layers import block_softmax, item_linear_projection
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection, cross_entropy_sum
 
 QUERIES, WIDTH, ITEMS = 23, 6, 12
@@ -48,16 +48,16 @@ def test_loss_and_gradients_are_those_of_autograd(monkeypatch, rows):
 def cut_by_items(monkeypatch, block):
     """Have blocks of this many items for all queries at once; return a list that gets the shapes of their logits."""
     monkeypatch.setattr(item_linear_projection, "_LOGITS_BYTES", 4)
-    monkeypatch.setattr(item_linear_projection, "_BLOCK_BYTES", {"cpu": 4})
-    monkeypatch.setattr(item_linear_projection, "_LEAST_ITEMS", block)
-    made, shapes = item_linear_projection._block_logits, []
+    monkeypatch.setattr(block_softmax, "_BLOCK_BYTES", {"cpu": 4})
+    monkeypatch.setattr(block_softmax, "_LEAST_ITEMS", block)
+    made, shapes = block_softmax.BlockSoftmax._blocks, []
 
-    def recorded(*given):
-        logits, low_weight = made(*given)
-        shapes.append(tuple(logits.shape))
-        return logits, low_weight
+    def recorded(softmax):
+        for part, logits, rows in made(softmax):
+            shapes.append(tuple(logits.shape))
+            yield part, logits, rows
 
-    monkeypatch.setattr(item_linear_projection, "_block_logits", recorded)
+    monkeypatch.setattr(block_softmax.BlockSoftmax, "_blocks", recorded)
     return shapes
 
 
@@ -139,4 +139,4 @@ def test_a_large_catalogue_is_cut_by_items(monkeypatch):
 def test_a_block_holds_as_many_logits_as_fit():
     for device, queries, items in (("meta", 1_600, 65_536), ("meta", 10_000, 13_421), ("meta", 10**7, 512),
                                    ("cpu", 400, 2_621)):  # fmt: skip
-        assert item_linear_projection._block_size(torch.empty(queries, 1, device=device)) == items
+        assert block_softmax.block_size(torch.empty(queries, 1, device=device)) == items

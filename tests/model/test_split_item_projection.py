@@ -29,19 +29,20 @@ def case(name, processes):
 
 def split_losses(processes):
     """Return for each case the loss of this process and the gradients of its states and rows; called in a process."""
-    from recbole_llm.model.layers import split_item_projection as module
+    from recbole_llm.model.layers import block_softmax
+    from recbole_llm.model.layers.split_item_projection import SplitItemProjection
     from recbole_llm.trainer.split_rows import SplitRows
     from recbole_llm.utils.processes import world
 
     found = {}
     for name, (*_, block) in CASES.items():
-        module._BLOCK_BYTES["cpu"], module._LEAST_ITEMS = 1, block
+        block_softmax._BLOCK_BYTES["cpu"], block_softmax._LEAST_ITEMS = 1, block
         counts, states, weight, labels = case(name, processes)
         begin = sum(counts[: world().rank])
         own = slice(begin, begin + counts[world().rank])
         parameter = torch.nn.Parameter(weight)
         split = SplitRows(parameter)
-        projection = module.SplitItemProjection(parameter, split)
+        projection = SplitItemProjection(parameter, split)
         own_states = states[own].clone().requires_grad_()
         loss = projection.loss(own_states, labels[own])
         (loss / 3 * (world().rank + 1)).backward()  # another factor in each process

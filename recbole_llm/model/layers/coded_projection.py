@@ -17,11 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recbole_llm.model.layers.block_softmax import BlockSoftmax
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
-
-_BLOCK_BYTES = {"cpu": 4 * 1024**2}  # of the float32 logits of one block of items
-_OTHER_BYTES = 512 * 1024**2
-_LEAST_ITEMS, _MOST_ITEMS = 512, 65_536  # of a block
 
 
 def parse_codes(value: str) -> tuple[int, int]:
@@ -130,7 +127,7 @@ class CodedProjection(ItemLinearProjection):
 
 
 class _CodedCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies over all items, a block of them at a time, as `_CutByItems` does it.
+    """Sum of cross-entropies over all items, see `BlockSoftmax`.
 
     A block's rows of W are put together, and their gradient goes to the codes at once: nothing is [items, width].
     """
@@ -139,14 +136,7 @@ class _CodedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, codebooks: Tensor, codes: Tensor, labels: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        low_states = states.to(dtype)
-        normaliser = torch.full((len(states),), float("-inf"), device=states.device)
-        for start in range(0, len(codes), _block_size(states)):
-            logits, _ = _block(low_states, codebooks, codes, start)
-            normaliser = torch.logaddexp(normaliser, logits.logsumexp(dim=1))
-            del logits  # before the next block's are made
-        own = _rows(codebooks, codes[labels]).to(dtype)
-        label_logits = (low_states * own).sum(dim=1).float()
+        normaliser, label_logits = _softmax(states.to(dtype), codebooks, codes).normaliser(labels)
         ctx.save_for_backward(states, codebooks, codes, labels, normaliser)
         ctx.dtype = dtype
         return (normaliser - label_logits).masked_fill(labels == 0, 0).sum()
@@ -154,42 +144,24 @@ class _CodedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         states, codebooks, codes, labels, normaliser = ctx.saved_tensors
-        low_states, scale = states.to(ctx.dtype), output_gradient * (labels > 0)
-        state_gradient = torch.zeros(states.shape, dtype=normaliser.dtype, device=states.device)
-        gradient = torch.zeros_like(codebooks)
-        size = codebooks.shape[2]
-        for start in range(0, len(codes), _block_size(states)):
-            difference, rows = _block(low_states, codebooks, codes, start)
-            difference.sub_(normaliser[:, None]).exp_()
-            place = labels - start
-            inside = (place >= 0) & (place < len(rows))
-            place = place.clamp(0, len(rows) - 1)
-            difference.scatter_add_(1, place[:, None], -inside[:, None].to(difference.dtype))
-            low_difference = difference.mul_(scale[:, None]).to(ctx.dtype)
-            del difference
-            state_gradient += low_difference @ rows
-            row_gradient = (low_difference.T @ low_states).to(codebooks.dtype)
-            for part, own in enumerate(row_gradient.split(size, dim=1)):
-                gradient[part].index_add_(0, codes[start : start + len(rows), part], own)
-        needed = ctx.needs_input_grad
-        return state_gradient.to(states.dtype) if needed[0] else None, gradient if needed[1] else None, None, None, None
+        gradient = torch.zeros_like(codebooks) if ctx.needs_input_grad[1] else None
+
+        def take(block: slice, of_rows: Tensor) -> None:
+            assert gradient is not None
+            for part, own in enumerate(of_rows.to(gradient.dtype).split(codebooks.shape[2], dim=1)):
+                gradient[part].index_add_(0, codes[block, part], own)
+
+        softmax, scale = _softmax(states.to(ctx.dtype), codebooks, codes), output_gradient * (labels > 0)
+        of_states = softmax.gradients(
+            labels, normaliser, scale, ctx.needs_input_grad[0], None if gradient is None else take
+        )
+        return None if of_states is None else of_states.to(states.dtype), gradient, None, None, None
+
+
+def _softmax(low_states: Tensor, codebooks: Tensor, codes: Tensor) -> BlockSoftmax:
+    return BlockSoftmax(low_states, lambda block: _rows(codebooks, codes[block]), len(codes))
 
 
 def _rows(codebooks: Tensor, codes: Tensor) -> Tensor:
     """Return the rows [n, width] that codes int [n, M] stand for."""
     return torch.cat([book[codes[:, part].long()] for part, book in enumerate(codebooks)], dim=1)
-
-
-def _block_size(states: Tensor) -> int:
-    room = _BLOCK_BYTES.get(states.device.type, _OTHER_BYTES)
-    return min(max(room // (4 * max(len(states), 1)), _LEAST_ITEMS), _MOST_ITEMS)
-
-
-def _block(low_states: Tensor, codebooks: Tensor, codes: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """Return the float32 logits [queries, block] of the items from `start` on, and their rows of W in low precision."""
-    rows = _rows(codebooks, codes[start : start + _block_size(low_states)]).to(low_states.dtype)
-    with torch.autocast(low_states.device.type, enabled=False):
-        logits = (low_states @ rows.T).float()
-    if start == 0:
-        logits[:, 0] = float("-inf")  # RecBole's padding id
-    return logits, rows

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_llm.model.layers.block_softmax import BlockSoftmax
+
 _LOGITS_BYTES = 512 * 1024**2  # the most that the float32 logits of one piece may take
 # Cut by queries, each piece reads W and adds to its whole gradient: that pays while a piece has this many queries, and
 # half as many as W is wide. A CPU is faster with blocks that stay in its caches, so these alone are less to it.
 _LEAST_QUERIES = 512
-_BLOCK_BYTES = {"cpu": 4 * 1024**2}  # of the float32 logits of one block of items; on other devices _LOGITS_BYTES
-_LEAST_ITEMS, _MOST_ITEMS = 512, 65_536  # of a block
 # Cut by queries on a CPU, a piece takes so many queries at least, and no more than fill this: the softmax goes over the
 # logits several times, and is twice as fast where they stay in the cache.
 _CPU_QUERIES, _CPU_PIECE_BYTES = 256, 1024**2
@@ -168,26 +168,14 @@ class _CutByQueries(torch.autograd.Function):
 
 
 class _CutByItems(torch.autograd.Function):
-    """The same sum, for all queries at once and a block of items at a time, so that each row of W is read twice.
-
-    The forward pass adds up the normaliser, ``log sum_i exp(z_i)``, block by block, and keeps that of each query alone.
-    The backward pass makes the logits again, and so a block's p = exp(z - normaliser), whose rows of the gradient of W
-    are then final: they are written once, already times the gradient of the loss.
-    """
+    """The same sum, for all queries at once and a block of items at a time, see `BlockSoftmax`."""
 
     @staticmethod
     def forward(
         ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, padding_class: bool
     ) -> Tensor:
-        low_states = states.to(dtype)
-        normaliser = torch.full((len(states),), float("-inf"), device=states.device)
-        label_logits = torch.zeros(len(states), device=states.device)
-        for start in range(0, len(weight), _block_size(states)):
-            logits, _ = _block_logits(low_states, weight, start, padding_class)
-            place, inside = _places(labels, start, logits.shape[1])
-            label_logits += logits.gather(1, place[:, None])[:, 0].masked_fill(~inside, 0)
-            normaliser = torch.logaddexp(normaliser, logits.logsumexp(dim=1))
-            del logits  # before the next block's are made
+        softmax = BlockSoftmax(states.to(dtype), weight.__getitem__, len(weight), padding_class=padding_class)
+        normaliser, label_logits = softmax.normaliser(labels)
         ctx.save_for_backward(states, weight, labels, normaliser)
         ctx.dtype, ctx.padding_class = dtype, padding_class
         return (normaliser - label_logits).masked_fill(labels == 0, 0).sum()
@@ -195,44 +183,9 @@ class _CutByItems(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         states, weight, labels, normaliser = ctx.saved_tensors
-        low_states = states.to(ctx.dtype)
-        state_gradient = weight_gradient = None
-        if ctx.needs_input_grad[0]:
-            state_gradient = torch.zeros(states.shape, dtype=normaliser.dtype, device=states.device)
-        if ctx.needs_input_grad[1]:
-            weight_gradient = torch.empty_like(weight)
+        softmax = BlockSoftmax(states.to(ctx.dtype), weight.__getitem__, len(weight), padding_class=ctx.padding_class)
+        weight_gradient = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        take = None if weight_gradient is None else weight_gradient.__setitem__
         scale = output_gradient * (labels > 0)
-        for start in range(0, len(weight), _block_size(states)):
-            difference, low_weight = _block_logits(low_states, weight, start, ctx.padding_class)
-            difference.sub_(normaliser[:, None]).exp_()
-            place, inside = _places(labels, start, len(low_weight))
-            difference.scatter_add_(1, place[:, None], -inside[:, None].to(difference.dtype))
-            low_difference = difference.mul_(scale[:, None]).to(ctx.dtype)
-            del difference
-            if state_gradient is not None:
-                state_gradient += low_difference @ low_weight
-            if weight_gradient is not None:
-                weight_gradient[start : start + len(low_weight)] = low_difference.T @ low_states
+        state_gradient = softmax.gradients(labels, normaliser, scale, ctx.needs_input_grad[0], take)
         return None if state_gradient is None else state_gradient.to(states.dtype), weight_gradient, None, None, None
-
-
-def _block_size(states: Tensor) -> int:
-    """Return how many items a block has for the queries of `states`."""
-    room = _BLOCK_BYTES.get(states.device.type, _LOGITS_BYTES)
-    return min(max(room // (4 * max(len(states), 1)), _LEAST_ITEMS), _MOST_ITEMS)
-
-
-def _block_logits(low_states: Tensor, weight: Tensor, start: int, padding_class: bool) -> tuple[Tensor, Tensor]:
-    """Return the float32 logits [queries, block] of the items from `start` on, and their rows of W in low precision."""
-    low_weight = weight[start : start + _block_size(low_states)].to(low_states.dtype)
-    with torch.autocast(weight.device.type, enabled=False):  # the backward pass, which makes them again, has none
-        logits = (low_states @ low_weight.T).float()
-    if start == 0 and not padding_class:
-        logits[:, 0] = float("-inf")
-    return logits, low_weight
-
-
-def _places(labels: Tensor, start: int, items: int) -> tuple[Tensor, Tensor]:
-    """Return where in a block each label is, and whether it is there; nothing waits for a GPU."""
-    place = labels - start
-    return place.clamp(0, items - 1), (place >= 0) & (place < items)
