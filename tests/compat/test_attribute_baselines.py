@@ -1,15 +1,20 @@
 """RecBole's baselines that read item attributes against plain formulas, one user at a time, at equal weights."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
-from atomic_files import quick_settings, write_atomic_files
-from plain_baselines import linear, log_loss, normed, recurrent, rows_of, sigmoid, softmax, transformer, weights_of
-
-from recbole_llm.config.config import Config
-from recbole_llm.quick_start.run import build
+from atomic_files import quick_settings
+from plain_baselines import (
+    linear,
+    log_loss,
+    normed,
+    recurrent,
+    rough_parts,
+    rows_of,
+    sigmoid,
+    softmax,
+    transformer,
+    weights_of,
+)
 
 TRANSFORMER = {
     "hidden_size": 4,
@@ -26,11 +31,6 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_atomic_files(tmp_path_factory.mktemp("data") / "tiny", users=12, items=20)
-
-
 @pytest.fixture
 def parts_of(data, workdir):
     def get(name: str, **more):
@@ -43,11 +43,7 @@ def parts_of(data, workdir):
             **SETTINGS[name],
             **more,
         )
-        parts = build(Config(config_dict=settings))
-        torch.manual_seed(3)
-        for parameter in parts.model.parameters():
-            torch.nn.init.normal_(parameter, std=0.7)
-        return parts
+        return rough_parts(settings)
 
     return get
 

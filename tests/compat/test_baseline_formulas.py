@@ -1,15 +1,9 @@
 """RecBole's baselines against plain formulas, one user at a time and without padding, at equal weights."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
-from atomic_files import quick_settings, write_atomic_files
-from plain_baselines import log_loss, normed, recurrent, rows_of, sigmoid, transformer, weights_of
-
-from recbole_llm.config.config import Config
-from recbole_llm.quick_start.run import build
+from atomic_files import quick_settings
+from plain_baselines import log_loss, normed, recurrent, rough_parts, rows_of, sigmoid, transformer, weights_of
 
 WIDTH = 12
 SETTINGS = {
@@ -30,22 +24,13 @@ SETTINGS = {
 SEQUENTIAL = [name for name in SETTINGS if name not in ("BPR", "FPMC")]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_atomic_files(tmp_path_factory.mktemp("data") / "tiny", users=12, items=20)
-
-
 @pytest.fixture
 def parts_of(data, workdir):
     def get(name: str, **more):
         settings = quick_settings(
             data, model=name, train_batch_size=16, MAX_ITEM_LIST_LENGTH=WIDTH, **SETTINGS[name], **more
         )
-        parts = build(Config(config_dict=settings))
-        torch.manual_seed(3)
-        for parameter in parts.model.parameters():
-            torch.nn.init.normal_(parameter, std=0.7)  # far from where all that a fault adds is small
-        return parts
+        return rough_parts(settings)
 
     return get
 

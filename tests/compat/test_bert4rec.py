@@ -1,19 +1,15 @@
 """BERT4Rec against a plain formula, and its masks against its paper: any item, and the next one at the end."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from atomic_files import quick_settings, write_atomic_files
-from plain_baselines import gelu, linear, log_loss, normed, rows_of, sigmoid, transformer, weights_of
+from atomic_files import quick_settings
+from plain_baselines import gelu, linear, log_loss, normed, rough_parts, rows_of, sigmoid, transformer, weights_of
 from recbole.data.interaction import Interaction
 
 from recbole_llm.compat.masked_items import MaskedItems, append
-from recbole_llm.config.config import Config
 from recbole_llm.errors import DataError
 from recbole_llm.model.id_model.user_vector import user_vectors
-from recbole_llm.quick_start.run import build
 
 WIDTH = 6
 SETTINGS = {
@@ -22,19 +18,10 @@ SETTINGS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_atomic_files(tmp_path_factory.mktemp("data") / "tiny", users=12, items=20)
-
-
 @pytest.fixture
 def parts_of(data, workdir):
     def get(**more):
-        parts = build(Config(config_dict=quick_settings(data, model="BERT4Rec", **{**SETTINGS, **more})))
-        torch.manual_seed(3)
-        for parameter in parts.model.parameters():
-            torch.nn.init.normal_(parameter, std=0.7)
-        return parts
+        return rough_parts(quick_settings(data, model="BERT4Rec", **{**SETTINGS, **more}))
 
     return get
 

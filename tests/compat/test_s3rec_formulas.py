@@ -4,13 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from atomic_files import quick_settings, write_atomic_files
-from plain_baselines import linear, log_loss, normed, rows_of, sigmoid, transformer, weights_of
+from atomic_files import quick_settings
+from plain_baselines import linear, log_loss, normed, rough_parts, rows_of, sigmoid, transformer, weights_of
 from recbole.utils import init_seed
 
-from recbole_llm.config.config import Config
-from recbole_llm.quick_start.run import build, run
+from recbole_llm.quick_start.run import run
 
 WIDTH = 6
 SETTINGS = {
@@ -18,19 +16,6 @@ SETTINGS = {
     "attn_dropout_prob": 0.0, "MAX_ITEM_LIST_LENGTH": WIDTH, "train_batch_size": 16, "mask_ratio": 0.4,
 }  # fmt: skip
 WEIGHTS = {"aap_weight": 0.2, "mip_weight": 1.5, "map_weight": 0.7, "sp_weight": 3.0}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_atomic_files(tmp_path_factory.mktemp("data") / "tiny", users=12, items=20)
-
-
-def built(settings):
-    parts = build(Config(config_dict=settings))
-    torch.manual_seed(3)
-    for parameter in parts.model.parameters():
-        torch.nn.init.normal_(parameter, std=0.7)
-    return parts
 
 
 def states_of(w, sequence, causal):
@@ -67,7 +52,7 @@ def pretraining_losses(w, mask, row, attributes):
 @pytest.mark.parametrize("only", [None, *WEIGHTS])
 def test_pretraining_losses_are_the_paper_s(only, data, workdir):
     share = WEIGHTS if only is None else {name: float(name == only) for name in WEIGHTS}
-    parts = built(quick_settings(data, model="S3Rec", train_stage="pretrain", **SETTINGS, **share))
+    parts = rough_parts(quick_settings(data, model="S3Rec", train_stage="pretrain", **SETTINGS, **share))
     weights, model = weights_of(parts.model), parts.model.train()
     drawn, reconstruct = [], model.reconstruct_pretrain_data
     model.reconstruct_pretrain_data = lambda *rows: drawn.append(reconstruct(*rows)) or drawn[-1]
@@ -95,7 +80,7 @@ def test_pretraining_losses_are_the_paper_s(only, data, workdir):
 def test_fine_tuning_is_its_formula(data, workdir):
     settings = quick_settings(data, **SETTINGS, train_stage="pretrain", pretrain_epochs=1)
     start = Path(run("S3Rec", settings=settings)["path"]).parent
-    parts = built({**settings, "model": "S3Rec", "train_stage": "finetune", "pre_model_path": str(start)})
+    parts = rough_parts({**settings, "model": "S3Rec", "train_stage": "finetune", "pre_model_path": str(start)})
     weights, model = weights_of(parts.model), parts.model.eval()
     batch = next(iter(parts.train))
     expected = [
