@@ -106,12 +106,9 @@ class SharedSteps:
         """
         split = {id(each.weight) for each in self.splits}
         norms = [
-            torch.nn.utils.get_total_norm(
-                [w.grad for w in weights if (id(w) in split) == of_split and w.grad is not None], norm_type
-            )
+            _norm([weight for weight in weights if (id(weight) in split) == of_split], norm_type, weights[0].device)
             for of_split in (False, True)
         ]
-        norms = [norm.to(weights[0].device) for norm in norms]
         if norm_type == float("inf"):
             total = torch.maximum(norms[0], max_(norms[1].clone()))
         else:

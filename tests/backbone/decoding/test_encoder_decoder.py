@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from beam_checks import assert_a_wide_beam_is_exact
 from tiny_models import rough, tiny_t5
 from transformers import AutoModelForSeq2SeqLM
 
-from recbole_llm.backbone.decoding.beams import beam_answers, beam_items
+from recbole_llm.backbone.decoding.beams import beam_answers
 from recbole_llm.backbone.decoding.decoder import left_padded
 from recbole_llm.backbone.decoding.encoder_decoder import EncoderDecoder
 from recbole_llm.backbone.decoding.exact import path_log_probabilities
@@ -84,12 +85,7 @@ def test_exact_scores_are_those_of_every_path_alone(models):
 @pytest.mark.parametrize("among_children", [False, True])
 def test_a_beam_as_wide_as_the_catalogue_is_the_exact_ranking(models, among_children):
     _, decoder = models
-    trie = build_trie(RaggedTable.from_rows(PATHS))
-    exact = path_log_probabilities(decoder, padded(decoder), trie, among_children)
-    items, scores = beam_items(decoder, padded(decoder), trie, len(PATHS) - 1, among_children)
-    best = exact[:, 1:].sort(dim=1, descending=True)
-    torch.testing.assert_close(scores, best.values, atol=1e-4, rtol=1e-4)
-    assert torch.equal(items, best.indices + 1)
+    assert_a_wide_beam_is_exact(decoder, padded, PATHS, among_children)
 
 
 def test_a_free_beam_is_that_of_transformers(models):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from beam_checks import assert_a_wide_beam_is_exact
 from tiny_models import rough
 from transformers import AutoModelForCausalLM
 
@@ -95,12 +96,7 @@ def test_exact_scores_are_sums_of_transformers_log_probabilities(models, monkeyp
 @pytest.mark.parametrize("among_children", [False, True])
 def test_a_beam_as_wide_as_the_catalogue_is_the_exact_ranking(models, among_children):
     _, decoder = models
-    trie = build_trie(RaggedTable.from_rows(PATHS))
-    exact = path_log_probabilities(decoder, prompts_of(decoder), trie, among_children)
-    items, scores = beam_items(decoder, prompts_of(decoder), trie, len(PATHS) - 1, among_children)
-    best = exact[:, 1:].sort(dim=1, descending=True)
-    torch.testing.assert_close(scores, best.values, atol=1e-4, rtol=1e-4)
-    assert torch.equal(items, best.indices + 1)
+    assert_a_wide_beam_is_exact(decoder, prompts_of, PATHS, among_children)
 
 
 def test_a_narrow_beam_is_that_of_a_plain_search(models):
