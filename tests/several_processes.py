@@ -75,7 +75,7 @@ def _joined(folder: Path, children: list[Any]) -> list[Ended]:
             child.exitcode,
             (folder / f"child{rank}.out").read_text(),
             (folder / f"child{rank}.err").read_text(),
-            ends[rank] - min(ends.values()),
+            ends.get(rank, time.monotonic()) - min(ends.values(), default=started),
         )
         for rank, child in enumerate(children)
     ]
@@ -89,16 +89,19 @@ def together(function: Any, count: int, *arguments: Any) -> list[Any]:
     from child_runs import _SERVER
 
     with environments(count) as found:
-        answers = _SERVER.SimpleQueue()
+        answers = _SERVER.Queue()
         children = [
             _SERVER.Process(target=_joined_call, args=(function, arguments, rank, found[rank], answers))
             for rank in range(count)
         ]
         for child in children:
             child.start()
-        given = dict(answers.get() for _ in children)
-        for child in children:
-            child.join()
+        try:
+            given = dict(answers.get(timeout=LIMIT) for _ in children)
+        finally:  # of a child that died, the others wait for minutes
+            for child in children:
+                child.join(timeout=5)
+                child.kill()
     failures = [text for ok, text in given.values() if not ok]
     assert not failures, failures[0]
     return [given[rank][1] for rank in range(count)]

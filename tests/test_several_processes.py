@@ -88,6 +88,7 @@ def ranks_of(run, part):
 def assert_ends_alike(run, expected):
     """Losses, metrics and weights within 1e-5; at most two ranks differ, by one place: near-ties."""
     found, known = (json.loads((folder / "result.json").read_text()) for folder in (run, expected))
+    assert found.keys() - {"processes"} == known.keys()
     for own, other in zip(found["history"], known["history"], strict=True):
         assert own["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
         assert own["valid"] == pytest.approx(other["valid"], abs=1e-5)

@@ -14,8 +14,8 @@ from recbole_llm.utils.allocator import process_is_a_command
 from recbole_llm.utils.plain_text import one_line
 from recbole_llm.utils.processes import is_told_elsewhere, leave, refuse_several
 
-# Each verb is a module of this name, whose imports wait until it runs.
 _OF_SEVERAL_PROCESSES = ("run", "pretrain")
+# Each verb is a module of this name, whose imports wait until it runs.
 VERBS = ("run", "pretrain", "tune", "prepare", "recommend", "serve", "prompts", "compare", "plot", "report", "doctor")
 
 USAGE = """\

@@ -102,14 +102,9 @@ def next_item_states(model: Any, interaction: Interaction) -> Tensor:
 def repair(model_class: Any) -> None:
     """Give RecBole's class of BERT4Rec the methods of this module, and its batches `MaskedItems`."""
     recboles.MaskItemSequence = MaskedItems
-    model_class.reconstruct_test_data = _reconstruct_test_data
     model_class.calculate_loss = _calculate_loss
     model_class.predict = _predict
     model_class.full_sort_predict = _full_sort_predict
-
-
-def _reconstruct_test_data(self: Any, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
-    return append(item_seq, item_seq_len, torch.full_like(item_seq_len, self.mask_token))[0]
 
 
 def _calculate_loss(self: Any, interaction: Interaction) -> Tensor:

@@ -81,7 +81,7 @@ def has_item_scores(model_class: type) -> bool:
 def item_scores(model: Any, interaction: Interaction) -> Callable[[slice | Tensor], Tensor] | None:
     """Return what scores some items for a batch, see `ModelHooks.scores_of_items`; None for an unknown model."""
     call = call_of(type(model))
-    if call is None or not has_item_scores(type(model)):
+    if call is None or type(model).__name__ in _OTHER_ITEMS:
         return None
     vectors, table = call(model, interaction), model.item_embedding.weight
     bias = getattr(model, "output_bias", None)  # BERT4Rec's

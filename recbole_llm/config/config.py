@@ -24,7 +24,7 @@ from recbole_llm.config.settings.one_pass import ONE_PASS_BATCH
 from recbole_llm.errors import SettingError
 from recbole_llm.utils.files import read_yaml
 from recbole_llm.utils.paths import shipped
-from recbole_llm.utils.processes import world
+from recbole_llm.utils.processes import started
 from recbole_llm.utils.values import parse_literal, parse_value
 
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")  # 1e-3, which YAML 1.1 reads as text
@@ -121,11 +121,12 @@ class Config(RecBoleConfig):
             settings["device"] = torch.device("cpu")
             return
         count = torch.cuda.device_count()
-        if world().is_shared:
-            gpu_id = str(world().local_rank)
+        own = started()  # an ID model that one process makes for all is on its device, too
+        if own.is_shared:
+            gpu_id = str(own.local_rank)
             if int(gpu_id) >= count:
                 raise SettingError(
-                    f"process {world().rank} has no CUDA device of its own: start at most {count} on this machine "
+                    f"process {own.rank} has no CUDA device of its own: start at most {count} on this machine "
                     f"(--nproc_per_node={count}), or set use_gpu=False"
                 )
         if int(gpu_id) >= count:

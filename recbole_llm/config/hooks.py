@@ -187,7 +187,7 @@ class ModelHooks:
     def scores_in_blocks(cls, config: Any) -> bool:
         """Tell, before there is a model, whether `scores_of_items` will answer for a run with these settings."""
         del config
-        return has_item_scores(cls)
+        return cls.scores_of_items is not ModelHooks.scores_of_items or has_item_scores(cls)
 
     def scores_of_items(self, interaction: Any) -> ScoresOfItems | None:
         """Return what scores some items at a time for a batch, where that is cheap; None where it is not.

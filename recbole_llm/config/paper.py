@@ -126,7 +126,7 @@ def list_rows(prefix: str = "") -> list[str]:
         if _begins_with(f"{name}/{dataset}/{row}", prefix) and not table.rows[row].hosted
     ]
     if not rows:
-        raise SettingError(f"paper={prefix}: its model is not implemented; {_LIST} prints what can be run")
+        raise SettingError(f"paper={prefix}: no row whose name begins so can be run; {_LIST} prints what can be run")
     return rows
 
 

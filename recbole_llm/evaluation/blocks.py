@@ -65,7 +65,6 @@ class ItemBlocks:
 
 
 def _block_size(memory: int, rows: int, device: torch.device) -> int:
-    rows = max(rows, 1)  # a process may have none of a batch
     size = memory // (4 * _NUMBERS * rows)
     if device.type == "cpu":
         size = min(size, max(_CPU_BYTES // (4 * rows), _LEAST_ITEMS))

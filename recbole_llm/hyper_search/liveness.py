@@ -46,9 +46,11 @@ class WorkerLocks:
     def alive(self) -> Iterator[None]:
         """Hold this worker's lock."""
         lock = self._lock(self.worker)
-        with lock:
-            yield
-        Path(lock.lock_file).unlink(missing_ok=True)
+        try:
+            with lock:
+                yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
 
     def begun(self, trial: Any) -> None:
         """Name the worker of a trial that has begun."""

@@ -129,7 +129,9 @@ class _Shared:
                 return None
             if self._combinations is not None:
                 self.trials.enqueue_trial(self._combinations[taken])
-        trial = self.trials.ask()
+        with warnings.catch_warnings():  # `ask` does not know that the trial has heartbeats of `liveness`
+            warnings.filterwarnings("ignore", "Heartbeat of storage")
+            trial = self.trials.ask()
         self.signs.begun(trial)
         # What is drawn depends on the seed, the number and the trials before, not on which worker draws.
         self.trials.sampler = _sampler(self.study.method["algo"], [self.study.base["seed"], trial.number])
@@ -139,10 +141,17 @@ class _Shared:
 
     def judge(self, trial: Any) -> Any:
         """Return what reports every epoch of `trial`, and raises Pruned if others were better at it."""
+        from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
         def after_epoch(epoch: int, score: float) -> None:
-            trial.report(score, epoch + 1)
-            if trial.should_prune():
+            try:
+                trial.report(score, epoch + 1)
+                prune = trial.should_prune()
+            except StorageInternalError as error:  # not the fault of the trial's settings
+                raise StorageError(f"the storage of the study cannot be reached: {error}") from error
+            except UpdateFinishedTrialError:
+                raise Pruned("another worker was given it") from None
+            if prune:
                 raise Pruned(f"{self.study.method['pruner']} pruner after epoch {epoch}")
 
         return after_epoch
@@ -174,7 +183,7 @@ class _Shared:
         every = self._all()
         repeated = {trial.user_attrs.get("instead_of") for trial in every}
         for trial in every:
-            if (self._closed(trial) and trial.number in repeated) or not self.signs.is_lost(trial):
+            if (not self._runs(trial) and trial.number in repeated) or not self.signs.is_lost(trial):
                 continue
             attempt = trial.user_attrs.get("attempt", 1)
             if attempt < _ATTEMPTS:
@@ -187,17 +196,17 @@ class _Shared:
             self.study.store(record)
             self._close(trial)
 
-    def _closed(self, trial: Any) -> bool:
-        return bool(trial.state != self._states.RUNNING)
+    def _runs(self, trial: Any) -> bool:
+        return bool(trial.state == self._states.RUNNING)
 
     def _close(self, trial: Any) -> None:
-        if not self._closed(trial):
+        if self._runs(trial):
             self.trials.tell(trial.number, state=self._states.FAIL)
 
     def give_back(self, number: int) -> None:
         """Put a trial of this worker into the queue again: it was stopped, and is not to blame."""
         trial = self._all()[number]
-        if not self._closed(trial):
+        if self._runs(trial):
             self._repeat(trial, trial.user_attrs.get("attempt", 1))
 
     def _repeat(self, trial: Any, attempt: int) -> None:

@@ -226,10 +226,9 @@ class GenerativeRecommender(TextRecommender):
         tokens = prompts.tokens(self.table)
         order = np.argsort(tokens, kind="stable")
         groups = [order[group] for group in within_budget(tokens[order], self.train_batch_tokens)]
-        parts = []
+        start, parts = start_token(self.backbone), []
         for group in groups:
             some = prompts.select(group)
-            start = start_token(self.backbone)
             parts.append(split_answers(some, answers[group], self.table, start, self._words(some)))
         return sum(len(part.labels) for part in parts), parts
 

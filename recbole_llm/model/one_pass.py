@@ -197,7 +197,7 @@ class _InTwoLevels(_OfRecBole):
         return TwoLevelSoftmax(self.item_table().shape[1], dataset.item_num, config["item_optimizer"] is not None)
 
     def before_training(self, dataset: Any) -> None:
-        """Choose the clusters once: items that the same users met in training are near one another."""
+        """Choose the clusters once: items that are training targets of the same users are near one another."""
         softmax = self.position_loss_of
         assert isinstance(softmax, TwoLevelSoftmax)
         if softmax.chosen:
@@ -227,7 +227,9 @@ class _InTwoLevels(_OfRecBole):
     def predict(self, interaction: Any) -> Tensor:
         """Return log p [batch] of each row's item."""
         model: Any = self
-        return self.full_sort_predict(interaction).gather(1, interaction[model.ITEM_ID][:, None])[:, 0]
+        vectors, items = self._user_vectors(interaction), interaction[model.ITEM_ID]
+        found: Tensor = model.position_loss_of.of_pairs(vectors, self.item_table(), items)
+        return found
 
 
 def one_pass_class(model_class: type, loss_type: str | None = None) -> type:

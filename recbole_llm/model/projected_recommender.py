@@ -64,7 +64,7 @@ class ProjectedRecommender(TextRecommender):
     def scores_in_blocks(cls, config: Any) -> bool:
         """Tell whether `scores_of_items` will answer: with an ID model, if that scores some items at a time, too."""
         if not config["id_model"]:
-            return True
+            return not config["id_model_path"]  # which model lies there is not known here
         id_model = registry.model_class(config["id_model"])
         # The settings of another text model inside this one are not known here.
         return not issubclass(id_model, ProjectedRecommender) and scores_in_blocks(id_model, config)
@@ -89,4 +89,4 @@ class ProjectedRecommender(TextRecommender):
         """
         if self.id_scores is not None:
             self.eval()
-            self.id_scores.choose_weight_for(self.row_states, self.projection, valid_data, self.projection.of_items)
+            self.id_scores.choose_weight_for(self.row_states, self.projection, valid_data, self.projection.in_blocks)

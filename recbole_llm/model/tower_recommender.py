@@ -224,12 +224,6 @@ class TowerRecommender(TextRecommender):
         scores = self.similarity.matrix(self.row_vectors(interaction), self.ranking_table())
         return scores.index_fill(1, torch.zeros(1, dtype=torch.long, device=scores.device), float("-inf"))
 
-    @classmethod
-    def scores_in_blocks(cls, config: Any) -> bool:
-        """Tell that `scores_of_items` answers."""
-        del config
-        return True
-
     @torch.no_grad()
     def scores_of_items(self, interaction: Interaction) -> ScoresOfItems:
         """Return the scores of some items as a function."""

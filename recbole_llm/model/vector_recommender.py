@@ -115,12 +115,6 @@ class VectorRecommender(OnePass, SequentialRecommender):
         scores = self.similarity(self.users_of(table, interaction), table)
         return scores.index_fill(1, torch.zeros(1, dtype=torch.long, device=scores.device), float("-inf"))
 
-    @classmethod
-    def scores_in_blocks(cls, config: Any) -> bool:
-        """Tell that `scores_of_items` answers."""
-        del config
-        return True
-
     def scores_of_items(self, interaction: Interaction) -> ScoresOfItems:
         """Return the scores of some items as a function."""
         table = self.item_table()

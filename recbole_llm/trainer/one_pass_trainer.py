@@ -128,6 +128,7 @@ class OnePassTrainer(DeviceSteps):
         own = windows[world().rank :: world().size]
         if not len(own):
             self.optimizer.zero_grad()
+            scaler.scale(torch.zeros((), device=self.device))  # a new scaler does not step before it has scaled
             self._update(scaler)
             return torch.zeros((), device=self.device)
         share = table.labelled(own) / table.labelled(windows)

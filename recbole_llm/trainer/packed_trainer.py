@@ -116,7 +116,7 @@ class PackedTrainer(TrainerHooks):
         shown = time.monotonic()
         with tqdm(total=self.steps, desc=f"Train {epoch_idx:>5}", ncols=100, disable=not show_progress) as bar:
             for queries, passes in self._steps(epoch_idx):
-                losses.append(self._step(queries, passes))
+                losses.append(self._step(max(queries, 1), passes))
                 bar.update()
                 if self.shared is None and time.monotonic() - shown > _SECONDS_BETWEEN_LOSSES:
                     bar.set_postfix_str(f"loss {self._mean(losses[-20:], epoch_idx, len(losses)):.4f}")
@@ -133,7 +133,7 @@ class PackedTrainer(TrainerHooks):
         cache = self.model.state_cache
         if cache is not None:
             for queries in cache.steps(order.permutation(len(cache.samples)), self.batch_size):
-                yield max(len(queries.labels), 1), [queries if self.shared is None else queries.share()]
+                yield len(queries.labels), [queries if self.shared is None else queries.share()]
             return
         samples = self._samples(epoch)
         shuffled = order.permutation(len(samples))
@@ -148,7 +148,7 @@ class PackedTrainer(TrainerHooks):
                 return 0, []
             step = step.select(own)
         queries, batches = self.model.prepared_step(step)
-        return max(queries, 1), [batch.pin_memory() for batch in batches] if self.gpu_available else batches
+        return queries, [batch.pin_memory() for batch in batches] if self.gpu_available else batches
 
     def _step(self, queries: int, passes: list[Any]) -> Tensor:
         """Take one optimiser step and return its mean loss, a scalar on the device. Nothing waits for the device."""

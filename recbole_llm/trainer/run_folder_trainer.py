@@ -184,7 +184,9 @@ class RunFolderMixin(TrainerHooks):
 
     def _resume_state(self, finished: bool) -> dict[str, Any]:
         with self.joined_weights():
-            model = {name: tensor.detach().cpu() for name, tensor in self._own_weights().items()}
+            model = {}
+            if world().is_first:  # who writes them
+                model = {name: tensor.detach().cpu() for name, tensor in self._own_weights().items()}
         return {
             "description": self.description,
             "epoch": self.epochs_done,

@@ -96,13 +96,19 @@ class SharedSteps:
         for dtype in dict.fromkeys(weight.dtype for weight in used):
             _add_up([weight for weight in used if weight.dtype == dtype])
 
-    def clip(self, weights: Sequence[Tensor], max_norm: float, norm_type: float = 2.0) -> None:
+    def clip(
+        self, weights: Sequence[Tensor], max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+    ) -> None:
         """Scale gradients to a norm of at most `max_norm`, that of all weights as one process has them.
 
         Args:
             weights: all that the optimiser updates, their gradients added up.
             max_norm: see `torch.nn.utils.clip_grad_norm_`.
             norm_type: p; the norm is that of p-th powers, infinity the largest.
+            error_if_nonfinite: whether a norm that is no finite number is an error.
+
+        Raises:
+            RuntimeError: if it is, in torch's words.
         """
         split = {id(each.weight) for each in self.splits}
         norms = [
@@ -113,6 +119,8 @@ class SharedSteps:
             total = torch.maximum(norms[0], max_(norms[1].clone()))
         else:
             total = (norms[0] ** norm_type + sum_(norms[1] ** norm_type)) ** (1 / norm_type)
+        if error_if_nonfinite and not bool(total.isfinite()):
+            raise RuntimeError(f"The total norm of order {norm_type} for gradients is non-finite: it cannot be clipped")
         torch.nn.utils.clip_grads_with_norm_(list(weights), max_norm, total)
 
     @contextlib.contextmanager

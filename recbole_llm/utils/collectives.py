@@ -14,12 +14,16 @@ from torch import Tensor, distributed
 from recbole_llm.utils.processes import ended, world
 
 T = TypeVar("T")
+# Of this process, though they are RuntimeErrors; torch names the second since 2.8.
+_OWN_FAULTS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
 
 
 @contextlib.contextmanager
 def _others_there() -> Iterator[None]:
     try:
         yield
+    except _OWN_FAULTS:
+        raise
     except RuntimeError as error:  # of gloo, `DistBackendError` of NCCL
         raise ended() from error
 

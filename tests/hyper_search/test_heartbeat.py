@@ -51,6 +51,7 @@ def test_trial_without_heartbeat_is_run_again_and_one_with_heartbeats_is_not(pla
         deadline = time.monotonic() + 60
         while is_silent(place) and time.monotonic() < deadline:
             time.sleep(0.1)  # the next heartbeat comes within a second or so
+        assert not is_silent(place)
         other.requeue_lost()
         assert other.running() and other.begin() is None
     silent_for_an_hour(place)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from atomic_files import quick_settings, write_atomic_files
+from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import init_seed
 
 from recbole_llm.config.config import Config
 from recbole_llm.errors import SettingError
+from recbole_llm.model.layers.position_scale import scale_positions
 from recbole_llm.quick_start.run import build, load, run
 
 SMALL = {"n_layers": 1, "n_heads": 2, "hidden_size": 8, "inner_size": 8}
@@ -73,6 +75,21 @@ def test_a_loaded_run_has_its_scale(folder, workdir):
     before = scores_of(parts)
     parts.model.position_embedding._forward_hooks.clear()
     assert not torch.allclose(scores_of(parts), before, atol=1e-6)
+    parts.model.position_embedding.weight.data.mul_(0.1)
+    torch.testing.assert_close(scores_of(parts), before)
+
+
+def test_an_id_model_inside_keeps_its_own_positions():
+    class Host(SequentialRecommender):
+        def __init__(self, inner):
+            torch.nn.Module.__init__(self)
+            self.position_embedding, self.id_model = torch.nn.Embedding(3, 2), inner
+
+    inner = Host(None)
+    host, places = Host(inner), torch.arange(3)
+    scale_positions(host, 0.1)
+    torch.testing.assert_close(host.position_embedding(places), 0.1 * host.position_embedding.weight)
+    assert torch.equal(inner.position_embedding(places), inner.position_embedding.weight)
 
 
 def test_a_model_without_positions_is_refused(folder):

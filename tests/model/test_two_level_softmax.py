@@ -141,6 +141,7 @@ def test_the_seed_decides():
     vectors = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
     first, again = (balanced_clusters(vectors, 8, seed=5) for _ in range(2))
     np.testing.assert_array_equal(first, again)
+    assert (balanced_clusters(vectors, 8, seed=6) != first).any()
 
 
 def test_interaction_vectors_are_those_of_a_whole_decomposition():

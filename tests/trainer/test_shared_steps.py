@@ -50,13 +50,12 @@ class Halved(ModelHooks, torch.nn.Module):
 
 
 def clipped(norm_type):
-    """Return what a step leaves as gradients; called in a process, which has a half of the vector's gradient."""
+    """Return what a step leaves as gradients; called in a process, which has a part of the vector's gradient."""
     from recbole_llm.trainer.shared_steps import SharedSteps
 
     model = Halved()
     shared = SharedSteps(model)
-    if processes.world().is_first:  # the other one had an empty pass
-        model.vector.grad = GRADIENTS[0].clone()
+    model.vector.grad = GRADIENTS[0] * (0.25 if processes.world().is_first else 0.75)
     model.table.grad = shared.splits[0].own(GRADIENTS[1])
     weights = list(model.parameters())
     shared.add_gradients(weights)

@@ -99,7 +99,7 @@ def beam_items(
         children = children.masked_fill(~there, 0)
         chosen, total = _logits_of(decoder, states, places[children], vocabulary)
         chosen = chosen.masked_fill(~there, float("-inf"))
-        if among_children:
+        if total is None:
             total = chosen.logsumexp(dim=2).masked_fill(~there[:, :, 0], 0)
         at_leaf = scores.masked_fill(counts > 0, float("-inf"))
         scores, beam, child = _best(scores[:, :, None] + chosen - total[:, :, None], at_leaf, beams)
@@ -112,8 +112,10 @@ def beam_items(
     return trie.items[nodes], scores
 
 
-def _logits_of(decoder: Decoder, states: Tensor, places: Tensor, vocabulary: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the logits of some tokens after states, and log of the sum of exp(logit) over the vocabulary.
+def _logits_of(
+    decoder: Decoder, states: Tensor, places: Tensor, vocabulary: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the logits of some tokens after states, and log of the sum of exp(logit) over all that the head knows.
 
     Args:
         decoder: has the language head.
@@ -122,7 +124,7 @@ def _logits_of(decoder: Decoder, states: Tensor, places: Tensor, vocabulary: Ten
         vocabulary: int64 [tokens]; None for all that the head knows.
 
     Returns:
-        Float32 [rows, beams, choices] and [rows, beams].
+        Float32 [rows, beams, choices] and [rows, beams]; None for the latter with a vocabulary.
     """
     size = len(decoder.weight()) if vocabulary is None else len(vocabulary)
     piece = states_per_piece(size, states.device)
@@ -130,8 +132,9 @@ def _logits_of(decoder: Decoder, states: Tensor, places: Tensor, vocabulary: Ten
     for some, wanted in zip(states.flatten(0, 1).split(piece), places.flatten(0, 1).split(piece), strict=True):
         logits = decoder.logits(some, vocabulary)
         chosen.append(logits.gather(1, wanted))
-        totals.append(logits.logsumexp(dim=1))
-    return torch.cat(chosen).view(places.shape), torch.cat(totals).view(places.shape[:2])
+        if vocabulary is None:
+            totals.append(logits.logsumexp(dim=1))
+    return torch.cat(chosen).view(places.shape), torch.cat(totals).view(places.shape[:2]) if totals else None
 
 
 def _best(going: Tensor, staying: Tensor, beams: int) -> tuple[Tensor, Tensor, Tensor]:

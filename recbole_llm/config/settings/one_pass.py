@@ -30,7 +30,7 @@ ONE_PASS = Section(
             "histories: every step has train_batch_size of them, of similar length, and those of long ones have many "
             "positions. positions: every step has about as many positions, those of train_batch_size histories of mean "
             "length.",
-            since="0.4.0",
+            since=_SINCE,
         ),
         Setting(
             "sasrec_layers",
@@ -39,7 +39,7 @@ ONE_PASS = Section(
             Role.TRAINING,
             "Of SASRec. recbole: RecBole's, those of BERT. authors: those of the authors' own code, which public "
             "implementations have: item vectors scaled by the square root of hidden_size, normalised queries.",
-            since="0.4.0",
+            since=_SINCE,
         ),
         Setting(
             "position_scale",
@@ -48,7 +48,7 @@ ONE_PASS = Section(
             Role.TRAINING,
             "Of RecBole's transformers, what positions are multiplied by before they are added to items. SASRec's "
             "authors have 1 / sqrt(hidden_size).",
-            since="0.4.0",
+            since=_SINCE,
         ),
         Setting(
             "num_negatives",
@@ -105,5 +105,6 @@ ONE_PASS = Section(
             since=_SINCE,
         ),
     ),
-    "With train_positions: all, and for ST2SI. `loss_type` may then also be BCE, gBCE, SampledCE or TwoLevel.",
+    "With train_positions: all, and for ST2SI; sasrec_layers and position_scale also without. `loss_type` may then "
+    "also be BCE, gBCE, SampledCE or TwoLevel.",
 )

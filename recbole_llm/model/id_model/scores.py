@@ -6,7 +6,6 @@ IDLE-Adapter have it; neither paper does.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,7 +107,7 @@ class IdScores(nn.Module):
         states_of: Callable[[Interaction], Tensor],
         head: Callable[[Tensor], Tensor],
         valid_data: Any,
-        of_items: Callable[[Tensor, slice | Tensor], Tensor] | None = None,
+        in_blocks: Callable[[Tensor], ScoresOfItems] | None = None,
     ) -> None:
         """Take the weight that is best for a model on validation, unless the settings give one.
 
@@ -119,7 +118,7 @@ class IdScores(nn.Module):
             states_of: the model's hidden states [batch, width] of a batch of rows.
             head: from states to the model's own scores of all items [batch, items].
             valid_data: RecBole's loader of the validation part.
-            of_items: from states to those of some items; None where `head` alone tells them.
+            in_blocks: from states to what gives those of some items; None where `head` alone tells them.
         """
         if not self.chosen_on_validation:
             return
@@ -139,8 +138,8 @@ class IdScores(nn.Module):
                 left_out = None if known is None else known.keys(interaction, lines, states.device)
                 targets = (rows.to(states.device), items.to(states.device))
                 blocks = None
-                if of_items is not None and getattr(valid_data, "in_blocks", False):
-                    blocks = self._blocks(partial(of_items, states), interaction, valid_data)
+                if in_blocks is not None and getattr(valid_data, "in_blocks", False):
+                    blocks = self._blocks(in_blocks(states), interaction, valid_data)
                 yield interaction, head(states) if blocks is None else blocks, targets, lines, left_out
 
         self.choose_weight(batches())

@@ -94,7 +94,7 @@ class TwoLevelProjection(ItemLinearProjection):
 
     def of_pairs(self, states: Tensor, items: Tensor) -> Tensor:
         """Return log p [queries] of one item [queries] for each state."""
-        return self(states).gather(1, items[:, None])[:, 0]
+        return self.softmax.of_pairs(states, self.weight, items)
 
     def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the sum over queries of -log p(label), float32. See `ItemLinearProjection.loss`."""

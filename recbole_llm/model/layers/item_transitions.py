@@ -66,14 +66,20 @@ def item_transitions(
         rows = history_rows(flat, ends[part], lengths[part], decay, items)
         ones = np.ones(rows.shape[0], dtype=np.float32)
         following = sp.csr_matrix((ones, targets[part], np.arange(rows.shape[0] + 1)), rows.shape)
-        gram += (rows.T @ rows).toarray()
-        products += (rows.T @ following).toarray()
+        _add(gram, rows.T @ rows)
+        _add(products, rows.T @ following)
     system = torch.from_numpy(gram).to(device)
     system.diagonal().add_(ridge)
     right = torch.from_numpy(products).to(device)
     found = torch.cholesky_solve(right, torch.linalg.cholesky(system))
     explained = right.mul_(found).sum(dtype=torch.float64) + ridge * found.square().sum(dtype=torch.float64)
     return found, len(targets) - float(explained)
+
+
+def _add(whole: np.ndarray, part: sp.spmatrix) -> None:
+    """Add a sparse product to a table, without a table of its own."""
+    found = part.tocoo()
+    whole[found.row, found.col] += found.data  # a product has no place twice
 
 
 def decayed_sum(table: Tensor, histories: Tensor, decay: float) -> Tensor:

@@ -123,17 +123,28 @@ class TwoLevelSoftmax(nn.Module):
             table: [items, width].
         """
         states = states.to(table.dtype)
+        offsets = self._offsets(states, table)
+
+        def of_items(items: slice | Tensor) -> Tensor:
+            return F.linear(states, table[items]).float() + offsets.index_select(1, self.cluster_of[items])
+
+        return of_items
+
+    def of_pairs(self, states: Tensor, table: Tensor, items: Tensor) -> Tensor:
+        """Return log p [queries], float32, of one item [queries] for each state; no [queries, items] is made."""
+        states = states.to(table.dtype)
+        logits = (states * table[items]).sum(dim=1).float()
+        return logits + self._offsets(states, table).gather(1, self.cluster_of[items][:, None])[:, 0]
+
+    def _offsets(self, states: Tensor, table: Tensor) -> Tensor:
+        """Return what is added to the logits of a cluster's items to get log p: float32 [queries, clusters]."""
         offsets = self._outer(states)
         some = max(_room(states) // (self.size * (len(states) + table.shape[1])), 1)
         for begin in range(0, self.clusters, some):
             members = self.members[begin : begin + some]
             inside = (states @ table[members.flatten()].T).view(len(states), *members.shape).float()
             offsets[:, begin : begin + some] -= inside.masked_fill_(members == 0, -torch.inf).logsumexp(dim=2)
-
-        def of_items(items: slice | Tensor) -> Tensor:
-            return F.linear(states, table[items]).float() + offsets.index_select(1, self.cluster_of[items])
-
-        return of_items
+        return offsets
 
     def _outer(self, states: Tensor) -> Tensor:
         return F.linear(states.to(self.cluster_weight.dtype), self.cluster_weight).float().log_softmax(dim=1)

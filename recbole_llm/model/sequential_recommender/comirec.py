@@ -106,12 +106,6 @@ class ComiRec(ModelHooks, SequentialRecommender):
         """Return the scores [batch, items] of all items: max_k v_k . e."""
         return self.scores_of_items(interaction)(slice(None))
 
-    @classmethod
-    def scores_in_blocks(cls, config: Any) -> bool:
-        """Tell that `scores_of_items` answers."""
-        del config
-        return True
-
     def scores_of_items(self, interaction: Interaction) -> ScoresOfItems:
         """Return the scores of some items as a function."""
         interests = self.user_vectors(interaction)
