@@ -3,16 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from recbole_llm.config.hooks import ScoresOfItems
-from recbole_llm.errors import TrainingError
+from recbole_llm.evaluation.counting import require_numbers
 
 _NUMBERS = 4  # of four bytes that a score takes in a block: itself, its comparison, and room
 _LEAST_ITEMS = 512  # of a block
 # A CPU is faster with blocks that stay in its caches.
 _CPU_BYTES = 8 * 2**20  # of the float32 scores of a block there
+_GROUP = 256  # neighbours of which the maximum is looked at first
 
 
 class ItemBlocks:
@@ -71,17 +73,22 @@ def _block_size(memory: int, rows: int, device: torch.device) -> int:
     return max(size, 1)
 
 
-class _ByItem:
-    """Pairs of a row and an item, by item, so that those of a block stand together."""
+class PairsByItem:
+    """Pairs of a row and an item, by item, so that those of a block stand together.
+
+    Args:
+        rows: int64 [pairs].
+        items: int64 [pairs], item ids.
+    """
 
     def __init__(self, rows: Tensor, items: Tensor) -> None:
         self._items, order = torch.sort(items)
         self._rows = rows[order]
+        self._sorted = self._items.cpu().numpy()  # looked up there, no block waits for the device
 
-    def in_block(self, begin: int, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Return rows and places in a block, [rows, items], of the pairs whose item is in it; `begin` is its first."""
-        ends = torch.tensor([begin, begin + scores.shape[1]], device=self._items.device)
-        first, last = torch.searchsorted(self._items, ends).tolist()
+    def between(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Return the rows of the pairs with an item from `begin` to `end`, and their items, counted from `begin`."""
+        first, last = np.searchsorted(self._sorted, [begin, end])
         return self._rows[first:last], self._items[first:last] - begin
 
 
@@ -96,23 +103,23 @@ class Candidates:
     """
 
     def __init__(self, targets: Tensor, items: int, left_out: Tensor | None = None) -> None:
-        self._targets = _ByItem(torch.arange(len(targets), device=targets.device), targets)
+        self._targets = PairsByItem(torch.arange(len(targets), device=targets.device), targets)
         self._left_out = None
         if left_out is not None:
             rows, others = left_out // items, left_out % items
             kept = others != targets[rows]
-            self._left_out = _ByItem(rows[kept], others[kept])
+            self._left_out = PairsByItem(rows[kept], others[kept])
 
     def left_out(self, begin: int, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Return rows and places of what is left out in a block."""
         if self._left_out is None:
             nothing = torch.empty(0, dtype=torch.int64, device=scores.device)
             return nothing, nothing
-        return self._left_out.in_block(begin, scores)
+        return self._left_out.between(begin, begin + scores.shape[1])
 
     def put_targets(self, begin: int, scores: Tensor, own: Tensor) -> None:
         """Set the targets' scores in a block to `own`, [rows], in place."""
-        rows, places = self._targets.in_block(begin, scores)
+        rows, places = self._targets.between(begin, begin + scores.shape[1])
         scores[rows, places] = own[rows]
 
 
@@ -150,46 +157,77 @@ def rank_in_blocks(
     own = blocks.of(targets)
     candidates = Candidates(targets, blocks.items, left_out)
     in_front, left_out_in_front = (torch.zeros(len(targets), dtype=torch.int64, device=own.device) for _ in range(2))
-    best = [_Best(own, k) for _ in protocols]
-    wrong = torch.isnan(own).any()
+    best = [BestItems(k) for _ in protocols] if k else []
+    largest = own.amax()  # not a number if any of them is none
     for begin, scores in blocks:
-        wrong |= torch.isnan(scores.amax())  # the maximum is one if any is
+        largest = torch.maximum(largest, scores.amax())
         candidates.put_targets(begin, scores, own)
         in_front += (scores >= own[:, None]).sum(dim=1, dtype=torch.int32)
         rows, places = candidates.left_out(begin, scores)
         left_out_in_front += torch.bincount(rows[scores[rows, places] >= own[rows]], minlength=len(targets))
-        for repeatable, list_of_best in zip(protocols, best, strict=True):
-            if k and not repeatable:
+        for repeatable, list_of_best in zip(protocols if k else (), best, strict=True):
+            if not repeatable:
                 scores[rows, places] = -torch.inf
             list_of_best.add(begin, scores)
-    if wrong:
-        raise TrainingError("the model's scores are not numbers: training diverged; lower the learning rate")
+    require_numbers(largest)
     ranks = {True: in_front, False: in_front - left_out_in_front}
-    return [Ranking(ranks[repeatable], each.items()) for repeatable, each in zip(protocols, best, strict=True)], own
+    none = torch.empty(len(targets), 0, dtype=torch.int64, device=own.device)
+    tops = [each.candidates() for each in best] or [none] * len(protocols)
+    return [Ranking(ranks[repeatable], top) for repeatable, top in zip(protocols, tops, strict=True)], own
 
 
-class _Best:
+class BestItems:
     """Keeps the best items of every row, block by block.
 
     Args:
-        own: float [rows], of the scores' type and device.
-        k: how many; 0: none.
+        k: how many, at least 1.
+
+    Attributes:
+        values: [rows, k], their scores, best first; fewer while fewer items were given. None before the first block.
+        items: int64 [rows, k], their ids.
     """
 
-    def __init__(self, own: Tensor, k: int) -> None:
+    values: Tensor | None = None
+    items: Tensor
+
+    def __init__(self, k: int) -> None:
         self._k = k
-        self._values = own.new_empty(len(own), 0)
-        self._items = torch.empty(len(own), 0, dtype=torch.int64, device=own.device)
 
     def add(self, begin: int, scores: Tensor) -> None:
-        """Take the next block."""
-        if self._k:
-            values, places = scores.topk(min(self._k, scores.shape[1]), dim=1)
-            values = torch.cat([self._values, values], dim=1)
-            items = torch.cat([self._items, places + begin], dim=1)
-            self._values, places = values.topk(min(self._k, values.shape[1]), dim=1)
-            self._items = items.gather(1, places)
+        """Take the next block [rows, items of the block], whose first item is `begin`."""
+        values, places = top_by_groups(scores, min(self._k, scores.shape[1]))
+        if self.values is None:
+            self.values, self.items = values, places + begin
+            return
+        values, items = torch.cat([self.values, values], dim=1), torch.cat([self.items, places + begin], dim=1)
+        self.values, places = values.topk(min(self._k, values.shape[1]), dim=1)
+        self.items = items.gather(1, places)
 
-    def items(self) -> Tensor:
-        """Return the best items, see `Ranking`."""
-        return self._items.masked_fill(self._values.isneginf(), 0)
+    def candidates(self) -> Tensor:
+        """Return the items, 0 where there is none: no candidate has the score -inf."""
+        assert self.values is not None
+        return self.items.masked_fill(self.values.isneginf(), 0)
+
+
+def top_by_groups(scores: Tensor, k: int, group: int = _GROUP) -> tuple[Tensor, Tensor]:
+    """Return what ``scores.topk(k, dim=1)`` does, values and places [rows, k], for long rows in a fraction of the time.
+
+    The best k scores lie in the k groups of neighbours whose maxima are the best: no other group has one that is
+    better than all of theirs. So one pass for maxima, and a search among k groups.
+
+    Args:
+        scores: [rows, items].
+        k: at most `items`.
+        group: how many neighbours have a maximum in common.
+    """
+    rows, items = scores.shape
+    groups = items // group
+    if groups < 4 * k:
+        return scores.topk(k, dim=1)
+    maxima = scores[:, : groups * group].unflatten(1, (groups, group)).amax(dim=2)
+    first = maxima.topk(k, dim=1).indices * group
+    within = torch.arange(group, device=scores.device)
+    rest = torch.arange(groups * group, items, device=scores.device).expand(rows, -1)
+    places = torch.cat([(first[:, :, None] + within).flatten(1), rest], dim=1)
+    values, best = scores.gather(1, places).topk(k, dim=1)
+    return values, places.gather(1, best)

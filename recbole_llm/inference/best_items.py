@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from recbole_llm.config.hooks import ScoresOfItems
+from recbole_llm.evaluation.blocks import BestItems, PairsByItem
 
 SCORES_BYTES = 256 * 1024**2  # the most that the float32 scores that are looked at together may take
 _MAX_USERS = 4096  # of one piece
-_GROUP = 256  # neighbours of which the maximum is looked at first
 
 
 def best_items(
@@ -35,7 +35,7 @@ def best_items(
         scores = scores_of(begin, min(begin + piece, rows))
         scores[:, 0] = -torch.inf  # not every model of RecBole leaves the padding id out itself
         if seen is not None:
-            scores[_SeenPairs(seen[begin : begin + piece], scores.device).between(0, items)] = -torch.inf
+            scores[_pairs(seen[begin : begin + piece], scores.device).between(0, items)] = -torch.inf
         found.append(_on_host(*scores.topk(k, dim=1)))
     return _joined(found)
 
@@ -79,71 +79,23 @@ def best_in_blocks(
 def _best_of_piece(
     scores_of: ScoresOfItems, items: int, k: int, seen: Sequence[np.ndarray] | None, size: int
 ) -> tuple[Tensor, Tensor]:
-    values: Tensor | None = None
-    ids: Tensor | None = None
-    left_out: _SeenPairs | None = None
+    best, left_out = BestItems(k), None
     for begin in range(0, items, size):
         end = min(begin + size, items)
         scores = scores_of(slice(begin, end))
         if begin == 0:
             scores[:, 0] = -torch.inf
         if seen is not None:
-            left_out = left_out or _SeenPairs(seen, scores.device)
+            left_out = left_out or _pairs(seen, scores.device)
             scores[left_out.between(begin, end)] = -torch.inf
-        best, places = top_by_groups(scores, min(k, end - begin))
-        if values is None or ids is None:
-            values, ids = best, places
-            continue
-        values, ids = torch.cat([values, best], dim=1), torch.cat([ids, places + begin], dim=1)
-        values, places = values.topk(min(k, values.shape[1]), dim=1)
-        ids = ids.gather(1, places)
-    assert values is not None and ids is not None
-    return values, ids
+        best.add(begin, scores)
+    assert best.values is not None
+    return best.values, best.items
 
 
-def top_by_groups(scores: Tensor, k: int, group: int = _GROUP) -> tuple[Tensor, Tensor]:
-    """Return what ``scores.topk(k, dim=1)`` does, values and places [rows, k], for long rows in a fraction of the time.
-
-    The best k scores lie in the k groups of neighbours whose maxima are the best: no other group has one that is
-    better than all of theirs. So one pass for maxima, and a search among k groups.
-
-    Args:
-        scores: [rows, items].
-        k: at most `items`.
-        group: how many neighbours have a maximum in common.
-    """
-    rows, items = scores.shape
-    groups = items // group
-    if groups < 4 * k:
-        return scores.topk(k, dim=1)
-    maxima = scores[:, : groups * group].unflatten(1, (groups, group)).amax(dim=2)
-    first = maxima.topk(k, dim=1).indices * group
-    within = torch.arange(group, device=scores.device)
-    rest = torch.arange(groups * group, items, device=scores.device).expand(rows, -1)
-    places = torch.cat([(first[:, :, None] + within).flatten(1), rest], dim=1)
-    values, best = scores.gather(1, places).topk(k, dim=1)
-    return values, places.gather(1, best)
-
-
-class _SeenPairs:
-    """Pairs of a row and an item, by item, so that those of a block stand together.
-
-    Args:
-        seen: item ids of each row.
-        device: of the scores that they index.
-    """
-
-    def __init__(self, seen: Sequence[np.ndarray], device: torch.device) -> None:
-        rows, items = np.repeat(np.arange(len(seen)), [len(row) for row in seen]), np.concatenate(seen)
-        order = np.argsort(items, kind="stable")
-        self._sorted = items[order]
-        self._rows = torch.from_numpy(rows[order]).to(device)
-        self._items = torch.from_numpy(self._sorted).to(device)
-
-    def between(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """Return the rows of the pairs with an item from `begin` to `end`, and their items, counted from `begin`."""
-        first, last = np.searchsorted(self._sorted, [begin, end])
-        return self._rows[first:last], self._items[first:last] - begin
+def _pairs(seen: Sequence[np.ndarray], device: torch.device) -> PairsByItem:
+    rows = np.repeat(np.arange(len(seen)), [len(row) for row in seen])
+    return PairsByItem(torch.from_numpy(rows).to(device), torch.from_numpy(np.concatenate(seen)).to(device))
 
 
 def _on_host(values: Tensor, ids: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.inference.best_items import best_in_blocks, top_by_groups
+from recbole_llm.evaluation.blocks import top_by_groups
+from recbole_llm.inference.best_items import best_in_blocks
 
 ROWS, ITEMS, WIDTH = 5, 50, 6
 
