@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 ROWS = "rows"  # the key of a parameter group: how its tables are updated
-_BETAS, _EPSILON, _ADAGRAD_EPSILON = (0.9, 0.999), 1e-8, 1e-10  # torch's own defaults
+_ADAGRAD_EPSILON = 1e-10  # torch's own default
 
 
 class RowSparse(torch.optim.Optimizer):
@@ -49,14 +49,14 @@ def _adamw(state: dict[str, Any], table: Tensor, rows: Tensor, gradient: Tensor,
     if not state:
         state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(table), exp_avg_sq=torch.zeros_like(table))
     state["step"] += 1
-    steps = float(state["step"])
+    (first, second), steps = group["betas"], float(state["step"])
     mean, square = state["exp_avg"].index_select(0, rows), state["exp_avg_sq"].index_select(0, rows)
-    mean.lerp_(gradient, 1 - _BETAS[0])
-    square.lerp_(gradient.square(), 1 - _BETAS[1])
+    mean.lerp_(gradient, 1 - first)
+    square.lerp_(gradient.square(), 1 - second)
     state["exp_avg"].index_copy_(0, rows, mean)
     state["exp_avg_sq"].index_copy_(0, rows, square)
-    root = square.div_(1 - _BETAS[1] ** steps).sqrt_().add_(_EPSILON)
-    _move(table, rows, mean.div_(1 - _BETAS[0] ** steps).div_(root), group)
+    root = square.div_(1 - second**steps).sqrt_().add_(group["eps"])
+    _move(table, rows, mean.div_(1 - first**steps).div_(root), group)
 
 
 def _rowwise_adagrad(

@@ -187,6 +187,17 @@ class TestRecformer(ModelTests):
     reads_texts = True
 
 
+class TestRecformerByCosine(ModelTests):
+    """As it ships: by the cosine over a temperature, which learns slowly from texts this alike."""
+
+    model = "Recformer"
+    settings: ClassVar[dict[str, Any]] = {
+        **TEXT, "backbone": "tiny/bert", "item_text_fields": ["title", "class"], "epochs": 2,
+    }  # fmt: skip
+    reads_texts = True
+    learns = False
+
+
 class TestZESRec(ModelTests):
     """A GRU over mapped text vectors, with offsets in training."""
 

@@ -48,8 +48,6 @@ def optimisation(values: dict[str, Any], more: tuple[Setting, ...] = ()) -> Sect
     return Section("Optimisation", (*text_models.optimisation(every, said), *more, *budgets))
 
 
-_HISTORY = "Maximum number of items of a history; the most recent stay."
-
 P5_TITLE = (
     "P5 (Geng et al., RecSys 2022): the ID of the next item is generated. Sequential tasks alone, on a decoder\n"
     "or a T5. Lengths are OpenP5's; rates are ours, for a decoder that is pre-trained."
@@ -98,7 +96,7 @@ P5 = (
                 "The template of validation, test and recommendations, which training does not see; ~: the first.",
             ),
             Setting("id_separator", Text(empty=True), ",", Role.INPUT, "The text between two items."),
-            Setting("MAX_ITEM_LIST_LENGTH", SIZE, 20, Role.INPUT, _HISTORY),
+            Setting("MAX_ITEM_LIST_LENGTH", SIZE, 20, Role.INPUT, text_models.HISTORY_LENGTH),
         ),
     ),
     Section(
@@ -160,7 +158,7 @@ GPT4REC = (
                     "Previously, the customer has bought: {history}. In the future, the customer wants to buy",
                     "The text around the titles of a history; the next title follows it.",
                 ),
-                ("MAX_ITEM_LIST_LENGTH", SIZE, 15, _HISTORY),
+                ("MAX_ITEM_LIST_LENGTH", SIZE, 15, text_models.HISTORY_LENGTH),
                 ("max_prompt_tokens", SIZE, 384, "Maximum number of tokens of a prompt; the most recent items stay."),
                 ("max_attribute_tokens", SIZE, 32, "Maximum number of tokens of a title, and of a query."),
             )

@@ -40,7 +40,7 @@ _INPUT = Section(
             Setting(name, kind, default, Role.INPUT, sentence, pretraining=name != "max_items")
             for name, kind, default, sentence in (
                 ("max_attribute_tokens", SIZE, 32, "Maximum number of tokens of one field."),
-                ("MAX_ITEM_LIST_LENGTH", SIZE, 50, "Maximum number of items of a history; the most recent stay."),
+                ("MAX_ITEM_LIST_LENGTH", SIZE, 50, text_models.HISTORY_LENGTH),
                 (
                     "max_items",
                     Maybe(SIZE),

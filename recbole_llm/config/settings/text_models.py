@@ -22,6 +22,7 @@ from recbole_llm.config.schema import Role, Section, Setting
 from recbole_llm.config.settings.recbole_run import CLIP_GRAD_NORM, NEGATIVE_SAMPLES
 
 ANY_VALUE = Matching("a value", lambda value: True, type="any")
+HISTORY_LENGTH = "Maximum number of items of a history; the most recent stay."
 AVERAGE = Maybe(Number(above=0, below=1))
 
 

@@ -186,7 +186,6 @@ def _read_by_pretraining(sections: tuple[Section, ...]) -> tuple[Section, ...]:
 
 
 _TOKENS = ("max_attribute_tokens", SIZE, 32, "Maximum number of tokens of one field.")
-_ITEMS = "Maximum number of items of a history; the most recent stay."
 _LENGTH = ("max_sequence_tokens", SIZE, 512, "Maximum number of tokens of a history; the most recent items stay.")
 _END = Text("text", empty=True)
 
@@ -198,7 +197,7 @@ _LLMREC = (
     backbone("opt-125m", "full: all weights. lora: low-rank adapters (peft) alone.", "full", ("full", "lora"), None),
     inputs(
         ("max_attribute_tokens", SIZE, 40, "Maximum number of tokens of one field, item_end included."),
-        ("MAX_ITEM_LIST_LENGTH", SIZE, 10, _ITEMS),
+        ("MAX_ITEM_LIST_LENGTH", SIZE, 10, text_models.HISTORY_LENGTH),
         _LENGTH,
         ("item_end", _END, ";", "The text after every item."),
     ),
@@ -226,7 +225,7 @@ MOREC = (
     ),
     inputs(
         ("max_attribute_tokens", SIZE, 30, "Maximum number of tokens of one field."),
-        ("MAX_ITEM_LIST_LENGTH", SIZE, 20, _ITEMS),
+        ("MAX_ITEM_LIST_LENGTH", SIZE, 20, text_models.HISTORY_LENGTH),
     ),
     Section(
         "The transformer that reads a history",
@@ -290,7 +289,7 @@ TWINBERT = (
     ),
     inputs(
         _TOKENS,
-        ("MAX_ITEM_LIST_LENGTH", SIZE, 20, _ITEMS),
+        ("MAX_ITEM_LIST_LENGTH", SIZE, 20, text_models.HISTORY_LENGTH),
         _LENGTH,
         ("item_end", _END, ",", "The text after every item."),
     ),
@@ -327,7 +326,7 @@ _RECFORMER = (
     ),
     inputs(
         ("max_attribute_tokens", SIZE, 32, "Maximum number of tokens of one field, its name included."),
-        ("MAX_ITEM_LIST_LENGTH", SIZE, 50, _ITEMS),
+        ("MAX_ITEM_LIST_LENGTH", SIZE, 50, text_models.HISTORY_LENGTH),
         _LENGTH,
     ),
     loss(

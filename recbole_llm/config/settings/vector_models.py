@@ -97,7 +97,7 @@ def _encoder(size: int, layers: int, inner: int, dropout: float, remark: str = "
             SIZE,
             50,
             Role.INPUT,
-            "Maximum number of items of a history; the most recent stay.",
+            text_models.HISTORY_LENGTH,
             pretraining=True,
         ),
     )
@@ -342,7 +342,7 @@ TEXTSLIT = (
                 SIZE,
                 50,
                 Role.INPUT,
-                "Maximum number of items of a history; the most recent stay.",
+                text_models.HISTORY_LENGTH,
             ),
         ),
     ),
