@@ -1,4 +1,4 @@
-"""(l) Evaluation of 50,000 users among 10^6 items on a CPU, in bounded memory, checked against plain numpy.
+"""(m) Evaluation of 50,000 users among 10^6 items on a CPU, in bounded memory, checked against plain numpy.
 
 The dataset is generated: every item is met at least once, 25 items a user. SASRec, with its first weights or trained in
 one pass for some epochs, is evaluated under both answers to `repeatable`, with as many rows at a time as
