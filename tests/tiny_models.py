@@ -1,5 +1,6 @@
 """Tiny random language models of the true types, each saved with a real fast tokenizer as a transformers folder."""
 
+import json
 import string
 from pathlib import Path
 
@@ -10,12 +11,15 @@ from transformers import (
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LongformerConfig,
+    LongformerModel,
     MT5Config,
     MT5ForConditionalGeneration,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    RobertaTokenizer,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -148,6 +152,31 @@ def tiny_bert(folder: Path, *, seed: int = 0) -> Path:
         pad_token_id=0,
     )
     return _save(folder, BertModel(config), tokenizer)
+
+
+def tiny_longformer(folder: Path, *, seed: int = 0, window: int | list[int] = 8) -> Path:
+    """Longformer as longformer-base-4096 is built, with RoBERTa's tokenizer: hidden 32, 2 layers, 128 positions."""
+    torch.manual_seed(seed)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained = json.loads(_byte_tokenizer(special).backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in trained["merges"]]
+    tokenizer = RobertaTokenizer(vocab=trained["vocab"], merges=merges, model_max_length=MAX_POSITIONS)
+    config = LongformerConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_POSITIONS + 2,  # rows for the padding token and before it
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        attention_window=window,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        sep_token_id=2,
+    )
+    return _save(folder, LongformerModel(config, add_pooling_layer=False), tokenizer)
 
 
 def rough(model: PreTrainedModel) -> PreTrainedModel:

@@ -104,12 +104,15 @@ class TextStyle:
         pooling: how hidden states become one vector.
         first_position: the position of a text's first token (RoBERTa: 2).
         marked: whether batches say of every token its kind and the place of its item.
+        multiple: what the tokens of a text are padded to a multiple of when it is read (Longformer), see
+            `recbole_llm.backbone.padded`.
     """
 
     causal: bool
     pooling: Pooling
     first_position: int = 0
     marked: bool = False
+    multiple: int = 1
 
 
 @dataclass(frozen=True)
@@ -231,8 +234,9 @@ class HistoryTexts:
         return _unread(rows.ravel(), np.full(len(items), 3))
 
     def passes(self, sequences: Sequences, budget: int) -> list[PackedTexts]:
-        """Return the sequences in order, in passes of at most `budget` tokens each."""
-        groups = within_budget(sequences.tokens(self.table), budget)
+        """Return the sequences in order, in passes of at most `budget` tokens each, padding included."""
+        padded = -(-sequences.tokens(self.table) // self.style.multiple) * self.style.multiple
+        groups = within_budget(padded, budget)
         return [self.packed(sequences.select(group)) for group in groups]
 
     def packed(self, sequences: Sequences) -> PackedTexts:
