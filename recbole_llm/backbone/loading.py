@@ -4,6 +4,7 @@ import hashlib
 import inspect
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -22,6 +23,8 @@ from recbole_llm.backbone.preset import BackbonePreset, read_config
 from recbole_llm.backbone.resolve import Resolved, require_whole, resolve, weight_files
 from recbole_llm.errors import BackboneError
 from recbole_llm.utils.hashing import content_hash
+
+_SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
 @dataclass
@@ -163,6 +166,12 @@ def _load_tokenizer(found: Resolved) -> PreTrainedTokenizerFast:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # as for the weights
+        file = next((name for name in _SENTENCEPIECE_FILES if (found.folder / name).is_file()), None)
+        if file and not (found.folder / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+            raise BackboneError(
+                f"the tokenizer in {found.folder} is {file} alone, which the package sentencepiece reads: pip install "
+                f"sentencepiece, or put the model's tokenizer.json beside it"
+            ) from error
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(f"the tokenizer in {found.folder} cannot be loaded; fetch it again ({reason})") from error
     if not tokenizer.is_fast:
