@@ -123,7 +123,11 @@ def compute_vectors(
     rows = np.flatnonzero(framed.lengths)
     vectors = torch.zeros(len(framed), backbone.width)
     multiple = padded_multiple(backbone.model.config)
-    for group in within_budget(-(-framed.lengths[rows] // multiple) * multiple, budget):
+    padded = -(-framed.lengths[rows] // multiple) * multiple
+    if multiple > 1:  # texts of like length are read together
+        order = np.argsort(padded, kind="stable")
+        rows, padded = rows[order], padded[order]
+    for group in within_budget(padded, budget):
         tokens, lengths = framed.gather(rows[group])
         batch = PackedBatch(
             token_ids=torch.from_numpy(tokens),

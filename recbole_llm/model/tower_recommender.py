@@ -1,6 +1,6 @@
 """The base class of models that encode histories and items by text towers and compare their vectors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -267,11 +267,11 @@ class TowerRecommender(TextRecommender):
         users = self.texts.passes(sequences, self.settings.train_batch_tokens)
         if self.settings.item_loss != "table":
             return len(samples), [TowerStep(users, *self.step_items(samples))]
-        parts, begin = [], 0
+        parts, begin, none = [], 0, torch.zeros(0, dtype=torch.long)
         for part in users:  # nothing joins the rows of a step, so each pass has a loss of its own
-            labels = torch.from_numpy(samples.labels[begin : begin + len(part)])
-            none = torch.zeros(0, dtype=torch.long)
-            parts.append(TowerStep([part], [], Candidates(labels, none, none, none, none)))
+            rows = np.arange(begin, begin + len(part)) if part.order is None else part.order
+            labels = torch.from_numpy(samples.labels[rows])
+            parts.append(TowerStep([replace(part, order=None)], [], Candidates(labels, none, none, none, none)))
             begin += len(part)
         return len(samples), parts
 
