@@ -140,13 +140,15 @@ class PackedTexts:
 
     def to(self, device: torch.device | str) -> "PackedTexts":
         """Return the batch on `device`, without waiting for the copies of pinned memory."""
-        marks = (None if each is None else each.to(device, non_blocking=True) for each in (self.kinds, self.places))
-        return PackedTexts(self.packed.to(device), self.segments.to(device), *marks, self.order)
+        kinds, places = (
+            None if each is None else each.to(device, non_blocking=True) for each in (self.kinds, self.places)
+        )
+        return PackedTexts(self.packed.to(device), self.segments.to(device), kinds, places, self.order)
 
     def pin_memory(self) -> "PackedTexts":
         """Return the batch in page-locked memory."""
-        marks = (None if each is None else each.pin_memory() for each in (self.kinds, self.places))
-        return PackedTexts(self.packed.pin_memory(), self.segments.pin_memory(), *marks, self.order)
+        kinds, places = (None if each is None else each.pin_memory() for each in (self.kinds, self.places))
+        return PackedTexts(self.packed.pin_memory(), self.segments.pin_memory(), kinds, places, self.order)
 
 
 def in_order(passes: Sequence[PackedTexts], vectors: Tensor) -> Tensor:
