@@ -94,7 +94,7 @@ def test_another_window_is_another_model_of_the_same_weights(tiny):
         load_backbone(str(tiny["bert"]), attention_window=4)
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("tuning", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_gradients_are_transformers_own(tiny, tuning):
     """In training mode without dropout, activations computed again; with LoRA at all projections, global ones too."""
     found, computed = [], []
@@ -130,6 +130,7 @@ def test_gradients_are_transformers_own(tiny, tuning):
     torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["fp32", "bf16"])
 @torch.no_grad()
 def test_bfloat16_is_float32_within_what_it_resolves(tiny, weights):

@@ -101,8 +101,9 @@ def test_loss_is_the_cross_entropy_of_the_answers_tokens(small, tiny):
 
 
 def test_answers_are_t5s_own_tokens_of_the_numbers(small, tiny):
-    """Several digits in one piece; without </s>, since no ID begins another, and none has a token of the vocabulary's
-    special ones; behind the vocabulary are rows that no token has, and tokens that IDs add come behind these.
+    """Several digits in one piece, no special token, and no </s>: no ID begins another.
+
+    Tokens that IDs add to the vocabulary come behind the rows of T5's embeddings that no token has.
     """
     model = parts_of(small, tiny["t5"], indexing="random").model
     tokenizer = AutoTokenizer.from_pretrained(tiny["t5"])
