@@ -122,6 +122,9 @@ RUN: dict[str, dict[str, object]] = {
 }
 
 READ = {
+    "recbole-llm run --model=Recformer --dataset=Scientific --backbone=longformer-base-4096 --attention_window=64 "
+    "--max_sequence_tokens=1024 --item_text_fields=title,brand,categories": "the weights of a Longformer; "
+    "test_towers_together.py trains a tiny one",
     "torchrun --standalone --nproc_per_node=2 -m recbole_llm run --model=ST2SI --dataset=Scientific": "two processes; "
     "tests/test_several_processes.py starts them",
     "recbole-llm compare --runs=results/runs/Scientific.parquet "
