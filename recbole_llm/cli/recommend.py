@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from recbole_llm.cli.arguments import Given, Parser, flag, one_of
+from recbole_llm.cli.search_options import add_search, search_of
 from recbole_llm.cli.show import show
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.utils.files import read_text, replacing
@@ -99,6 +100,7 @@ def parser() -> Parser:
         help="a table of item tokens and texts, with the columns of the .item file: items that the model was never "
         "trained on, ranked among the others by a model that reads item texts",
     )
+    add_search(group)
     group.add_argument(
         "--format",
         type=one_of("format", FORMATS),
@@ -169,7 +171,8 @@ def _asked(given: dict[str, Any]) -> Asked:
     shown = _format(given.get("format"), out, several)
     new_items = Path(given["new_items"]) if "new_items" in given else None
     k = parse_value(given.get("k", "10"))
-    return Asked(users, histories, k, exclude_seen, {**flags}, new_items, shown, out)
+    search = search_of(given, k)
+    return Asked(users, histories, k, exclude_seen, {**flags, "search": search}, new_items, shown, out)
 
 
 def _format(wanted: str | None, out: Path | None, several: bool) -> str:
