@@ -9,13 +9,15 @@ catalogue is searched, and generated ones of any size:
 * ``normal``: normal vectors with the mean and the covariance of the trained items, in no groups: the hardest to search.
 
 The number of lists that are read is chosen by 1,000 users, and recall measured again by others. Times are without the
-model's own work, and beside those of the exact search in the same process.
+model's own work, and beside those of the exact search in the same process. `peak_mib` is of the process: for it, one
+catalogue at a time.
 
     python benchmarks/approximate_search.py --run=saved/<run> [--catalogues=trained,variants,lengths,normal]
                                             [--items=1000000] [--recall=0.99]
 """
 
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -132,7 +134,8 @@ def measure(kind: str, table: Tensor, users: Tensor, recall: float) -> None:
             calls = (50, 8) if name == "" or items < 10**6 else (10, 3)
             line[f"{name}one_ms"] = milliseconds(best, table, others, 1, calls[0])
             line[f"{name}batch_ms"] = milliseconds(best, table, others, BATCH, calls[1])
-    print_line(name="approximate_search", catalogue=kind, items=items - 1, **line, process_mib=resident())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print_line(name="approximate_search", catalogue=kind, items=items - 1, **line, peak_mib=peak)
 
 
 def main() -> None:
