@@ -8,9 +8,9 @@ catalogue is searched, and generated ones of any size:
 * ``lengths``: variants whose lengths are multiplied by exp(.5 z), z normal, as of a model with long popular items.
 * ``normal``: normal vectors with the mean and the covariance of the trained items, in no groups: the hardest to search.
 
-The number of lists that are read is chosen by 1,000 users, and recall measured again by others. Times are without the
-model's own work, and beside those of the exact search in the same process. `peak_mib` is of the process: for it, one
-catalogue at a time.
+The number of lists that are read is chosen by 1,000 users, and recall measured again by others. Times are those that
+the one core was busy, so other programs lengthen them little; they are without the model's own work, and beside those
+of the exact search in the same process. `peak_mib` is of the process: for it, one catalogue at a time.
 
     python benchmarks/approximate_search.py --run=saved/<run> [--catalogues=trained,variants,lengths,normal]
                                             [--items=1000000] [--recall=0.99]
@@ -25,7 +25,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from shapes import print_line
 from torch import Tensor
@@ -88,19 +87,14 @@ def products_of(table: Tensor, users: Tensor) -> ItemProducts:
 
 
 def milliseconds(best: Callable[[Any, int], Any], table: Tensor, users: Tensor, at_once: int, calls: int) -> float:
-    """Return the median time per user of a search for some users at once."""
+    """Return the median time per user of a search for some users at once; the first call does not count."""
     times = []
     for call in range(calls + 1):
         some = users[torch.arange(call * at_once, (call + 1) * at_once) % len(users)]
-        begun = time.perf_counter()
+        begun = time.process_time()
         best(lambda *_, some=some: products_of(table, some), len(some))
-        times.append((time.perf_counter() - begun) / at_once * 1000)
+        times.append((time.process_time() - begun) / at_once * 1000)
     return float(np.median(times[1:]))
-
-
-def resident() -> float:
-    """Return the memory of this process, in MiB."""
-    return psutil.Process().memory_info().rss / 2**20
 
 
 def measure(kind: str, table: Tensor, users: Tensor, recall: float) -> None:
@@ -112,17 +106,17 @@ def measure(kind: str, table: Tensor, users: Tensor, recall: float) -> None:
 
     with tempfile.TemporaryDirectory() as cache:
         os.environ["RECBOLE_LLM_CACHE"] = cache
-        sample, before, begun = products_of(table, known), resident(), time.perf_counter()
+        sample, begun = products_of(table, known), time.process_time()
         index = ItemIndex(ItemVectors(sample.with_bias, items))
-        line = {"build_s": time.perf_counter() - begun, "index_mib": resident() - before}
+        line = {"build_s": time.process_time() - begun}
         del index
-        begun = time.perf_counter()
+        begun = time.process_time()
         try:
             search = ApproximateBest(ApproximateSearch(K, recall), sample, None, items, kind)
         except SettingError as error:
             print_line(name="approximate_search", catalogue=kind, items=items - 1, **line, refused=str(error))
             return
-        line |= {"start_s": time.perf_counter() - begun, "lists": search.lists, "nprobe": search.nprobe}
+        line |= {"start_s": time.process_time() - begun, "lists": search.lists, "nprobe": search.nprobe}
 
         def approximately(scorer: Any, rows: int) -> Any:
             return search.best(scorer, rows, items, K, None)

@@ -59,6 +59,10 @@ def _filled(faiss: Any, vectors: ItemVectors, list_of: np.ndarray, lists: int) -
         nothing, vectors.size, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
     )
     index.is_trained = True  # there is nothing to train
+    for number, size in enumerate(np.bincount(list_of, minlength=lists).tolist()):
+        # Room for exactly what will be in it: lists that grow take up to twice as much.
+        index.invlists.resize(number, size)
+        index.invlists.resize(number, 0)
     for begin, block in vectors.blocks():
         # A 16-bit float ends at 65,504.
         points = (block / vectors.longest).numpy()
