@@ -100,6 +100,8 @@ def main(arguments: Given) -> int:
         def ready() -> None:
             if not _is_loopback(listener.getsockname()[0]):
                 show("warning: whoever reaches this address may ask: there is no password", file=sys.stderr)
+            if service.search_summary:
+                show(service.search_summary, file=sys.stderr)
             show(f"{service.model_name} on {service.dataset_name}, {service.items} items: {url}/recommend")
             sys.stdout.flush()
 

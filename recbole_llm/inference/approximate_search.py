@@ -66,6 +66,7 @@ class ApproximateBest:
         lists: how many there are.
         recall: the share of their exact best `settings.k` items that the lists gave the users of the sample. Whoever
             is answered exactly because the lists hold too little is not counted in its favour.
+        summary: these in one line.
 
     Raises:
         SettingError: if the scores are no products of vectors, the package is missing, or the recall is too low.
@@ -96,10 +97,11 @@ class ApproximateBest:
         if settings.nprobe is not None and settings.nprobe > self.lists:
             raise SettingError(f"nprobe={settings.nprobe} is more than the {self.lists} lists of the index")
         self.nprobe, self.recall = self._measured(sample, seen)
-        logging.getLogger().info(
-            "approximate search reads %d of %d lists of items and finds %.4f of the exact best %d of %d users",
-            self.nprobe, self.lists, self.recall, settings.k, len(sample.users),
-        )  # fmt: skip
+        self.summary = (
+            f"approximate search reads {self.nprobe} of {self.lists} lists of items: recall@{settings.k} "
+            f"{self.recall:.4f} of {len(sample.users)} users"
+        )
+        logging.getLogger().info(self.summary)
 
     def best(
         self,

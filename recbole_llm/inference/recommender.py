@@ -144,6 +144,11 @@ class Recommender:
         return len(self._tokens) - 1
 
     @property
+    def search_summary(self) -> str | None:
+        """How much of the exact best items `search` finds, in one line; None without one."""
+        return None if self._approximate is None else self._approximate.summary
+
+    @property
     def trained(self) -> np.ndarray | None:
         """Which item ids a history may hold: bool [items]; None for all."""
         return self._trained

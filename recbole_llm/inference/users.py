@@ -88,6 +88,11 @@ class UserRecommender:
         return self.dataset.item_num - 1 if self._sequential is None else self._sequential.items
 
     @property
+    def search_summary(self) -> str | None:
+        """As of `Recommender`."""
+        return None if self._sequential is None else self._sequential.search_summary
+
+    @property
     def from_histories(self) -> Recommender:
         """What recommends from histories that are given by hand, by the same model.
 

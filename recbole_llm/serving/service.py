@@ -98,6 +98,11 @@ class Service:
         return str(self._dataset.dataset_name)
 
     @property
+    def search_summary(self) -> str | None:
+        """As of `Recommender`."""
+        return self._users.search_summary
+
+    @property
     def items(self) -> int:
         """How many items are ranked."""
         return self._users.items

@@ -137,7 +137,10 @@ def test_the_command_recommend(finished, searched, capsys):
     lines = []
     for ways in (WAYS, ()):
         assert main(["recommend", f"--run={finished}", "--user=u1", "--k=4", "--format=jsonl", *ways]) == 0
-        lines.append(json.loads(capsys.readouterr().out))
+        out, error = capsys.readouterr()
+        lines.append(json.loads(out))
+        summary = "approximate search reads 6 of 6 lists of items: recall@4 1.0000 of 7 users\n"
+        assert error == (summary if ways else "")
     assert searched == [4]
     found, exact = ([(item["item"], item["title"]) for item in line["items"]] for line in lines)
     assert found == exact and len(found) == 4 and all(TITLES[item] == title for item, title in found)
