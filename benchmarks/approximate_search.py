@@ -3,8 +3,8 @@
 Item vectors and users are those of a finished run of a model whose scores are products, such as SASRec. Its own
 catalogue is searched, and generated ones of any size:
 
-* ``variants``: an item is a trained one, drawn at random, moved by a normal vector with the covariance of the steps
-  from trained items to their nearest neighbours: about as far from the trained item as its neighbour is.
+* ``variants``: an item is a trained one, drawn at random, moved by a normal vector with half the covariance of the
+  steps from trained items to their nearest neighbours: two variants of one item are as far apart as such neighbours.
 * ``lengths``: variants whose lengths are multiplied by exp(.5 z), z normal, as of a model with long popular items.
 * ``normal``: normal vectors with the mean and the covariance of the trained items, in no groups: the hardest to search.
 
@@ -60,7 +60,7 @@ def generated(kind: str, table: Tensor, items: int) -> Tensor:
     rng, own = torch.Generator().manual_seed(0), table[1:]
     steps = own - own.mean(dim=0)
     if kind != "normal":
-        steps = (own - own[_neighbours(own)]) / 2**0.5  # of two vectors as far apart each has moved by half the square
+        steps = (own - own[_neighbours(own)]) / 2**0.5
     spread = torch.linalg.cholesky(steps.T.cov() + 1e-6 * torch.eye(own.shape[1]))
     made = torch.zeros(items + 1, own.shape[1])
     for begin in range(1, items + 1, _PART):

@@ -26,7 +26,7 @@ _FORMAT = 1  # part of every name: raise it when the same vectors would give oth
 _SEED = 2020
 _ITERATIONS = 8
 _SAMPLE_PER_LIST = 64  # vectors of a list that k-means sees
-_AT_ONCE = 256  # vectors that are compared with all centroids together: their distances stay in a CPU's cache
+_AT_ONCE = 64  # vectors that are compared with all centroids together: their distances stay in a CPU's cache
 _BLOCK_BYTES = 64 * 2**20
 
 
