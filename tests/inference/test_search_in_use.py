@@ -11,7 +11,7 @@ from recbole_llm.cli.main import main
 from recbole_llm.errors import SettingError
 from recbole_llm.inference import recommender as recommending
 from recbole_llm.inference.approximate_search import ApproximateBest, ApproximateSearch
-from recbole_llm.inference.recommender import Recommender
+from recbole_llm.inference.recommender import Recommendation, Recommender
 from recbole_llm.inference.users import UserRecommender
 from recbole_llm.quick_start.run import load, run
 from recbole_llm.serving.app import Batching, make_app
@@ -115,14 +115,15 @@ def test_the_sample_is_the_users_as_they_are_evaluated(finished, monkeypatch):
     assert all(any(history.startswith(row) and history != row for history in HISTORIES.values()) for row in rows)
 
 
-def test_new_items_are_ranked_exactly(small, tiny):
+def test_new_items_are_ranked_exactly(small, tiny, searched):
     new = pd.DataFrame({"title": ["Xylophone"]}, index=["x"])
-    rows = []
-    for search in (ApproximateSearch(k=9, nprobe=LISTS), None):
-        parts = build_parts(small, model="UniSRec", backbone=str(tiny["bert"]), epochs=0)
-        rows.append(Recommender(parts.model, parts.train._dataset, new_items=new, search=search).recommend(["a"], 9))
-    same(*rows)
-    assert "x" in rows[0].items
+    parts = build_parts(small, model="UniSRec", backbone=str(tiny["bert"]), epochs=0)
+    search = ApproximateSearch(k=8, nprobe=LISTS)
+    recommender = Recommender(parts.model, parts.train._dataset, new_items=new, search=search)
+    exact = recommender.recommend(["a"], 9)  # more than 8
+    assert "x" in exact.items and searched == []
+    same(recommender.recommend(["a"], 8), Recommendation(exact.items[:8], exact.scores[:8]))
+    assert searched == [8]
 
 
 def test_requests_are_answered(parts, searched):

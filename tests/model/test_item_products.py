@@ -18,10 +18,7 @@ PRODUCTS = {
     "BERT4Rec": (None, RECBOLE),  # has a bias
     "ComiRec": (None, {"num_interests": 3, "train_neg_sample_args": None}),
     "UniSRec": ("bert", {}),  # a cosine over a temperature
-    "ZESRec": ("bert", {}),
     "MoRec": ("bert", {**SIZES, "similarity": "cosine"}),
-    "MoRec by products": ("bert", SIZES),
-    "ST2SI": ("opt", {"tuning": "ilp"}),
     "ST2SI with codes": ("opt", {"tuning": "ilp", "item_codes": "4x3"}),
 }
 OTHERS = {
