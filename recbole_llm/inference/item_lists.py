@@ -3,7 +3,7 @@
 A product is searched as a distance: with M the length of the longest item vector, every ``(v / M, sqrt(1 - |v|^2 /
 M^2))`` has length 1, and of these the nearest to ``(u, 0)`` is the item with the largest product ``u . v`` (Bachrach et
 al., "Speeding Up the Xbox Recommender System Using a Euclidean Transformation for Inner-Product Spaces", RecSys 2014).
-Without it, lists of long vectors would be read last by half of the users, and k-means would spread over short ones.
+Long vectors, which win many products, then lie together in lists near to many users.
 """
 
 import hashlib
