@@ -19,6 +19,8 @@ RUN: dict[str, dict[str, object]] = {
     "python run_recbole_llm.py --model=ST2SI --dataset=Scientific": {"backbone": "TINY"},
     "recbole-llm doctor": {},
     'recbole-llm recommend --run=saved/<run> --history="242,302"': {},
+    # The run has been trained for an epoch, or for none: its items lie in no groups yet.
+    "recbole-llm recommend --run=saved/<run> --user=196 --search=approximate": {"min_recall": 0.1},
     "recbole-llm --model=SASRec --dataset=ml-100k": {},
     "recbole-llm --model=IDLEAdapter --dataset=ml-100k --id_model=SASRec": IDLE,
     "recbole-llm --paper=st2si/table2/Scientific/st2si": {"backbone": "TINY"},
@@ -153,6 +155,12 @@ READ = {
     ),
     "recbole-llm serve --run=saved/<run>": "it ends when it is told to; tests/cli/test_serve_command.py asks it",
     "recbole-llm serve --run=saved/<run> --exclude_seen=true --max_batch=256 --window_ms=2": "the same",
+    "recbole-llm serve --run=saved/<run> --search=approximate": (
+        "it ends when it is told to; tests/inference/test_search_in_use.py asks such a server"
+    ),
+    "python benchmarks/approximate_search.py --run=saved/<run> --items=1000000": (
+        "it measures; tests/inference/test_approximate_search.py has what it measures"
+    ),
     "python benchmarks/large_catalogue.py": "it measures; tests/inference/test_best_items.py has what it measures",
     "recbole-llm tune --model=SASRec --dataset=Scientific --params_file=properties/hyper/one-pass/SASRec.hyper "
     "--algo=bayes --trials=20": "data that is not here",

@@ -26,6 +26,7 @@ from recbole_llm.packing.ragged import ranges
 from recbole_llm.packing.sequences import Sequences
 from recbole_llm.runs.checkpoint import trained_state
 from recbole_llm.trainer.staged_trainer import StagedTrainer
+from recbole_llm.utils.item_products import ItemProducts
 
 _OF_STAGES = ("stage", "frozen_table")  # what belongs to one catalogue's training in two stages
 
@@ -226,8 +227,12 @@ class TowerRecommender(TextRecommender):
     @torch.no_grad()
     def scores_of_items(self, interaction: Interaction) -> ScoresOfItems:
         """Return the scores of some items as a function."""
-        vectors, table = self.row_vectors(interaction), self.ranking_table()
-        return torch.no_grad()(lambda items: self.similarity.matrix(vectors, table[items]))
+        vectors, table, similarity = self.row_vectors(interaction), self.ranking_table(), self.similarity
+        scores: ScoresOfItems = torch.no_grad()(lambda items: similarity.matrix(vectors, table[items]))
+        if not isinstance(similarity, Similarity):  # a crossing is no product
+            return scores
+        of_items: ScoresOfItems = torch.no_grad()(lambda items: similarity.items(table[items]))
+        return ItemProducts(scores, similarity.users(vectors)[:, None], of_items)
 
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:
