@@ -202,6 +202,24 @@ class ModelHooks:
         """
         return item_scores(self.model_of_hooks(), interaction)
 
+    def scores_of_own_items(self, interaction: Any, batch: Any) -> tuple[ScoresOfItems, list[int]] | None:
+        """Return what scores this process's items for the rows of all processes, where these share a model by items.
+
+        All processes that share a batch call it together, one that has no row of it, too. By default None: the model
+        is whole, or is to be made whole.
+
+        Args:
+            interaction: the rows of this process.
+            batch: the rows of all, those of process 0 first.
+
+        Returns:
+            What `scores_of_items` does for all rows, of item ids that this process has; and the first item id of each
+            process, and how many ids there are.
+        """
+
+    def before_storing(self) -> None:
+        """Measure what `extra_results` says, while processes that share the model are all there. By default nothing."""
+
     def single_sequence(self) -> Any | None:
         """Return what ranks for one history faster than `full_sort_predict` does, or None (the default).
 

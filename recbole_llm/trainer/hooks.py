@@ -7,6 +7,9 @@ import torch
 from recbole.trainer import Trainer
 from torch import Tensor
 
+from recbole_llm.config.hooks import hooks_of
+from recbole_llm.utils.processes import world
+
 
 class TrainerHooks(Trainer):
     """A RecBole trainer with nothing of its own to prepare, evaluate or store."""
@@ -28,7 +31,23 @@ class TrainerHooks(Trainer):
         return contextlib.nullcontext()
 
     def after_training(self) -> None:
-        """Make the model whole for good where several processes split it; by default it is."""
+        """Make the model whole for good where several processes split it and cannot rank so; by default it is."""
+
+    def before_storing(self) -> None:
+        """Let the model measure what its result holds, and make it whole in process 0, which stores the run."""
+        hooks_of(self.model).before_storing()
+
+    def whole_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights of the model as one process has them; where several share it, in process 0 alone.
+
+        Args:
+            state: weights by name.
+        """
+        return state if world().is_first else {}
+
+    def own_rows(self) -> dict[str, slice]:
+        """Return which rows of weights this process has, by name, where several split them; by default all of all."""
+        return {}
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return the state of an optimiser, as one process has it."""

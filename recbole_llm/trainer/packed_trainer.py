@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from recbole_llm.config.settings.one_pass import TWO_LEVEL
+from recbole_llm.data.device_table import ranks_in_blocks
 from recbole_llm.data.prefetch import prefetch
 from recbole_llm.errors import TrainingError
 from recbole_llm.trainer.graphed_step import GraphedStep
@@ -57,7 +58,7 @@ class PackedTrainer(TrainerHooks):
         )
 
     def _build_optimizer(self, **_: Any) -> torch.optim.Optimizer:
-        self.shared = SharedSteps(self.model) if world().is_shared else None
+        self.shared = SharedSteps(self.model, ranks_in_blocks(self.config)) if world().is_shared else None
         groups = self.model.parameter_groups()
         weights = _weights(groups)
         self.masters = MasterWeights(groups)
@@ -192,9 +193,14 @@ class PackedTrainer(TrainerHooks):
     def evaluated_weights(self) -> Iterator[None]:
         """Return a context in which the model has the average of its weights, if `weight_average` asks for one.
 
-        What several processes split is whole in it.
+        What several processes split is whole in it, unless each can rank its own items.
         """
-        with contextlib.nullcontext() if self.average is None else self.average.in_model(), self.joined_weights():
+        joins = self.shared is not None and not self.shared.ranks_split
+        with contextlib.ExitStack() as stack:
+            if self.average is not None:
+                stack.enter_context(self.average.in_model())
+            if joins:
+                stack.enter_context(self.joined_weights())
             yield
 
     def joined_weights(self) -> contextlib.AbstractContextManager[None]:
@@ -202,9 +208,29 @@ class PackedTrainer(TrainerHooks):
         return contextlib.nullcontext() if self.shared is None else self.shared.joined()
 
     def after_training(self) -> None:
-        """Join what several processes split, for good."""
-        if self.shared is not None:
+        """Join what several processes split for good, unless each can rank its own items."""
+        if self.shared is not None and not self.shared.ranks_split:
             self.shared.join()
+
+    def before_storing(self) -> None:
+        """Let the model measure its extra results, and join what is split in process 0. See `TrainerHooks`."""
+        super().before_storing()
+        if self.shared is not None:
+            self.shared.join_in_first()
+
+    def whole_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights with all rows of what is split, in process 0, where they are gathered one after the other."""
+        if self.shared is None:
+            return super().whole_state(state)
+        splits = self.shared.split_weights(self.model)
+        gathered = {name: splits[name].to_first(state[name]) for name in state if name in splits}
+        whole = {name: weight for name, weight in gathered.items() if weight is not None}
+        return {**super().whole_state(state), **whole}
+
+    def own_rows(self) -> dict[str, slice]:
+        """Return which rows of split weights this process has. See `TrainerHooks`."""
+        splits = {} if self.shared is None else self.shared.split_weights(self.model)
+        return {name: slice(split.begin, split.end) for name, split in splits.items()}
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return the state of an optimiser as one process has it."""

@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 from recbole_llm.utils.processes import ended, world
 
 T = TypeVar("T")
+_PIECE_BYTES = 64 * 2**20  # of what a process sends to the first one at a time
 # Of this process, though they are RuntimeErrors; torch names the second since 2.8.
 _OWN_FAULTS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
 
@@ -101,3 +102,31 @@ def rows_of_all(own: Tensor, counts: Sequence[int]) -> Tensor:
     with _others_there():
         distributed.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def rows_to_first(own: Tensor, counts: Sequence[int], piece_bytes: int = _PIECE_BYTES) -> Tensor | None:
+    """Return the rows of all processes in process 0, [sum of counts, ...] on the CPU; None in the others.
+
+    They are sent in pieces, so that no device holds all of them.
+
+    Args:
+        own: the rows of this process, [counts[rank], ...].
+        counts: how many rows each process has.
+        piece_bytes: the most that a process sends at once.
+    """
+    if not world().is_shared:
+        return own.cpu()
+    size = min(max(piece_bytes // (own.shape[1:].numel() * own.element_size()), 1), max(counts))
+    whole = own.new_empty(sum(counts), *own.shape[1:], device="cpu") if world().is_first else None
+    begins = [sum(counts[:rank]) for rank in range(len(counts))]
+    for begin in range(0, max(counts), max(size, 1)):
+        piece = own.new_zeros(size, *own.shape[1:])
+        piece[: len(own[begin : begin + size])] = own[begin : begin + size]
+        parts = None if whole is None else [torch.empty_like(piece) for _ in counts]
+        with _others_there():
+            distributed.gather(piece, parts, dst=0)
+        for part, first, count in zip(parts or (), begins, counts, strict=False):
+            end = min(begin + size, count)
+            if whole is not None and end > begin:
+                whole[first + begin : first + end] = part[: end - begin].cpu()
+    return whole

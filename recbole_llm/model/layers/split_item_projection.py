@@ -19,8 +19,9 @@ from recbole_llm.utils.processes import world
 class SplitItemProjection(ItemLinearProjection):
     """`ItemLinearProjection` of which this process trains the rows of `split`.
 
-    All processes call `loss` together, those without queries too, and so its backward pass. What ranks items needs all
-    rows, see `SplitRows.joined`.
+    All processes call `loss` together, those without queries too, and so its backward pass. Items are ranked by
+    `in_blocks` of each process's own items, see `evaluation.split_blocks`; what scores any other item needs all rows,
+    see `SplitRows.joined`.
 
     Args:
         weight: W, split already.
@@ -42,6 +43,26 @@ class SplitItemProjection(ItemLinearProjection):
         """
         loss: Tensor = _SplitCrossEntropy.apply(states, self.weight, labels, dtype, self.split)
         return loss
+
+    def of_items(self, states: Tensor, items: slice | Tensor) -> Tensor:
+        """Return the logits [queries, n] of some items that this process has. See `ItemLinearProjection`."""
+        begin = self.split.begin if self.split.is_split else 0
+        own = slice(items.start - begin, items.stop - begin) if isinstance(items, slice) else items - begin
+        return super().of_items(states, own)
+
+    def of_pairs(self, states: Tensor, items: Tensor) -> Tensor:
+        """Return the logit of one item for each state, while the rows are joined."""
+        self._require_all_rows()
+        return super().of_pairs(states, items)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return the logits of all items, while the rows are joined."""
+        self._require_all_rows()
+        return super().forward(states)
+
+    def _require_all_rows(self) -> None:
+        if self.split.is_split:
+            raise RuntimeError("this process has a part of the projection: join its rows first")
 
 
 class _SplitCrossEntropy(torch.autograd.Function):
