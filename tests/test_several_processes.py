@@ -15,7 +15,7 @@ import pytest
 import torch
 from child_runs import command_line
 from safetensors.torch import load_file
-from several_processes import command_lines
+from several_processes import command_lines, together
 from small_data import write_dataset
 
 import recbole_llm
@@ -32,6 +32,15 @@ MODELS = {
         "--clip_grad_norm={'max_norm': 0.5}", "--candidates=5", "--eval_batch_size=2",
     ],
     "ilp": ["--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01"],
+    "mixed": [
+        "--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01", "--id_model=SASRec", "--id_weight=~",
+        "--id_model_settings={hidden_size: 8, inner_size: 8, n_layers: 1, epochs: 1}", "--eval_batch_size=2",
+    ],
+    # AUC within a user reads all scores: the projection is whole while items are ranked.
+    "tables": [
+        "--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01", "--eval_batch_size=2",
+        "--metrics=['Recall','NDCG','ItemCoverage','GAUC']",
+    ],
     "SASRec": [
         "--model=SASRec", "--train_positions=all", "--n_layers=1", "--hidden_size=16", "--inner_size=16",
         "--hidden_dropout_prob=0", "--attn_dropout_prob=0", "--clip_grad_norm={'max_norm': 0.5}",
@@ -72,7 +81,13 @@ def arguments_of(name, tiny, folder):
         f"--backbone={tiny['bert' if '--hidden_size=8' in MODELS[name] else 'llama']}",
     ]  # fmt: skip
     model = MODELS[name][0].removeprefix("--model=")
-    return [one for one in arguments if has_setting(model, one[2:].partition("=")[0])]
+    names = [one[2:].partition("=")[0] for one in arguments]
+    first = [names.index(each) == place for place, each in enumerate(names)]  # a model's own values come first
+    return [
+        one
+        for one, each, is_first in zip(arguments, names, first, strict=True)
+        if is_first and has_setting(model, each)
+    ]
 
 
 def only_run(folder):
@@ -204,12 +219,38 @@ def test_a_checkpoint_has_the_same_ranks_in_any_number_of_processes(workspace, t
     code, _, error = command_line(workspace, arguments_of("lora", tiny, tmp_path / "saved"), kill=("result", 1))
     assert code == -9, error
     run, expected = only_run(tmp_path / "saved"), one_process("lora")
-    resume(workspace, run, 3)
+    items, width = load_file(expected / "model.safetensors")["projection.weight"].shape
+    for sizes in together(sizes_while_resumed, 3, str(workspace), str(run)):
+        assert 0 < sizes["rows"] <= -(-items // 3)
+        assert 0 < sizes["gathered"] < items * width, "a process has the whole projection"
     for part in ("valid", "test"):
         assert ranks_of(run, part) == ranks_of(expected, part)
     found, known = (json.loads((folder / "result.json").read_text()) for folder in (run, expected))
     for name in ("test", "valid_other", "test_other", "candidates"):
         assert found[name] == known[name]
+
+
+def sizes_while_resumed(folder, run):
+    """Resume a run; return the most rows that the projection had, and the most numbers that processes exchanged."""
+    os.chdir(folder)
+    os.environ["RECBOLE_LLM_CACHE"] = str(Path(folder) / "cache")
+    from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+    from recbole_llm.quick_start.run import run as resumed
+
+    sizes = {"rows": 0, "gathered": 0}
+    of_items, all_gather = ItemLinearProjection.of_items, torch.distributed.all_gather
+
+    def scored(self, states, items):
+        sizes["rows"] = max(sizes["rows"], len(self.weight))
+        return of_items(self, states, items)
+
+    def gathered(parts, own):
+        sizes["gathered"] = max(sizes["gathered"], sum(part.numel() for part in parts))
+        return all_gather(parts, own)
+
+    ItemLinearProjection.of_items, torch.distributed.all_gather = scored, gathered
+    resumed(resume=run)
+    return sizes
 
 
 def test_two_processes_resume_what_one_began(workspace, tiny, one_process, tmp_path):
