@@ -31,7 +31,7 @@ MODELS = {
         "--model=ST2SI", "--tuning=lora", "--learning_rate=0.003", "--lora_dropout=0", "--weight_average=0.9",
         "--clip_grad_norm={'max_norm': 0.5}", "--candidates=5", "--eval_batch_size=2",
     ],
-    "ilp": ["--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01"],
+    "ilp": ["--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01", "--eval_batch_tokens=100"],
     "mixed": [
         "--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01", "--id_model=SASRec", "--id_weight=~",
         "--id_model_settings={hidden_size: 8, inner_size: 8, n_layers: 1, epochs: 1}", "--eval_batch_size=2",
@@ -196,7 +196,12 @@ def test_a_killed_process_ends_the_other_and_any_number_resumes(
     assert ended[1 - killed].after < SOON
     words = ended[1 - killed].error.splitlines()
     assert [line for line in words if f"recbole-llm run --resume={run}" in line and "processes" in line], words
-    resume(workspace, run, resuming)
+    if name == "ilp":
+        sizes = together(sizes_while_resumed, resuming, str(workspace), str(run))
+        total = sum(each["states"] for each in sizes)
+        assert all(total / resuming / 1.5 < each["states"] < total / resuming * 1.5 for each in sizes)
+    else:
+        resume(workspace, run, resuming)
     assert_ends_alike(run, one_process(name))
 
 
@@ -231,18 +236,30 @@ def test_a_checkpoint_has_the_same_ranks_in_any_number_of_processes(workspace, t
 
 
 def sizes_while_resumed(folder, run):
-    """Resume a run; return the most rows that the projection had, and the most numbers that processes exchanged."""
+    """Resume a run; return what the process had and got at most.
+
+    Returns:
+        "rows" of the projection while items are scored, "gathered" numbers of an exchange, and stored "states".
+    """
     os.chdir(folder)
     os.environ["RECBOLE_LLM_CACHE"] = str(Path(folder) / "cache")
+    from recbole_llm.backbone.feature_store import FeatureStore
     from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
     from recbole_llm.quick_start.run import run as resumed
 
-    sizes = {"rows": 0, "gathered": 0}
+    sizes = {"rows": 0, "gathered": 0, "states": 0}
+    append = FeatureStore.append
     of_items, all_gather = ItemLinearProjection.of_items, torch.distributed.all_gather
 
     def scored(self, states, items):
         sizes["rows"] = max(sizes["rows"], len(self.weight))
         return of_items(self, states, items)
+
+    def stored(self, states):
+        sizes["states"] += len(states)
+        append(self, states)
+
+    FeatureStore.append = stored
 
     def gathered(parts, own):
         sizes["gathered"] = max(sizes["gathered"], sum(part.numel() for part in parts))

@@ -93,7 +93,7 @@ class ProjectedRecommender(TextRecommender):
         split = self._split()
         if split is None:
             return None
-        states = rows_of_all(self._evaluated_states(interaction), part_counts(len(batch)))
+        states = rows_of_all(self._evaluated_states(interaction, batch), part_counts(len(batch)))
         own = self.projection.in_blocks(states)
         if self.id_scores is None:
             return own, split.bounds
@@ -125,13 +125,19 @@ class ProjectedRecommender(TextRecommender):
 
     def _states_of_rows(self, interaction: Interaction) -> Tensor:
         """Return the states of rows, perhaps of none: [batch, width], float32."""
-        if not len(interaction):
+        if not len(interaction) and self.state_cache is None:  # else states are exchanged, perhaps
             return torch.zeros(0, self.projection.width, device=self.device)
         return self.row_states(interaction)
 
-    def _evaluated_states(self, interaction: Interaction) -> Tensor:
-        """Return the states of rows, those that choosing the weight of the mix has computed already."""
-        states = None if self.id_scores is None else self.id_scores.remembered_states(interaction)
+    def _evaluated_states(self, interaction: Interaction, batch: Interaction | None = None) -> Tensor:
+        """Return the states of rows, those that choosing the weight of the mix has computed already.
+
+        Args:
+            interaction: the rows of this process.
+            batch: those of all processes that rank them together.
+        """
+        asked = interaction if batch is None else batch
+        states = None if self.id_scores is None else self.id_scores.remembered_states(asked)
         return self._states_of_rows(interaction) if states is None else states
 
     def before_validation(self, valid_data: Any) -> None:

@@ -90,7 +90,9 @@ class PackedTrainer(TrainerHooks):
         def bar(sequences: int) -> Any:
             return tqdm(total=sequences, desc="Hidden states", ncols=100, disable=not show_progress)
 
-        self.model.fill_state_cache(parts, self.run_folder, bar)
+        # Where a process ranks rows of its own, it asks for their states when others may not.
+        in_parts = self.shared is not None and self.shared.ranks_split
+        self.model.fill_state_cache(parts, self.run_folder, bar, in_parts)
         if self._replays():
             queries = self.model.state_cache.samples.lengths
             # Room for a step of average samples and a half; the rare larger one is taken without the graph.
@@ -134,7 +136,7 @@ class PackedTrainer(TrainerHooks):
         cache = self.model.state_cache
         if cache is not None:
             for queries in cache.steps(order.permutation(len(cache.samples)), self.batch_size):
-                yield len(queries.labels), [queries if self.shared is None else queries.share()]
+                yield len(queries.labels), [queries if self.shared is None else cache.share(queries)]
             return
         samples = self._samples(epoch)
         shuffled = order.permutation(len(samples))

@@ -5,7 +5,7 @@ GPU tensors go by NCCL, on the CPU by gloo.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -102,6 +102,29 @@ def rows_of_all(own: Tensor, counts: Sequence[int]) -> Tensor:
     with _others_there():
         distributed.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def rows_in_first(own: Tensor, parts: Iterable[tuple[int, int]]) -> Iterator[Tensor]:
+    """Yield the rows of all processes in process 0, a part at a time; nothing in the others.
+
+    All processes take all that there is.
+
+    Args:
+        own: the rows of this process, those of its parts one after the other.
+        parts: the process that has each part, and how many rows it has.
+    """
+    begin = 0
+    for rank, count in parts:
+        mine = own[begin : begin + count].contiguous() if rank == world().rank else None
+        begin += 0 if mine is None else count
+        with _others_there():
+            if mine is not None and rank > 0:
+                distributed.send(mine, 0)
+            elif mine is None and world().is_first:
+                mine = own.new_empty(count, *own.shape[1:])
+                distributed.recv(mine, rank)
+        if world().is_first and mine is not None:
+            yield mine
 
 
 def rows_to_first(own: Tensor, counts: Sequence[int], piece_bytes: int = _PIECE_BYTES) -> Tensor | None:

@@ -139,7 +139,9 @@ class IdScores(nn.Module):
                 states = states_of(interaction)
                 lines = place if isinstance(place, Tensor) else None
                 if lines is None:  # all items are ranked; candidates have too many lines to keep
-                    self._remembered[self._key(interaction)] = states
+                    # Of rows that processes rank together, each remembers its own by all of them: then none reads
+                    # its rows again while others, whose rows are not those of another batch, do not.
+                    self._remembered[self._key(interaction if bounds is None else batch[0])] = states
                 left_out = None if known is None else known.keys(interaction, lines, states.device)
                 targets = (rows.to(states.device), items.to(states.device))
                 blocks = None
@@ -174,7 +176,10 @@ class IdScores(nn.Module):
         return SplitItemBlocks(in_blocks(rows_of_all(states, counts)), *shape), SplitItemBlocks(of_id_model, *shape)
 
     def remembered_states(self, interaction: Interaction) -> Tensor | None:
-        """Return the states of these rows that choosing the weight computed, once; None if there are none."""
+        """Return the states of these rows that choosing the weight computed, once; None if there are none.
+
+        Those of rows that processes rank together are this process's part.
+        """
         return self._remembered.pop(self._key(interaction), None) if self._remembered else None
 
     def _key(self, interaction: Interaction) -> bytes:

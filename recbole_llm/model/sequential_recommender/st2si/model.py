@@ -177,7 +177,7 @@ class ST2SI(StoredStates):
         assert part.labels is not None
         if isinstance(part, CachedQueries):
             assert self.state_cache is not None
-            states, labels = self.state_cache.store.take(part.rows), part.labels
+            states, labels = self.state_cache.store.take_own(part.rows), part.labels
         else:
             states, labels = self.query_states(part), part.labels.to(self.device, non_blocking=True)
         states = F.dropout(states, self.settings.head_dropout, self.training)
@@ -297,7 +297,7 @@ class ST2SI(StoredStates):
         if self.state_cache is not None and len(self.state_cache.aligned):
             for part in np.array_split(np.arange(len(labels)), -(-len(labels) // 4096)):
                 rows = torch.from_numpy(self.state_cache.aligned[part])
-                yield labels[part], self.state_cache.store.take(rows)
+                yield labels[part], self.state_cache.store.take_common(rows)
             return
         for passed in self.passes(aligned, self.settings.eval_batch_tokens):
             yield passed.labels[passed.query_mask], self.states_of(passed)
