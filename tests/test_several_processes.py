@@ -155,6 +155,24 @@ def test_two_processes_end_as_one_does(workspace, tiny, one_process, tmp_path, n
     assert sorted(file.name for file in run.iterdir()) == sorted(file.name for file in one_process(name).iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "loss", "drawn"), [("full", "SampledCE", 300), ("ilp", "gBCE", 12), ("SASRec", "SampledCE", 300)]
+)
+def test_losses_on_drawn_items_fall_as_in_one_process(workspace, tiny, tmp_path, name, loss, drawn):
+    """Other items are drawn, of 13 as many that the losses are nearly the same."""
+    own = [f"--loss_type={loss}", f"--num_negatives={drawn}"]
+    code, _, error = command_line(workspace, [*arguments_of(name, tiny, tmp_path / "one"), *own])
+    assert code == 0, error
+    ended = command_lines(workspace, [*arguments_of(name, tiny, tmp_path / "two"), *own])
+    assert [each.code for each in ended] == [0, 0], [each.error for each in ended]
+    found, known = (json.loads((only_run(tmp_path / run) / "result.json").read_text()) for run in ("two", "one"))
+    losses, expected = ([entry["train_loss"] for entry in each["history"]] for each in (found, known))
+    assert losses == pytest.approx(expected, rel=0.02)
+    assert losses[-1] < 0.98 * losses[0]
+    assert found["parameters"] == known["parameters"]
+
+
 def torchrun(folder, arguments):
     """Start the command line by torchrun in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "recbole_llm"]
@@ -303,7 +321,7 @@ def test_an_interruption_of_one_process_ends_all(workspace, tiny, tmp_path):
         (["--learning_rat=1"], 2, "error: there is no setting 'learning_rat'"),
         (["--checkpoint_dir=small/small.inter"], 1, "cannot be made: Not a directory"),
         (["--topk=[100]", "--valid_metric=MRR@100"], 2, "error: topk=[100] is more than the 13 items of small"),
-        (["--loss_type=BCE"], 2, "error: loss_type=BCE does not read all items"),
+        (["--loss_type=TwoLevel"], 2, "error: loss_type=TwoLevel is for one process"),
     ],
 )
 def test_what_is_refused_is_said_once(workspace, change, code, sentence):

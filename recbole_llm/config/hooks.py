@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from recbole_llm.compat.user_vectors import has_item_scores, item_scores
+from recbole_llm.config.settings.one_pass import TWO_LEVEL
 from recbole_llm.errors import SettingError
 
 ScoresOfItems = Callable[[slice | Tensor], Tensor]
@@ -74,10 +75,9 @@ class ModelHooks:
                 f"{config['model']} trains in one process: start it with recbole-llm run, without torchrun; ST2SI, "
                 f"IDLEAdapter and models with train_positions=all can share a run"
             )
-        if config["loss_type"] not in (None, "CE"):
+        if config["loss_type"] == TWO_LEVEL:
             raise SettingError(
-                f"loss_type={config['loss_type']} does not read all items, and every process would read others: set "
-                f"loss_type=CE, or run without torchrun"
+                f"loss_type={TWO_LEVEL} is for one process: set loss_type=CE or SampledCE, or run without torchrun"
             )
 
     def share_over_processes(self) -> list[Any]:

@@ -13,7 +13,8 @@ from recbole_llm.evaluation.split_blocks import SplitItemBlocks
 from recbole_llm.model.id_model.mixed_scores import MixedScores
 from recbole_llm.model.id_model.scores import IdScores
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
-from recbole_llm.model.layers.split_item_projection import SplitItemProjection
+from recbole_llm.model.layers.item_projections import DrawnItemsProjection
+from recbole_llm.model.layers.split_item_projection import SplitDrawnItems, SplitItemProjection
 from recbole_llm.model.text_recommender import TextRecommender
 from recbole_llm.trainer.split_rows import SplitRows
 from recbole_llm.utils.collectives import rows_of_all
@@ -37,8 +38,12 @@ class ProjectedRecommender(TextRecommender):
 
     def share_over_processes(self) -> list[SplitRows]:
         """Split the projection by items."""
-        split = SplitRows(self.projection.weight)
-        self.projection = SplitItemProjection(self.projection.weight, split)
+        whole = self.projection
+        split = SplitRows(whole.weight)
+        if isinstance(whole, DrawnItemsProjection):
+            self.projection = SplitDrawnItems(whole.weight, split, whole.position_loss)
+        else:
+            self.projection = SplitItemProjection(whole.weight, split)
         return [split]
 
     def empty_pass_loss(self) -> Tensor:

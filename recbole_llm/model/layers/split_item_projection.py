@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from recbole_llm.model.layers.block_softmax import BlockSoftmax
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.model.layers.position_loss import PositionLoss
+from recbole_llm.model.layers.split_table import SplitTable
 from recbole_llm.trainer.split_rows import SplitRows
 from recbole_llm.utils.collectives import numbers_of_all, rows_of_all, sum_
 from recbole_llm.utils.processes import world
@@ -63,6 +65,24 @@ class SplitItemProjection(ItemLinearProjection):
     def _require_all_rows(self) -> None:
         if self.split.is_split:
             raise RuntimeError("this process has a part of the projection: join its rows first")
+
+
+class SplitDrawnItems(SplitItemProjection):
+    """`SplitItemProjection` that is trained on drawn items, by a loss of `PositionLoss`.
+
+    Args:
+        weight: W, split already.
+        split: how.
+        position_loss: its loss.
+    """
+
+    def __init__(self, weight: nn.Parameter, split: SplitRows, position_loss: PositionLoss) -> None:
+        super().__init__(weight, split)
+        self.position_loss = position_loss
+
+    def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the sum of the losses of own queries, float32. See `SplitItemProjection`; `dtype` has no effect."""
+        return self.position_loss.summed_over_split(states, SplitTable(self.weight, self.split), labels)
 
 
 class _SplitCrossEntropy(torch.autograd.Function):
