@@ -36,6 +36,7 @@ MODELS = {
         "--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01", "--id_model=SASRec", "--id_weight=~",
         "--id_model_settings={hidden_size: 8, inner_size: 8, n_layers: 1, epochs: 1}", "--eval_batch_size=2",
     ],
+    "codes": ["--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01", "--item_codes=4x5", "--eval_batch_size=2"],
     # AUC within a user reads all scores: the projection is whole while items are ranked.
     "tables": [
         "--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01", "--eval_batch_size=2",
@@ -157,11 +158,17 @@ def test_two_processes_end_as_one_does(workspace, tiny, one_process, tmp_path, n
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "loss", "drawn"), [("full", "SampledCE", 300), ("ilp", "gBCE", 12), ("SASRec", "SampledCE", 300)]
+    ("name", "loss", "drawn", "more"),
+    [
+        ("full", "SampledCE", 300, []),
+        ("full", "SampledCE", 300, ["--item_optimizer=rowwise_adagrad", "--item_learning_rate=0.05"]),
+        ("ilp", "gBCE", 12, ["--item_optimizer=adamw"]),
+        ("SASRec", "SampledCE", 300, []),
+    ],
 )
-def test_losses_on_drawn_items_fall_as_in_one_process(workspace, tiny, tmp_path, name, loss, drawn):
+def test_losses_on_drawn_items_fall_as_in_one_process(workspace, tiny, tmp_path, name, loss, drawn, more):
     """Other items are drawn, of 13 as many that the losses are nearly the same."""
-    own = [f"--loss_type={loss}", f"--num_negatives={drawn}"]
+    own = [f"--loss_type={loss}", f"--num_negatives={drawn}", *more]
     code, _, error = command_line(workspace, [*arguments_of(name, tiny, tmp_path / "one"), *own])
     assert code == 0, error
     ended = command_lines(workspace, [*arguments_of(name, tiny, tmp_path / "two"), *own])

@@ -62,7 +62,7 @@ class SharedSteps:
     def __init__(self, model: Any, ranks_split: bool = False) -> None:
         from_first_([parameter.data for parameter in model.parameters() if parameter.requires_grad])
         self.splits: list[SplitRows] = hooks_of(model).share_over_processes()
-        self.ranks_split = ranks_split
+        self.ranks_split = ranks_split and bool(self.splits)
         self._with_gradient: list[bool] | None = None
 
     def own(self, sizes: np.ndarray) -> np.ndarray:
