@@ -197,13 +197,17 @@ class PackedTrainer(TrainerHooks):
 
         What several processes split is whole in it, unless each can rank its own items.
         """
-        joins = self.shared is not None and not self.shared.ranks_split
-        with contextlib.ExitStack() as stack:
-            if self.average is not None:
-                stack.enter_context(self.average.in_model())
-            if joins:
-                stack.enter_context(self.joined_weights())
+        ranks_split = self.shared is not None and self.shared.ranks_split
+        with self.stored_weights(), contextlib.nullcontext() if ranks_split else self.joined_weights():
             yield
+
+    def stored_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has the average of its weights, if `weight_average` asks for one."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_model()
+
+    def in_first(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights, whole in process 0. See `TrainerHooks`."""
+        return super().in_first(state) if self.shared is None else self.shared.in_first(self.model, state)
 
     def joined_weights(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the model has all rows of what several processes split."""
@@ -219,15 +223,6 @@ class PackedTrainer(TrainerHooks):
         super().before_storing()
         if self.shared is not None:
             self.shared.join_in_first()
-
-    def whole_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights with all rows of what is split, in process 0, where they are gathered one after the other."""
-        if self.shared is None:
-            return super().whole_state(state)
-        splits = self.shared.split_weights(self.model)
-        gathered = {name: splits[name].to_first(state[name]) for name in state if name in splits}
-        whole = {name: weight for name, weight in gathered.items() if weight is not None}
-        return {**super().whole_state(state), **whole}
 
     def own_rows(self) -> dict[str, slice]:
         """Return which rows of split weights this process has. See `TrainerHooks`."""

@@ -5,7 +5,7 @@ divided by the queries of the whole step, so gradients are added up, not average
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,6 +143,19 @@ class SharedSteps:
         """Give split weights all of their rows in process 0, for good. All processes call it together."""
         for split in self.splits:
             split.join_in_first()
+
+    def in_first(self, model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights with all of their rows in process 0, which stores them; nothing in the others.
+
+        They are joined one by one, on its CPU. All processes call it together.
+
+        Args:
+            model: whose they are.
+            state: by name.
+        """
+        splits = self.split_weights(model)
+        found = {name: splits[name].in_first(value) if name in splits else value for name, value in state.items()}
+        return found if world().is_first else {}
 
     def split_weights(self, model: Any) -> dict[str, SplitRows]:
         """Return how weights of the model are split now, by name; without those that are joined."""
