@@ -15,7 +15,7 @@ import pytest
 import torch
 from child_runs import command_line
 from safetensors.torch import load_file
-from several_processes import command_lines
+from several_processes import command_lines, together
 from small_data import write_dataset
 
 import recbole_llm
@@ -31,7 +31,17 @@ MODELS = {
         "--model=ST2SI", "--tuning=lora", "--learning_rate=0.003", "--lora_dropout=0", "--weight_average=0.9",
         "--clip_grad_norm={'max_norm': 0.5}", "--candidates=5", "--eval_batch_size=2",
     ],
-    "ilp": ["--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01"],
+    "ilp": ["--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01", "--eval_batch_tokens=100"],
+    "mixed": [
+        "--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01", "--id_model=SASRec", "--id_weight=~",
+        "--id_model_settings={hidden_size: 8, inner_size: 8, n_layers: 1, epochs: 1}", "--eval_batch_size=2",
+    ],
+    "codes": ["--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01", "--item_codes=4x5", "--eval_batch_size=2"],
+    # AUC within a user reads all scores: the projection is whole while items are ranked.
+    "tables": [
+        "--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01", "--eval_batch_size=2",
+        "--metrics=['Recall','NDCG','ItemCoverage','GAUC']",
+    ],
     "SASRec": [
         "--model=SASRec", "--train_positions=all", "--n_layers=1", "--hidden_size=16", "--inner_size=16",
         "--hidden_dropout_prob=0", "--attn_dropout_prob=0", "--clip_grad_norm={'max_norm': 0.5}",
@@ -72,7 +82,13 @@ def arguments_of(name, tiny, folder):
         f"--backbone={tiny['bert' if '--hidden_size=8' in MODELS[name] else 'llama']}",
     ]  # fmt: skip
     model = MODELS[name][0].removeprefix("--model=")
-    return [one for one in arguments if has_setting(model, one[2:].partition("=")[0])]
+    names = [one[2:].partition("=")[0] for one in arguments]
+    first = [names.index(each) == place for place, each in enumerate(names)]  # a model's own values come first
+    return [
+        one
+        for one, each, is_first in zip(arguments, names, first, strict=True)
+        if is_first and has_setting(model, each)
+    ]
 
 
 def only_run(folder):
@@ -88,7 +104,7 @@ def ranks_of(run, part):
 def assert_ends_alike(run, expected):
     """Losses, metrics and weights within 1e-5; at most two ranks differ, by one place: near-ties."""
     found, known = (json.loads((folder / "result.json").read_text()) for folder in (run, expected))
-    assert found.keys() - {"processes"} == known.keys()
+    assert found.keys() - {"processes"} == known.keys() - {"processes"}
     for own, other in zip(found["history"], known["history"], strict=True):
         assert own["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
         assert own["valid"] == pytest.approx(other["valid"], abs=1e-5)
@@ -140,6 +156,41 @@ def test_two_processes_end_as_one_does(workspace, tiny, one_process, tmp_path, n
     assert sorted(file.name for file in run.iterdir()) == sorted(file.name for file in one_process(name).iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "loss", "drawn", "more"),
+    [
+        ("full", "SampledCE", 300, []),
+        ("full", "SampledCE", 300, ["--item_optimizer=rowwise_adagrad", "--item_learning_rate=0.05"]),
+        ("ilp", "gBCE", 12, ["--item_optimizer=adamw"]),
+        ("SASRec", "SampledCE", 300, []),
+    ],
+)
+def test_losses_on_drawn_items_fall_as_in_one_process(workspace, tiny, tmp_path, name, loss, drawn, more):
+    """Other items are drawn, of 13 as many that the losses are nearly the same."""
+    own = [f"--loss_type={loss}", f"--num_negatives={drawn}", *more]
+    code, _, error = command_line(workspace, [*arguments_of(name, tiny, tmp_path / "one"), *own])
+    assert code == 0, error
+    ended = command_lines(workspace, [*arguments_of(name, tiny, tmp_path / "two"), *own])
+    assert [each.code for each in ended] == [0, 0], [each.error for each in ended]
+    found, known = (json.loads((only_run(tmp_path / run) / "result.json").read_text()) for run in ("two", "one"))
+    losses, expected = ([entry["train_loss"] for entry in each["history"]] for each in (found, known))
+    assert losses == pytest.approx(expected, rel=0.02)
+    assert losses[-1] < 0.98 * losses[0]
+    assert found["parameters"] == known["parameters"]
+
+
+@pytest.mark.slow
+def test_draws_of_a_resumed_run_are_those_of_an_uninterrupted_one(workspace, tiny, tmp_path):
+    own = ["--loss_type=SampledCE", "--num_negatives=20", "--item_optimizer=adamw"]
+    runs = [tmp_path / "whole", tmp_path / "killed"]
+    whole, killed = ([*arguments_of("ilp", tiny, folder), *own] for folder in runs)
+    assert [one.code for one in command_lines(workspace, whole)] == [0, 0]
+    assert -9 in [one.code for one in command_lines(workspace, killed, kill={0: ("step", 20)})]
+    resume(workspace, only_run(runs[1]), 2)
+    assert_ends_alike(only_run(runs[1]), only_run(runs[0]))
+
+
 def torchrun(folder, arguments):
     """Start the command line by torchrun in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "recbole_llm"]
@@ -181,7 +232,12 @@ def test_a_killed_process_ends_the_other_and_any_number_resumes(
     assert ended[1 - killed].after < SOON
     words = ended[1 - killed].error.splitlines()
     assert [line for line in words if f"recbole-llm run --resume={run}" in line and "processes" in line], words
-    resume(workspace, run, resuming)
+    if name == "ilp":
+        sizes = together(sizes_while_resumed, resuming, str(workspace), str(run))
+        total = sum(each["states"] for each in sizes)
+        assert all(total / resuming / 1.5 < each["states"] < total / resuming * 1.5 for each in sizes)
+    else:
+        resume(workspace, run, resuming)
     assert_ends_alike(run, one_process(name))
 
 
@@ -200,16 +256,61 @@ def test_torchrun_ends_what_is_left_of_a_run(workspace, tiny, tmp_path, killed):
     assert f"recbole-llm run --resume={only_run(tmp_path / 'saved')}" in error
 
 
-def test_a_checkpoint_has_the_same_ranks_in_any_number_of_processes(workspace, tiny, one_process, tmp_path):
-    code, _, error = command_line(workspace, arguments_of("lora", tiny, tmp_path / "saved"), kill=("result", 1))
+@pytest.mark.parametrize(
+    ("name", "processes"),
+    [("lora", 3), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("lora", 2), ("ilp", 2), ("mixed", 3)))],
+)
+def test_a_checkpoint_has_the_same_ranks_in_any_number_of_processes(
+    workspace, tiny, one_process, tmp_path, name, processes
+):
+    code, _, error = command_line(workspace, arguments_of(name, tiny, tmp_path / "saved"), kill=("result", 1))
     assert code == -9, error
-    run, expected = only_run(tmp_path / "saved"), one_process("lora")
-    resume(workspace, run, 3)
+    run, expected = only_run(tmp_path / "saved"), one_process(name)
+    items, width = load_file(expected / "model.safetensors")["projection.weight"].shape
+    for sizes in together(sizes_while_resumed, processes, str(workspace), str(run)):
+        assert 0 < sizes["rows"] <= -(-items // processes)
+        if name == "lora":  # whose batches have two rows
+            assert 0 < sizes["gathered"] < items * width, "a process has the whole projection"
     for part in ("valid", "test"):
         assert ranks_of(run, part) == ranks_of(expected, part)
     found, known = (json.loads((folder / "result.json").read_text()) for folder in (run, expected))
-    for name in ("test", "valid_other", "test_other", "candidates"):
-        assert found[name] == known[name]
+    for measured in ("test", "valid_other", "test_other", "candidates", "ilp_accuracy"):
+        assert found.get(measured) == known.get(measured)
+
+
+def sizes_while_resumed(folder, run):
+    """Resume a run; return what the process had and got at most.
+
+    Returns:
+        "rows" of the projection while items are scored, "gathered" numbers of an exchange, and stored "states".
+    """
+    os.chdir(folder)
+    os.environ["RECBOLE_LLM_CACHE"] = str(Path(folder) / "cache")
+    from recbole_llm.backbone.feature_store import FeatureStore
+    from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+    from recbole_llm.quick_start.run import run as resumed
+
+    sizes = {"rows": 0, "gathered": 0, "states": 0}
+    append = FeatureStore.append
+    of_items, all_gather = ItemLinearProjection.of_items, torch.distributed.all_gather
+
+    def scored(self, states, items):
+        sizes["rows"] = max(sizes["rows"], len(self.weight))
+        return of_items(self, states, items)
+
+    def stored(self, states):
+        sizes["states"] += len(states)
+        append(self, states)
+
+    FeatureStore.append = stored
+
+    def gathered(parts, own):
+        sizes["gathered"] = max(sizes["gathered"], sum(part.numel() for part in parts))
+        return all_gather(parts, own)
+
+    ItemLinearProjection.of_items, torch.distributed.all_gather = scored, gathered
+    resumed(resume=run)
+    return sizes
 
 
 def test_two_processes_resume_what_one_began(workspace, tiny, one_process, tmp_path):
@@ -245,7 +346,12 @@ def test_an_interruption_of_one_process_ends_all(workspace, tiny, tmp_path):
         (["--learning_rat=1"], 2, "error: there is no setting 'learning_rat'"),
         (["--checkpoint_dir=small/small.inter"], 1, "cannot be made: Not a directory"),
         (["--topk=[100]", "--valid_metric=MRR@100"], 2, "error: topk=[100] is more than the 13 items of small"),
-        (["--loss_type=BCE"], 2, "error: loss_type=BCE does not read all items"),
+        (
+            ["--model=SASRec", "--train_positions=all", "--loss_type=SampledCE", "--item_optimizer=adamw"],
+            2,
+            "error: item_optimizer=adamw of SASRec is for one process",
+        ),
+        (["--loss_type=TwoLevel"], 2, "error: loss_type=TwoLevel is for one process"),
     ],
 )
 def test_what_is_refused_is_said_once(workspace, change, code, sentence):

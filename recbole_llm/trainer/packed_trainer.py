@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from recbole_llm.config.settings.one_pass import TWO_LEVEL
+from recbole_llm.data.device_table import ranks_in_blocks
 from recbole_llm.data.prefetch import prefetch
 from recbole_llm.errors import TrainingError
 from recbole_llm.trainer.graphed_step import GraphedStep
@@ -57,7 +58,7 @@ class PackedTrainer(TrainerHooks):
         )
 
     def _build_optimizer(self, **_: Any) -> torch.optim.Optimizer:
-        self.shared = SharedSteps(self.model) if world().is_shared else None
+        self.shared = SharedSteps(self.model, ranks_in_blocks(self.config)) if world().is_shared else None
         groups = self.model.parameter_groups()
         weights = _weights(groups)
         self.masters = MasterWeights(groups)
@@ -89,7 +90,9 @@ class PackedTrainer(TrainerHooks):
         def bar(sequences: int) -> Any:
             return tqdm(total=sequences, desc="Hidden states", ncols=100, disable=not show_progress)
 
-        self.model.fill_state_cache(parts, self.run_folder, bar)
+        # Where a process ranks rows of its own, it asks for their states when others may not.
+        in_parts = self.shared is not None and self.shared.ranks_split
+        self.model.fill_state_cache(parts, self.run_folder, bar, in_parts)
         if self._replays():
             queries = self.model.state_cache.samples.lengths
             # Room for a step of average samples and a half; the rare larger one is taken without the graph.
@@ -133,7 +136,7 @@ class PackedTrainer(TrainerHooks):
         cache = self.model.state_cache
         if cache is not None:
             for queries in cache.steps(order.permutation(len(cache.samples)), self.batch_size):
-                yield len(queries.labels), [queries if self.shared is None else queries.share()]
+                yield len(queries.labels), [queries if self.shared is None else cache.share(queries)]
             return
         samples = self._samples(epoch)
         shuffled = order.permutation(len(samples))
@@ -192,19 +195,39 @@ class PackedTrainer(TrainerHooks):
     def evaluated_weights(self) -> Iterator[None]:
         """Return a context in which the model has the average of its weights, if `weight_average` asks for one.
 
-        What several processes split is whole in it.
+        What several processes split is whole in it, unless each can rank its own items.
         """
-        with contextlib.nullcontext() if self.average is None else self.average.in_model(), self.joined_weights():
+        ranks_split = self.shared is not None and self.shared.ranks_split
+        with self.stored_weights(), contextlib.nullcontext() if ranks_split else self.joined_weights():
             yield
+
+    def stored_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has the average of its weights, if `weight_average` asks for one."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_model()
+
+    def in_first(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights, whole in process 0. See `TrainerHooks`."""
+        return super().in_first(state) if self.shared is None else self.shared.in_first(self.model, state)
 
     def joined_weights(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the model has all rows of what several processes split."""
         return contextlib.nullcontext() if self.shared is None else self.shared.joined()
 
     def after_training(self) -> None:
-        """Join what several processes split, for good."""
-        if self.shared is not None:
+        """Join what several processes split for good, unless each can rank its own items."""
+        if self.shared is not None and not self.shared.ranks_split:
             self.shared.join()
+
+    def before_storing(self) -> None:
+        """Let the model measure its extra results, and join what is split in process 0. See `TrainerHooks`."""
+        super().before_storing()
+        if self.shared is not None:
+            self.shared.join_in_first()
+
+    def own_rows(self) -> dict[str, slice]:
+        """Return which rows of split weights this process has. See `TrainerHooks`."""
+        splits = {} if self.shared is None else self.shared.split_weights(self.model)
+        return {name: slice(split.begin, split.end) for name, split in splits.items()}
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return the state of an optimiser as one process has it."""

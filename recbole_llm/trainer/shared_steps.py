@@ -5,7 +5,7 @@ divided by the queries of the whole step, so gradients are added up, not average
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,14 +52,17 @@ class SharedSteps:
 
     Args:
         model: its weights are those of process 0 afterwards, and what its `share_over_processes` says is split.
+        ranks_split: see below.
 
     Attributes:
         splits: weights whose rows are split.
+        ranks_split: whether they stay split while items are ranked: a process then scores its own.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, ranks_split: bool = False) -> None:
         from_first_([parameter.data for parameter in model.parameters() if parameter.requires_grad])
         self.splits: list[SplitRows] = hooks_of(model).share_over_processes()
+        self.ranks_split = ranks_split and bool(self.splits)
         self._with_gradient: list[bool] | None = None
 
     def own(self, sizes: np.ndarray) -> np.ndarray:
@@ -135,6 +138,29 @@ class SharedSteps:
         """Give split weights all of their rows, for good."""
         for split in self.splits:
             split.join()
+
+    def join_in_first(self) -> None:
+        """Give split weights all of their rows in process 0, for good. All processes call it together."""
+        for split in self.splits:
+            split.join_in_first()
+
+    def in_first(self, model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights with all of their rows in process 0, which stores them; nothing in the others.
+
+        They are joined one by one, on its CPU. All processes call it together.
+
+        Args:
+            model: whose they are.
+            state: by name.
+        """
+        splits = self.split_weights(model)
+        found = {name: splits[name].in_first(value) if name in splits else value for name, value in state.items()}
+        return found if world().is_first else {}
+
+    def split_weights(self, model: Any) -> dict[str, SplitRows]:
+        """Return how weights of the model are split now, by name; without those that are joined."""
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        return {names[id(split.weight)]: split for split in self.splits if split.is_split}
 
 
 def _norm(weights: Sequence[Tensor], norm_type: float, device: torch.device) -> Tensor:

@@ -271,6 +271,8 @@ class IDLEAdapter(ProjectedRecommender):
         """Return 0, see `ProjectedRecommender`; the median distance is that of the other processes."""
         loss = super().empty_pass_loss()
         if self.settings.mmd_weight:
+            if self.inputs.language_states is not None:  # of which other processes ask for rows of this one
+                self.inputs.language_states.take(torch.zeros(0, dtype=torch.long, device=self.device))
             none = torch.empty(0, self.layers, self.width, device=self.device)
             median_rho(none, none)
         return loss
