@@ -10,7 +10,7 @@ learns is where z is wrong (boosting). The scores of a training row must come fr
 user, as at evaluation nothing has seen the target; `TextSLIT` sees to that.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,11 @@ class LinearScores:
     def sum(self) -> Tensor:
         """Return the scores [rows, items]."""
         return self.transitions + self.likeness
+
+    def of_rows(self, chosen: Tensor) -> "LinearScores":
+        """Return those of some rows, bool [rows]."""
+        parts = {name: getattr(self, name)[chosen] for name in ("histories", "transitions", "likeness")}
+        return replace(self, **parts)
 
     def candidates(self, number: int) -> Tensor:
         """Return the `number` best items of each row that its history does not hold: int64 [rows, number], best first.

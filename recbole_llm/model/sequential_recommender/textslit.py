@@ -184,14 +184,16 @@ class TextSLIT(ModelHooks, SequentialRecommender):
                 candidates = linear.candidates(reranker.candidates)
                 is_target = candidates == batch[self.POS_ITEM_ID][:, None]
                 inside = is_target.any(dim=1)
-                features.append(linear.features(candidates)[inside])
+                if not inside.any():
+                    continue
+                features.append(linear.of_rows(inside).features(candidates[inside]))
                 targets.append(is_target[inside].int().argmax(dim=1))
-        found = torch.cat(targets)
-        if not len(found):
+        if not targets:
             getLogger().warning(
                 "rerank=%d: no training target is among so many candidates, so that none is reordered", settings.rerank
             )
             return
+        found = torch.cat(targets)
         loss = reranker.train_on(
             torch.cat(features), found, settings.rerank_epochs, settings.rerank_learning_rate, settings.seed
         )
