@@ -351,7 +351,7 @@ TEXTSLIT = (
         tuple(
             Setting(name, kind, default, Role.TRAINING, sentence, since="0.3.0")
             for name, kind, default, sentence in (
-                ("rerank", COUNT, 0, "How many of the best items; 0: none is reordered. 150 is what was tried."),
+                ("rerank", COUNT, 0, "How many of the best items, such as 150; 0: none is ordered anew."),
                 ("rerank_folds", Whole(low=2), 5, "Parts of the users, each scored by the others' transitions."),
                 ("rerank_hidden_size", SIZE, 64, "Size of the hidden layer."),
                 ("rerank_epochs", SIZE, 8, "How often each training row is read."),
