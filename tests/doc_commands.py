@@ -103,6 +103,7 @@ RUN: dict[str, dict[str, object]] = {
     },
     # text_vectors.md
     "recbole-llm run --model=TextSLIT --dataset=Scientific": {"backbone": "TINY_BERT"},
+    "recbole-llm run --model=TextSLIT --dataset=Scientific --rerank=150 --repeatable=False": {"backbone": "TINY_BERT"},
     "recbole-llm run --config_files=properties/recommended/scientific-textslit.yaml": {
         **{"backbone": "TINY_BERT", "id_model": "SASRec", "id_model_settings": "{'epochs': 1}"},
     },

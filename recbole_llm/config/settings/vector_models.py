@@ -346,6 +346,19 @@ TEXTSLIT = (
             ),
         ),
     ),
+    Section(
+        "A small network that orders the best items anew, trained on rows whose user the scores have not seen",
+        tuple(
+            Setting(name, kind, default, Role.TRAINING, sentence, since="0.3.0")
+            for name, kind, default, sentence in (
+                ("rerank", COUNT, 0, "How many of the best items, such as 150; 0: none is ordered anew."),
+                ("rerank_folds", Whole(low=2), 5, "Parts of the users, each scored by the others' transitions."),
+                ("rerank_hidden_size", SIZE, 64, "Size of the hidden layer."),
+                ("rerank_epochs", SIZE, 8, "How often each training row is read."),
+                ("rerank_learning_rate", POSITIVE, 0.005, "Of AdamW's first step; it falls linearly to zero."),
+            )
+        ),
+    ),
     text_models.id_model(
         None,
         "Another model's scores, mixed into the ranking",
