@@ -140,6 +140,41 @@ def test_two_processes_end_as_one_does(workspace, tiny, one_process, tmp_path, n
     assert sorted(file.name for file in run.iterdir()) == sorted(file.name for file in one_process(name).iterdir())
 
 
+SHARDED = {
+    "full": ["--gradient_checkpointing=True", "--weight_average=0.9", "--clip_grad_norm={'max_norm': 0.5}"],
+    "lora": [],
+    "ilp": ["--train_window=random"],  # so that the frozen backbone computes in every step
+}
+
+
+def sharded_arguments(name, tiny, folder):
+    return [*arguments_of(name, tiny, folder), *SHARDED[name], "--shard=backbone"]
+
+
+@pytest.fixture(scope="module")
+def one_whole(workspace, tiny):
+    """The run of each model of SHARDED that one process trains, which splits nothing."""
+    known = {}
+
+    def get(name):
+        if name not in known:
+            folder = workspace / "whole" / name
+            code, _, error = command_line(workspace, sharded_arguments(name, tiny, folder))
+            assert code == 0, error
+            known[name] = only_run(folder)
+        return known[name]
+
+    return get
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARDED)
+def test_two_processes_that_split_the_backbone_end_as_one_does(workspace, tiny, one_whole, tmp_path, name):
+    first, second = command_lines(workspace, sharded_arguments(name, tiny, tmp_path / "saved"))
+    assert (first.code, second.code) == (0, 0), first.error + second.error
+    assert_ends_alike(only_run(tmp_path / "saved"), one_whole(name))
+
+
 def torchrun(folder, arguments):
     """Start the command line by torchrun in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "recbole_llm"]

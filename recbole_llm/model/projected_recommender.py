@@ -38,8 +38,17 @@ class ProjectedRecommender(TextRecommender):
     def empty_pass_loss(self) -> Tensor:
         """Return 0: this process has no queries, but its items are those of the others' softmax, too."""
         none = torch.zeros(0, self.projection.width, device=self.device)
+        if self.backbone_is_sharded:
+            none = self.states_of_least()[:0]
         labels = torch.zeros(0, dtype=torch.long, device=self.device)
         return self.projection.loss(none, labels, self.precision)
+
+    def states_of_least(self) -> Tensor:
+        """Return the states [queries, width] of a pass of the fewest tokens, for a process that has none of its own.
+
+        Asked of a model with `layers_to_shard`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no states_of_least")
 
     def row_states(self, interaction: Interaction) -> Tensor:
         """Return the hidden state from which the next item of each row is predicted: [batch, width], float32."""

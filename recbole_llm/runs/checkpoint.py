@@ -83,9 +83,14 @@ class Snapshot:
     others: dict[str, Any]
 
 
-def snapshot(model: Any, hooks: StoredWeights) -> Snapshot:
-    """Copy the weights of `model` that its `hooks` name, and what RecBole calls its other parameters."""
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in hooks.stored_state().items()}
+def snapshot(model: Any, state: Mapping[str, Tensor]) -> Snapshot:
+    """Copy weights of `model`, and what RecBole calls its other parameters.
+
+    Args:
+        model: the model.
+        state: its weights that a checkpoint holds, by name, see `StoredWeights`.
+    """
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
     others: dict[str, Any] = {}
     for name, value in (model.other_parameter() or {}).items():
         others[name] = _flatten(f"{_OTHER}{name}", value, tensors)

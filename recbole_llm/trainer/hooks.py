@@ -23,8 +23,25 @@ class TrainerHooks(Trainer):
         """Return a context in which the model has the weights to evaluate and keep; by default the trained ones."""
         return contextlib.nullcontext()
 
-    def joined_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the model is whole where several processes split it; by default it always is."""
+    def stored_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has the weights to keep, as `in_first` asks for them."""
+        return contextlib.nullcontext()
+
+    def in_first(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights of the model, whole in process 0, which stores them. All processes call it together.
+
+        Args:
+            state: by name; by default they are whole.
+        """
+        return state
+
+    def joined_weights(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model is whole where several processes split it; by default it always is.
+
+        Args:
+            written: whether what the block writes into the weights stays.
+        """
+        del written
         return contextlib.nullcontext()
 
     def after_training(self) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from recbole_llm.trainer.graphed_step import GraphedStep
 from recbole_llm.trainer.hooks import TrainerHooks
 from recbole_llm.trainer.master_weights import MasterWeights
 from recbole_llm.trainer.row_sparse import ROWS, RowSparse, with_rows
+from recbole_llm.trainer.sharded_backbone import is_sharded
 from recbole_llm.trainer.shared_steps import SharedSteps, seed_epoch
 from recbole_llm.trainer.split_rows import SplitState
 from recbole_llm.trainer.weight_average import WeightAverage
@@ -57,10 +59,12 @@ class PackedTrainer(TrainerHooks):
         )
 
     def _build_optimizer(self, **_: Any) -> torch.optim.Optimizer:
-        self.shared = SharedSteps(self.model) if world().is_shared else None
+        self.shared = self._shared_steps() if world().is_shared else None
         groups = self.model.parameter_groups()
         weights = _weights(groups)
-        self.masters = MasterWeights(groups)
+        self.masters = MasterWeights(groups) if self.shared is None else self.shared.masters(groups)
+        if self.shared is not None and self.shared.backbone is not None:
+            weights = _weights(groups)  # rows of float32, which become the model's weights where it is evaluated
         self.average: WeightAverage | None = None
         if self.config["weight_average"] is not None:
             self.average = WeightAverage(weights, _weights(groups), self.config["weight_average"])
@@ -70,6 +74,12 @@ class PackedTrainer(TrainerHooks):
             kind = with_rows(kind)
         optimizer: torch.optim.Optimizer = kind(groups, weight_decay=self.weight_decay, fused=on_gpu, capturable=on_gpu)
         return optimizer
+
+    def _shared_steps(self) -> SharedSteps:
+        sharded = is_sharded(self.config["shard"], self.model, torch.device(self.device))
+        if sharded:
+            logging.getLogger().info("The backbone is split over %d processes", world().size)
+        return SharedSteps(self.model, sharded)
 
     def _samples(self, epoch: int) -> Any:
         # The epoch's own generator: a resumed run draws what the uninterrupted one draws.
@@ -89,7 +99,8 @@ class PackedTrainer(TrainerHooks):
         def bar(sequences: int) -> Any:
             return tqdm(total=sequences, desc="Hidden states", ncols=100, disable=not show_progress)
 
-        self.model.fill_state_cache(parts, self.run_folder, bar)
+        with self._whole_backbone():
+            self.model.fill_state_cache(parts, self.run_folder, bar)
         if self._replays():
             queries = self.model.state_cache.samples.lengths
             # Room for a step of average samples and a half; the rare larger one is taken without the graph.
@@ -194,12 +205,23 @@ class PackedTrainer(TrainerHooks):
 
         What several processes split is whole in it.
         """
-        with contextlib.nullcontext() if self.average is None else self.average.in_model(), self.joined_weights():
+        with self.stored_weights(), self.joined_weights():
             yield
 
-    def joined_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the model has all rows of what several processes split."""
-        return contextlib.nullcontext() if self.shared is None else self.shared.joined()
+    def stored_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has the average of its weights, if `weight_average` asks for one."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_model()
+
+    def in_first(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights, whole in process 0. See `TrainerHooks`."""
+        return state if self.shared is None else self.shared.in_first(state)
+
+    def joined_weights(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has all rows of what several processes split. See `TrainerHooks`."""
+        return contextlib.nullcontext() if self.shared is None else self.shared.joined(written)
+
+    def _whole_backbone(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.shared is None else self.shared.joined_backbone()
 
     def after_training(self) -> None:
         """Join what several processes split, for good."""

@@ -150,9 +150,10 @@ class RunFolderMixin(TrainerHooks):
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        with self.evaluated_weights():
+        with self.stored_weights():
+            state = self.in_first(hooks_of(self.model).stored_state())
             if world().is_first:
-                self._best = checkpoint.snapshot(self.model, hooks_of(self.model))
+                self._best = checkpoint.snapshot(self.model, state)
 
     def _write_best(self) -> None:
         if self._best is not None:
@@ -183,10 +184,7 @@ class RunFolderMixin(TrainerHooks):
         return result
 
     def _resume_state(self, finished: bool) -> dict[str, Any]:
-        with self.joined_weights():
-            model = {}
-            if world().is_first:  # who writes them
-                model = {name: tensor.detach().cpu() for name, tensor in self._own_weights().items()}
+        model = {name: tensor.detach().cpu() for name, tensor in self.in_first(self._own_weights()).items()}
         return {
             "description": self.description,
             "epoch": self.epochs_done,
@@ -236,7 +234,7 @@ class RunFolderMixin(TrainerHooks):
         state = checkpoint.load_resume(path, self.description)
         if not state["finished"]:
             weights = {**self.weights_of_more(state["more"]), **state["model"]}
-            with self.joined_weights():
+            with self.joined_weights(written=True):
                 checkpoint.load_state(path, self.model, weights, hooks_of(self.model))
             for name, stored in state["optimizers"].items():
                 self.load_optimizer_state(getattr(self, name), stored)

@@ -5,7 +5,7 @@ divided by the queries of the whole step, so gradients are added up, not average
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from recbole_llm.config.hooks import hooks_of
-from recbole_llm.trainer.split_rows import SplitRows
+from recbole_llm.trainer.master_weights import MasterWeights
+from recbole_llm.trainer.sharded_backbone import ShardedBackbone
+from recbole_llm.trainer.split_rows import SplitRows, SplitWeight
 from recbole_llm.utils.collectives import from_first_, max_, numbers_of_all, sum_
 from recbole_llm.utils.processes import world
 
@@ -52,15 +54,27 @@ class SharedSteps:
 
     Args:
         model: its weights are those of process 0 afterwards, and what its `share_over_processes` says is split.
+        sharded: whether its backbone is split, too, see `ShardedBackbone`.
 
     Attributes:
         splits: weights whose rows are split.
+        backbone: the split backbone; None if every process has all of it.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, sharded: bool = False) -> None:
         from_first_([parameter.data for parameter in model.parameters() if parameter.requires_grad])
-        self.splits: list[SplitRows] = hooks_of(model).share_over_processes()
+        self._rows: list[SplitRows] = hooks_of(model).share_over_processes()
+        self.backbone = ShardedBackbone(model) if sharded else None
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._by_name: dict[str, SplitWeight] = {names[id(rows.weight)]: rows for rows in self._rows}
+        if self.backbone is not None:
+            self._by_name |= self.backbone.splits
+        self.splits = list(self._by_name.values())
         self._with_gradient: list[bool] | None = None
+
+    def masters(self, groups: list[dict[str, Any]]) -> MasterWeights:
+        """Return the float32 masters of low-precision weights in optimiser groups, which are changed in place."""
+        return MasterWeights(groups) if self.backbone is None else self.backbone.masters(groups)
 
     def own(self, sizes: np.ndarray) -> np.ndarray:
         """Return the indices of the samples of a step that are this process's; see `shares`."""
@@ -124,17 +138,44 @@ class SharedSteps:
         torch.nn.utils.clip_grads_with_norm_(list(weights), max_norm, total)
 
     @contextlib.contextmanager
-    def joined(self) -> Iterator[None]:
-        """Give split weights all of their rows until the block ends. All processes call it together."""
+    def joined(self, written: bool = False) -> Iterator[None]:
+        """Give split weights all of their rows until the block ends. All processes call it together.
+
+        Args:
+            written: whether what the block writes into the backbone stays.
+        """
         with contextlib.ExitStack() as stack:
-            for split in self.splits:
-                stack.enter_context(split.joined())
+            for rows in self._rows:
+                stack.enter_context(rows.joined())
+            stack.enter_context(self.joined_backbone(written))
             yield
+
+    def joined_backbone(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Return a context as `joined`, of the backbone alone."""
+        return contextlib.nullcontext() if self.backbone is None else self.backbone.joined(written)
 
     def join(self) -> None:
         """Give split weights all of their rows, for good."""
-        for split in self.splits:
-            split.join()
+        for rows in self._rows:
+            rows.join()
+        if self.backbone is not None:
+            self.backbone.join()
+
+    def in_first(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights with all of their rows on the CPU of process 0, which stores them; nothing in the others.
+
+        They are joined one by one: no process has all of them on its device. All processes call it together.
+
+        Args:
+            state: the model's weights by name, while they are split.
+        """
+        found = {}
+        for name, tensor in state.items():
+            split = self._by_name.get(name)
+            whole = tensor if split is None else split.whole_weight()
+            if world().is_first:
+                found[name] = whole.detach().cpu()
+        return found
 
 
 def _norm(weights: Sequence[Tensor], norm_type: float, device: torch.device) -> Tensor:

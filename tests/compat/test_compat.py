@@ -263,7 +263,7 @@ def test_the_best_epoch_is_reloaded_not_the_last(data, workdir):
 def test_other_parameters_survive_the_round_trip(model, data, workdir):
     parts = built(data, model, epochs=1)
     parts.trainer(workdir).fit(parts.train, parts.valid)
-    kept = checkpoint.snapshot(parts.model, hooks_of(parts.model))
+    kept = checkpoint.snapshot(parts.model, hooks_of(parts.model).stored_state())
     checkpoint.save_weights(workdir / "weights", kept, parts.context.description)
     others = parts.model.other_parameter()
     assert any(value is not None for value in others.values())
