@@ -25,7 +25,7 @@ from recbole_llm.trainer.sharded_backbone import is_sharded
 from recbole_llm.trainer.shared_steps import SharedSteps, seed_epoch
 from recbole_llm.trainer.split_rows import SplitState
 from recbole_llm.trainer.weight_average import WeightAverage
-from recbole_llm.utils.collectives import sum_
+from recbole_llm.utils.collectives import exchanged_by_torch, sum_
 from recbole_llm.utils.processes import world
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -172,10 +172,11 @@ class PackedTrainer(TrainerHooks):
 
     def _update(self, passes: list[Any], queries: int | Tensor) -> Tensor:
         total = torch.zeros((), device=self.device)
-        for part in passes:
-            loss = (self.model.empty_pass_loss() if part is None else self.model.pass_loss_sum(part)) / queries
-            loss.backward()
-            total += loss.detach()
+        with exchanged_by_torch():
+            for part in passes:
+                loss = (self.model.empty_pass_loss() if part is None else self.model.pass_loss_sum(part)) / queries
+                loss.backward()
+                total += loss.detach()
         self.masters.take_gradients()
         if self.shared is not None:
             self.shared.add_gradients(_weights(self.optimizer.param_groups))

@@ -68,8 +68,8 @@ def _has_fsdp() -> bool:
 def _require_fsdp() -> None:
     if not _has_fsdp():
         raise SettingError(
-            f"shard=backbone needs a later torch than {torch.__version__}, whose FSDP2 only averages gradients: update "
-            f"torch, or set shard=none"
+            f"shard=backbone adds up gradients, which FSDP2 of torch {torch.__version__} cannot do: set shard=none, or "
+            f"install a later torch"
         )
 
 
@@ -159,7 +159,9 @@ class ShardMasters(MasterWeights):
         splits: of the same weights.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], pairs: list[tuple[Any, Tensor]], splits: list[SplitWeight]) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], pairs: list[tuple[Any, Tensor]], splits: list[SplitWeight]
+    ) -> None:
         self._rows = {id(parameter): rows for parameter, rows in pairs}
         self._trained = [(parameter, rows) for parameter, rows in pairs if parameter.requires_grad]
         self._splits = {id(rows): split for (_, rows), split in zip(pairs, splits, strict=True)}

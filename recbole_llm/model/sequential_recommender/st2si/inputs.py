@@ -74,7 +74,8 @@ class CatalogueInputs:
         """Return a sequence of the shortest item text alone, with a query and no label."""
         lengths = self.text.lengths[1:]
         item = 1 + np.argmin(np.where(lengths > 0, lengths, lengths.max() + 1))
-        return Sequences(np.array([item]), np.ones(1, dtype=np.int64), np.ones(1, dtype=bool), np.zeros(1, dtype=np.int64))
+        one = np.ones(1, dtype=np.int64)
+        return Sequences(item * one, one, one.astype(bool), 0 * one)
 
     def prefix_sequences(self, histories: np.ndarray, lengths: np.ndarray) -> Sequences:
         """Return the windows of given histories, read at their last query.
