@@ -140,41 +140,6 @@ def test_two_processes_end_as_one_does(workspace, tiny, one_process, tmp_path, n
     assert sorted(file.name for file in run.iterdir()) == sorted(file.name for file in one_process(name).iterdir())
 
 
-SHARDED = {
-    "full": ["--gradient_checkpointing=True", "--weight_average=0.9", "--clip_grad_norm={'max_norm': 0.5}"],
-    "lora": [],
-    "ilp": ["--train_window=random"],  # so that the frozen backbone computes in every step
-}
-
-
-def sharded_arguments(name, tiny, folder):
-    return [*arguments_of(name, tiny, folder), *SHARDED[name], "--shard=backbone"]
-
-
-@pytest.fixture(scope="module")
-def one_whole(workspace, tiny):
-    """The run of each model of SHARDED that one process trains, which splits nothing."""
-    known = {}
-
-    def get(name):
-        if name not in known:
-            folder = workspace / "whole" / name
-            code, _, error = command_line(workspace, sharded_arguments(name, tiny, folder))
-            assert code == 0, error
-            known[name] = only_run(folder)
-        return known[name]
-
-    return get
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SHARDED)
-def test_two_processes_that_split_the_backbone_end_as_one_does(workspace, tiny, one_whole, tmp_path, name):
-    first, second = command_lines(workspace, sharded_arguments(name, tiny, tmp_path / "saved"))
-    assert (first.code, second.code) == (0, 0), first.error + second.error
-    assert_ends_alike(only_run(tmp_path / "saved"), one_whole(name))
-
-
 def torchrun(folder, arguments):
     """Start the command line by torchrun in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "recbole_llm"]
@@ -257,6 +222,69 @@ def test_two_processes_resume_what_one_began(workspace, tiny, one_process, tmp_p
 
 def test_an_error_of_one_process_ends_all_with_its_sentence(workspace, tiny, tmp_path):
     arguments = arguments_of("lora", tiny, tmp_path / "saved")
+    first, second = command_lines(workspace, arguments, kill={1: ("fail", 3)})
+    assert (first.code, second.code) == (1, 1)
+    assert max(first.after, second.after) < SOON
+    assert "error: the titles of this process are gone" in second.error
+    assert first.error == ""
+
+
+SHARDED = {
+    "full": ["--gradient_checkpointing=True", "--weight_average=0.9", "--clip_grad_norm={'max_norm': 0.5}"],
+    "lora": [],
+    "ilp": ["--train_window=random"],  # so that the frozen backbone computes in every step
+    "bf16": ["--precision=bf16", "--weights=bf16", "--weight_average=0.9"],
+}
+
+
+def sharded_arguments(name, tiny, folder):
+    arguments = arguments_of("full" if name == "bf16" else name, tiny, folder)
+    return [*arguments, *SHARDED[name], "--shard=backbone"]
+
+
+@pytest.fixture(scope="module")
+def whole_backbone(workspace, tiny):
+    """The run of each of SHARDED, in processes that split nothing; what is rounded to bfloat16 depends on their number."""
+    known = {}
+
+    def get(name):
+        if name not in known:
+            folder = workspace / "whole" / name
+            arguments, count = sharded_arguments(name, tiny, folder), 1 + (name == "bf16")
+            ended = command_lines(workspace, [*arguments, *["--shard=none"] * (count > 1)], count)
+            assert [one.code for one in ended] == [0] * count, ended[0].error
+            known[name] = only_run(folder)
+        return known[name]
+
+    return get
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["full", "lora", "ilp"])
+def test_processes_that_split_the_backbone_end_as_one_does(workspace, tiny, whole_backbone, tmp_path, name):
+    first, second = command_lines(workspace, sharded_arguments(name, tiny, tmp_path / "saved"))
+    assert (first.code, second.code) == (0, 0), first.error + second.error
+    assert_ends_alike(only_run(tmp_path / "saved"), whole_backbone(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "begun", "resuming"), [("full", 2, 1), ("full", 1, 2), ("lora", 2, 1), ("lora", 1, 3)])
+def test_a_split_backbone_is_resumed_by_any_number(workspace, tiny, whole_backbone, tmp_path, name, begun, resuming):
+    arguments = sharded_arguments(name, tiny, tmp_path / "saved")
+    ended = command_lines(workspace, arguments, begun, kill={begun - 1: ("step", 20)})
+    run = only_run(tmp_path / "saved")
+    assert ended[-1].code == -9
+    if begun == 2:
+        assert ended[0].code == 1
+        assert ended[0].after < SOON
+        assert f"recbole-llm run --resume={run}" in ended[0].error
+    resume(workspace, run, resuming)
+    assert_ends_alike(run, whole_backbone(name))
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_all_that_split_a_backbone(workspace, tiny, tmp_path):
+    arguments = sharded_arguments("lora", tiny, tmp_path / "saved")
     first, second = command_lines(workspace, arguments, kill={1: ("fail", 3)})
     assert (first.code, second.code) == (1, 1)
     assert max(first.after, second.after) < SOON

@@ -79,6 +79,7 @@ def adam_state():
     """Return whether an optimiser's state survives being stored whole; called in a process."""
     from recbole_llm.trainer.shared_steps import SharedSteps
     from recbole_llm.trainer.split_rows import SplitState
+    from recbole_llm.utils.collectives import object_from_first
 
     model = Halved()
     shared = SharedSteps(model)
@@ -88,7 +89,7 @@ def adam_state():
         model.vector.grad, model.table.grad = GRADIENTS[0].clone(), shared.splits[0].own(GRADIENTS[1])
         optimizer.step()
     split = SplitState(shared.splits, weights)
-    whole = split.whole_optimizer(optimizer.state_dict())
+    whole = object_from_first(split.whole_optimizer(optimizer.state_dict()))
     own = split.own_optimizer(whole)
     same = all(torch.equal(own["state"][1][name], value) for name, value in optimizer.state_dict()["state"][1].items())
     with shared.joined():
