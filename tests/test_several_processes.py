@@ -237,9 +237,10 @@ SHARDED = {
 }
 
 
-def sharded_arguments(name, tiny, folder):
+def sharded_arguments(name, tiny, folder, shard="backbone"):
     arguments = arguments_of("full" if name == "bf16" else name, tiny, folder)
-    return [*arguments, *SHARDED[name], "--shard=backbone"]
+    given = [one for one in arguments if name != "bf16" or one != "--precision=fp32"]
+    return [*given, *SHARDED[name], f"--shard={shard}"]
 
 
 @pytest.fixture(scope="module")
@@ -250,8 +251,8 @@ def whole_backbone(workspace, tiny):
     def get(name):
         if name not in known:
             folder = workspace / "whole" / name
-            arguments, count = sharded_arguments(name, tiny, folder), 1 + (name == "bf16")
-            ended = command_lines(workspace, [*arguments, *["--shard=none"] * (count > 1)], count)
+            count = 1 + (name == "bf16")
+            ended = command_lines(workspace, sharded_arguments(name, tiny, folder, "none"), count)
             assert [one.code for one in ended] == [0] * count, ended[0].error
             known[name] = only_run(folder)
         return known[name]
@@ -280,6 +281,25 @@ def test_a_split_backbone_is_resumed_by_any_number(workspace, tiny, whole_backbo
         assert f"recbole-llm run --resume={run}" in ended[0].error
     resume(workspace, run, resuming)
     assert_ends_alike(run, whole_backbone(name))
+
+
+@pytest.mark.slow
+def test_a_backbone_in_bfloat16_has_the_same_masters_split_or_not(workspace, tiny, whole_backbone, tmp_path):
+    """The same to the rounding of gradients: those of a process's passes are added up in float32 where it is split."""
+    expected, arguments = whole_backbone("bf16"), sharded_arguments("bf16", tiny, tmp_path / "saved", "none")
+    ended = command_lines(workspace, arguments, kill={1: ("step", 20)})
+    run = only_run(tmp_path / "saved")
+    assert ended[1].code == -9
+    ended = command_lines(workspace, ["run", f"--resume={run}", "--shard=backbone"], kill={0: ("step", 7)})
+    assert ended[0].code == -9
+    resume(workspace, run, 1)
+    found, known = (json.loads((folder / "result.json").read_text()) for folder in (run, expected))
+    losses, others = ([epoch["train_loss"] for epoch in each["history"]] for each in (found, known))
+    assert losses == pytest.approx(others, rel=2**-8)
+    weights, others = (load_file(folder / "model.safetensors") for folder in (run, expected))
+    for name, weight in others.items():
+        assert weights[name].dtype == weight.dtype == (torch.float32 if "projection" in name else torch.bfloat16)
+        torch.testing.assert_close(weights[name], weight, rtol=2**-6, atol=2**-8)
 
 
 @pytest.mark.slow
