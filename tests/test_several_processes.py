@@ -233,19 +233,21 @@ SHARDED = {
     "full": ["--gradient_checkpointing=True", "--weight_average=0.9", "--clip_grad_norm={'max_norm': 0.5}"],
     "lora": [],
     "ilp": ["--train_window=random"],  # so that the frozen backbone computes in every step
+    "IDLEAdapter": ["--gradient_checkpointing=True"],
+    "trained IDLEAdapter": ["--tuning=full"],
     "bf16": ["--precision=bf16", "--weights=bf16", "--weight_average=0.9"],
 }
 
 
 def sharded_arguments(name, tiny, folder, shard="backbone"):
-    arguments = arguments_of("full" if name == "bf16" else name, tiny, folder)
+    arguments = arguments_of("full" if name == "bf16" else name.split()[-1], tiny, folder)
     given = [one for one in arguments if name != "bf16" or one != "--precision=fp32"]
     return [*given, *SHARDED[name], f"--shard={shard}"]
 
 
 @pytest.fixture(scope="module")
 def whole_backbone(workspace, tiny):
-    """The run of each of SHARDED, in processes that split nothing; what is rounded to bfloat16 depends on their number."""
+    """The run of each of SHARDED in one process; in two where gradients are rounded, which split nothing."""
     known = {}
 
     def get(name):
@@ -261,7 +263,7 @@ def whole_backbone(workspace, tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["full", "lora", "ilp"])
+@pytest.mark.parametrize("name", [name for name in SHARDED if name != "bf16"])
 def test_processes_that_split_the_backbone_end_as_one_does(workspace, tiny, whole_backbone, tmp_path, name):
     first, second = command_lines(workspace, sharded_arguments(name, tiny, tmp_path / "saved"))
     assert (first.code, second.code) == (0, 0), first.error + second.error
@@ -269,7 +271,9 @@ def test_processes_that_split_the_backbone_end_as_one_does(workspace, tiny, whol
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "begun", "resuming"), [("full", 2, 1), ("full", 1, 2), ("lora", 2, 1), ("lora", 1, 3)])
+@pytest.mark.parametrize(
+    ("name", "begun", "resuming"), [("full", 2, 1), ("full", 1, 2), ("lora", 2, 1), ("lora", 1, 3)]
+)
 def test_a_split_backbone_is_resumed_by_any_number(workspace, tiny, whole_backbone, tmp_path, name, begun, resuming):
     arguments = sharded_arguments(name, tiny, tmp_path / "saved")
     ended = command_lines(workspace, arguments, begun, kill={begun - 1: ("step", 20)})

@@ -99,7 +99,7 @@ class PackedTrainer(TrainerHooks):
         def bar(sequences: int) -> Any:
             return tqdm(total=sequences, desc="Hidden states", ncols=100, disable=not show_progress)
 
-        with self._whole_backbone():
+        with self.whole_backbone():
             self.model.fill_state_cache(parts, self.run_folder, bar)
         if self._replays():
             queries = self.model.state_cache.samples.lengths
@@ -221,7 +221,8 @@ class PackedTrainer(TrainerHooks):
         """Return a context in which the model has all rows of what several processes split. See `TrainerHooks`."""
         return contextlib.nullcontext() if self.shared is None else self.shared.joined(written)
 
-    def _whole_backbone(self) -> contextlib.AbstractContextManager[None]:
+    def whole_backbone(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has all rows of a split backbone, for passes that are not shared."""
         return contextlib.nullcontext() if self.shared is None else self.shared.joined_backbone()
 
     def after_training(self) -> None:
