@@ -353,13 +353,14 @@ def test_other_verbs_have_one_process(workspace):
 
 
 @pytest.mark.slow
-def test_two_processes_pretrain_as_one_does(workspace, tiny, tmp_path):
+@pytest.mark.parametrize("shard", ["none", "backbone"])
+def test_two_processes_pretrain_as_one_does(workspace, tiny, tmp_path, shard):
     write_dataset(workspace, {"u1": "abcd", "u2": "dcba", "u3": "bcd", "u9": "ac", "u7": "dab"}, name="food")
     arguments = [
         "pretrain", "--pretrain_datasets=food", "--data_path=.", "--use_gpu=False", f"--backbone={tiny['llama']}",
         "--pretrain_epochs=2", "--pretrain_save_epochs=[1,2]", "--pretrain_learning_rate=0.0001", "--warmup_steps=0",
         "--train_batch_size=3", "--precision=fp32", "--state=ERROR", "--show_progress=False",
-        "--max_sequence_tokens=128",
+        "--max_sequence_tokens=128", f"--shard={shard}",
     ]  # fmt: skip
     code, out, error = command_line(workspace, [*arguments, f"--checkpoint_dir={tmp_path / 'one'}"])
     assert code == 0, error
