@@ -179,9 +179,11 @@ class ShardMasters(MasterWeights):
             self._low_splits.append(split)
         return rows
 
+    @torch.no_grad()
     def take_gradients(self) -> None:
         """Move the gradients of the sharded parameters to the rows of this process."""
         for parameter, rows in self._trained:
+            rows.data = parameter.to_local()  # which FSDP2 may have moved in the first pass
             rows.grad = None if parameter.grad is None else parameter.grad.to_local()
             parameter.grad = None
 
