@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from small_data import small_settings
 
-from recbole_llm.backbone import feature_cache
+from recbole_llm.backbone import feature_store
 from recbole_llm.errors import StorageError
 from recbole_llm.quick_start.run import run
 from recbole_llm.runs import folder as run_folder
@@ -116,9 +116,9 @@ def test_space_is_taken_where_the_system_has_no_call_for_it(tmp_path, monkeypatc
 def test_a_full_disk_is_found_where_the_system_has_no_call_for_it(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
     with Path("/dev/full").open("r+b", buffering=0) as full:
-        monkeypatch.setattr(feature_cache.tempfile, "TemporaryFile", lambda **_: full)
+        monkeypatch.setattr(feature_store.tempfile, "TemporaryFile", lambda **_: full)
         with pytest.raises(StorageError, match=r"0\.4 GB of hidden states do not fit in .*: No space left on device"):
-            feature_cache.FeatureStore(10**5, 1000, torch.float32, torch.device("cpu"), tmp_path, in_memory=0)
+            feature_store.FeatureStore(10**5, 1000, torch.float32, torch.device("cpu"), tmp_path, in_memory=0)
 
 
 @pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])

@@ -1,9 +1,7 @@
 """Runs that two processes share end as those of one process do, whatever the number that resumes them."""
 
-import gzip
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -15,98 +13,18 @@ import pytest
 import torch
 from child_runs import command_line
 from safetensors.torch import load_file
-from several_processes import command_lines
+from several_processes import command_lines, together
+from shared_runs import MODELS, SOON, arguments_of, assert_ends_alike, only_run, ranks_of, resume, write_histories
 from small_data import write_dataset
 
 import recbole_llm
-from recbole_llm.config.declared import has_setting
 
-ITEMS = [f"i{n}" for n in range(13)]
-EPOCHS = 4
-SOON = 25  # seconds: by itself, within one or two, and not when somebody's patience ends, after 30 seconds or minutes
-# 23 users and 13 alignment inputs in steps of 5: the last of 8 steps has one sample, and one process none.
-MODELS = {
-    "full": ["--model=ST2SI", "--tuning=full", "--learning_rate=0.001", "--train_batch_tokens=150"],
-    "lora": [
-        "--model=ST2SI", "--tuning=lora", "--learning_rate=0.003", "--lora_dropout=0", "--weight_average=0.9",
-        "--clip_grad_norm={'max_norm': 0.5}", "--candidates=5", "--eval_batch_size=2",
-    ],
-    "ilp": ["--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01"],
-    "SASRec": [
-        "--model=SASRec", "--train_positions=all", "--n_layers=1", "--hidden_size=16", "--inner_size=16",
-        "--hidden_dropout_prob=0", "--attn_dropout_prob=0", "--clip_grad_norm={'max_norm': 0.5}",
-    ],
-    "GRU4Rec": [
-        "--model=GRU4Rec", "--train_positions=all", "--embedding_size=8", "--hidden_size=8", "--dropout_prob=0",
-    ],
-    "IDLEAdapter": [
-        "--model=IDLEAdapter", "--id_model=SASRec", "--id_weight=~", "--learning_rate=0.01", "--max_prompt_tokens=120",
-        "--id_model_settings={hidden_size: 8, inner_size: 8, n_layers: 1, epochs: 1}",
-    ],
-    **{
-        model: [
-            f"--model={model}", "--train_positions=all", "--hidden_size=8", "--hidden_dropout_prob=0",
-            "--attn_dropout_prob=0", "--adaptor_dropout=0", "--num_experts=1", "--null_size=4",
-        ]
-        for model in ("ZESRec", "UniSRec", "AlphaFuse", "TextInitSASRec")
-    },
-}  # fmt: skip
 IN_CI = ("full", "lora", "ilp", "SASRec")  # the others are run by name, with -m slow
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory, tiny):
-    folder = tmp_path_factory.mktemp("shared")
-    rng = random.Random(0)
-    histories = {f"u{user}": rng.sample(ITEMS, rng.randint(4, 9)) for user in range(23)}
-    write_dataset(folder, histories, {item: f"Item {item} of {rng.choice(['Zelda', 'Mario'])}" for item in ITEMS})
-    return folder
-
-
-def arguments_of(name, tiny, folder):
-    arguments = [
-        *MODELS[name], "--dataset=small", "--data_path=.", "--use_gpu=False", f"--epochs={EPOCHS}", "--topk=[1,5]",
-        "--valid_metric=NDCG@5", "--train_batch_size=5", "--show_progress=False", "--state=ERROR", "--precision=fp32",
-        "--resume_seconds=0", "--stored_states_gb=0", f"--checkpoint_dir={folder}", "--metric_decimal_place=8",
-        "--metrics=['Recall','NDCG','ItemCoverage']", "--max_sequence_tokens=128", "--warmup_steps=3",
-        f"--backbone={tiny['bert' if '--hidden_size=8' in MODELS[name] else 'llama']}",
-    ]  # fmt: skip
-    model = MODELS[name][0].removeprefix("--model=")
-    return [one for one in arguments if has_setting(model, one[2:].partition("=")[0])]
-
-
-def only_run(folder):
-    (run,) = (one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("id-"))
-    return run
-
-
-def ranks_of(run, part):
-    lines = gzip.decompress((run / f"ranks-{part}.tsv.gz").read_bytes()).decode().splitlines()
-    return [line.split("\t") for line in lines]
-
-
-def assert_ends_alike(run, expected):
-    """Losses, metrics and weights within 1e-5; at most two ranks differ, by one place: near-ties."""
-    found, known = (json.loads((folder / "result.json").read_text()) for folder in (run, expected))
-    assert found.keys() - {"processes"} == known.keys()
-    for own, other in zip(found["history"], known["history"], strict=True):
-        assert own["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
-        assert own["valid"] == pytest.approx(other["valid"], abs=1e-5)
-    for name in ("valid", "test", "valid_other", "test_other", "ilp_accuracy", "parameters", "counts"):
-        assert found.get(name) == pytest.approx(known.get(name), abs=1e-5), name
-    assert found.get("candidates") == known.get("candidates")
-    assert (found["epochs"], found["best_epoch"]) == (known["epochs"], known["best_epoch"])
-    weights, others = (load_file(folder / "model.safetensors") for folder in (run, expected))
-    assert weights.keys() == others.keys()
-    for name, weight in others.items():
-        torch.testing.assert_close(weights[name], weight, rtol=0, atol=1e-5)
-    for part in ("valid", "test"):
-        pairs = list(zip(ranks_of(run, part), ranks_of(expected, part), strict=True))
-        different = [(own, other) for own, other in pairs if own != other]
-        assert len(different) <= 2
-        for own, other in different:
-            assert own[:2] == other[:2]
-            assert all(abs(int(a) - int(b)) <= 1 for a, b in zip(own[2:], other[2:], strict=True))
+def workspace(tmp_path_factory):
+    return write_histories(tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +58,24 @@ def test_two_processes_end_as_one_does(workspace, tiny, one_process, tmp_path, n
     assert sorted(file.name for file in run.iterdir()) == sorted(file.name for file in one_process(name).iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "loss", "drawn"), [("full", "SampledCE", 300), ("ilp", "gBCE", 12), ("SASRec", "SampledCE", 300)]
+)
+def test_losses_on_drawn_items_fall_as_in_one_process(workspace, tiny, tmp_path, name, loss, drawn):
+    """Other items are drawn, of 13 as many that the losses are nearly the same."""
+    own = [f"--loss_type={loss}", f"--num_negatives={drawn}"]
+    code, _, error = command_line(workspace, [*arguments_of(name, tiny, tmp_path / "one"), *own])
+    assert code == 0, error
+    ended = command_lines(workspace, [*arguments_of(name, tiny, tmp_path / "two"), *own])
+    assert [each.code for each in ended] == [0, 0], [each.error for each in ended]
+    found, known = (json.loads((only_run(tmp_path / run) / "result.json").read_text()) for run in ("two", "one"))
+    losses, expected = ([entry["train_loss"] for entry in each["history"]] for each in (found, known))
+    assert losses == pytest.approx(expected, rel=0.02)
+    assert losses[-1] < 0.98 * losses[0]
+    assert found["parameters"] == known["parameters"]
+
+
 def torchrun(folder, arguments):
     """Start the command line by torchrun in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "recbole_llm"]
@@ -159,16 +95,6 @@ def test_torchrun_starts_a_run(workspace, tiny, one_process, tmp_path):
     assert_ends_alike(run, one_process("ilp"))
 
 
-def resume(workspace, run, processes):
-    arguments = ["run", f"--resume={run}"]
-    if processes == 1:
-        code, _, error = command_line(workspace, arguments)
-        assert code == 0, error
-        return
-    ended = command_lines(workspace, arguments, processes)
-    assert [one.code for one in ended] == [0] * processes, [one.error for one in ended]
-
-
 @pytest.mark.parametrize(("name", "killed", "resuming"), [("lora", 1, 1), ("ilp", 0, 3)])
 def test_a_killed_process_ends_the_other_and_any_number_resumes(
     workspace, tiny, one_process, tmp_path, name, killed, resuming
@@ -181,7 +107,12 @@ def test_a_killed_process_ends_the_other_and_any_number_resumes(
     assert ended[1 - killed].after < SOON
     words = ended[1 - killed].error.splitlines()
     assert [line for line in words if f"recbole-llm run --resume={run}" in line and "processes" in line], words
-    resume(workspace, run, resuming)
+    if name == "ilp":
+        sizes = together(sizes_while_resumed, resuming, str(workspace), str(run))
+        total = sum(each["states"] for each in sizes)
+        assert all(total / resuming / 1.5 < each["states"] < total / resuming * 1.5 for each in sizes)
+    else:
+        resume(workspace, run, resuming)
     assert_ends_alike(run, one_process(name))
 
 
@@ -204,12 +135,50 @@ def test_a_checkpoint_has_the_same_ranks_in_any_number_of_processes(workspace, t
     code, _, error = command_line(workspace, arguments_of("lora", tiny, tmp_path / "saved"), kill=("result", 1))
     assert code == -9, error
     run, expected = only_run(tmp_path / "saved"), one_process("lora")
-    resume(workspace, run, 3)
+    items, width = load_file(expected / "model.safetensors")["projection.weight"].shape
+    for sizes in together(sizes_while_resumed, 3, str(workspace), str(run)):
+        assert 0 < sizes["rows"] <= -(-items // 3)
+        assert 0 < sizes["gathered"] < items * width, "a process has the whole projection"
     for part in ("valid", "test"):
         assert ranks_of(run, part) == ranks_of(expected, part)
     found, known = (json.loads((folder / "result.json").read_text()) for folder in (run, expected))
     for name in ("test", "valid_other", "test_other", "candidates"):
         assert found[name] == known[name]
+
+
+def sizes_while_resumed(folder, run):
+    """Resume a run; return what the process had and got at most.
+
+    Returns:
+        "rows" of the projection while items are scored, "gathered" numbers of an exchange, and stored "states".
+    """
+    os.chdir(folder)
+    os.environ["RECBOLE_LLM_CACHE"] = str(Path(folder) / "cache")
+    from recbole_llm.backbone.feature_store import FeatureStore
+    from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+    from recbole_llm.quick_start.run import run as resumed
+
+    sizes = {"rows": 0, "gathered": 0, "states": 0}
+    append = FeatureStore.append
+    of_items, all_gather = ItemLinearProjection.of_items, torch.distributed.all_gather
+
+    def scored(self, states, items):
+        sizes["rows"] = max(sizes["rows"], len(self.weight))
+        return of_items(self, states, items)
+
+    def stored(self, states):
+        sizes["states"] += len(states)
+        append(self, states)
+
+    FeatureStore.append = stored
+
+    def gathered(parts, own):
+        sizes["gathered"] = max(sizes["gathered"], sum(part.numel() for part in parts))
+        return all_gather(parts, own)
+
+    ItemLinearProjection.of_items, torch.distributed.all_gather = scored, gathered
+    resumed(resume=run)
+    return sizes
 
 
 def test_two_processes_resume_what_one_began(workspace, tiny, one_process, tmp_path):
@@ -222,93 +191,6 @@ def test_two_processes_resume_what_one_began(workspace, tiny, one_process, tmp_p
 
 def test_an_error_of_one_process_ends_all_with_its_sentence(workspace, tiny, tmp_path):
     arguments = arguments_of("lora", tiny, tmp_path / "saved")
-    first, second = command_lines(workspace, arguments, kill={1: ("fail", 3)})
-    assert (first.code, second.code) == (1, 1)
-    assert max(first.after, second.after) < SOON
-    assert "error: the titles of this process are gone" in second.error
-    assert first.error == ""
-
-
-SHARDED = {
-    "full": ["--gradient_checkpointing=True", "--weight_average=0.9", "--clip_grad_norm={'max_norm': 0.5}"],
-    "lora": [],
-    "ilp": ["--train_window=random"],  # so that the frozen backbone computes in every step
-    "IDLEAdapter": ["--gradient_checkpointing=True"],
-    "trained IDLEAdapter": ["--tuning=full"],
-    "bf16": ["--precision=bf16", "--weights=bf16", "--weight_average=0.9"],
-}
-
-
-def sharded_arguments(name, tiny, folder, shard="backbone"):
-    arguments = arguments_of("full" if name == "bf16" else name.split()[-1], tiny, folder)
-    given = [one for one in arguments if name != "bf16" or one != "--precision=fp32"]
-    return [*given, *SHARDED[name], f"--shard={shard}"]
-
-
-@pytest.fixture(scope="module")
-def whole_backbone(workspace, tiny):
-    """The run of each of SHARDED in one process; in two where gradients are rounded, which split nothing."""
-    known = {}
-
-    def get(name):
-        if name not in known:
-            folder = workspace / "whole" / name
-            count = 1 + (name == "bf16")
-            ended = command_lines(workspace, sharded_arguments(name, tiny, folder, "none"), count)
-            assert [one.code for one in ended] == [0] * count, ended[0].error
-            known[name] = only_run(folder)
-        return known[name]
-
-    return get
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SHARDED if name != "bf16"])
-def test_processes_that_split_the_backbone_end_as_one_does(workspace, tiny, whole_backbone, tmp_path, name):
-    first, second = command_lines(workspace, sharded_arguments(name, tiny, tmp_path / "saved"))
-    assert (first.code, second.code) == (0, 0), first.error + second.error
-    assert_ends_alike(only_run(tmp_path / "saved"), whole_backbone(name))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "begun", "resuming"), [("full", 2, 1), ("full", 1, 2), ("lora", 2, 1), ("lora", 1, 3)]
-)
-def test_a_split_backbone_is_resumed_by_any_number(workspace, tiny, whole_backbone, tmp_path, name, begun, resuming):
-    arguments = sharded_arguments(name, tiny, tmp_path / "saved")
-    ended = command_lines(workspace, arguments, begun, kill={begun - 1: ("step", 20)})
-    run = only_run(tmp_path / "saved")
-    assert ended[-1].code == -9
-    if begun == 2:
-        assert ended[0].code == 1
-        assert ended[0].after < SOON
-        assert f"recbole-llm run --resume={run}" in ended[0].error
-    resume(workspace, run, resuming)
-    assert_ends_alike(run, whole_backbone(name))
-
-
-@pytest.mark.slow
-def test_a_backbone_in_bfloat16_has_the_same_masters_split_or_not(workspace, tiny, whole_backbone, tmp_path):
-    """The same to the rounding of gradients: those of a process's passes are added up in float32 where it is split."""
-    expected, arguments = whole_backbone("bf16"), sharded_arguments("bf16", tiny, tmp_path / "saved", "none")
-    ended = command_lines(workspace, arguments, kill={1: ("step", 20)})
-    run = only_run(tmp_path / "saved")
-    assert ended[1].code == -9
-    ended = command_lines(workspace, ["run", f"--resume={run}", "--shard=backbone"], kill={0: ("step", 7)})
-    assert ended[0].code == -9
-    resume(workspace, run, 1)
-    found, known = (json.loads((folder / "result.json").read_text()) for folder in (run, expected))
-    losses, others = ([epoch["train_loss"] for epoch in each["history"]] for each in (found, known))
-    assert losses == pytest.approx(others, rel=2**-8)
-    weights, others = (load_file(folder / "model.safetensors") for folder in (run, expected))
-    for name, weight in others.items():
-        assert weights[name].dtype == weight.dtype == (torch.float32 if "projection" in name else torch.bfloat16)
-        torch.testing.assert_close(weights[name], weight, rtol=2**-6, atol=2**-8)
-
-
-@pytest.mark.slow
-def test_an_error_of_one_process_ends_all_that_split_a_backbone(workspace, tiny, tmp_path):
-    arguments = sharded_arguments("lora", tiny, tmp_path / "saved")
     first, second = command_lines(workspace, arguments, kill={1: ("fail", 3)})
     assert (first.code, second.code) == (1, 1)
     assert max(first.after, second.after) < SOON
@@ -332,7 +214,7 @@ def test_an_interruption_of_one_process_ends_all(workspace, tiny, tmp_path):
         (["--learning_rat=1"], 2, "error: there is no setting 'learning_rat'"),
         (["--checkpoint_dir=small/small.inter"], 1, "cannot be made: Not a directory"),
         (["--topk=[100]", "--valid_metric=MRR@100"], 2, "error: topk=[100] is more than the 13 items of small"),
-        (["--loss_type=BCE"], 2, "error: loss_type=BCE does not read all items"),
+        (["--loss_type=TwoLevel"], 2, "error: loss_type=TwoLevel is for one process"),
     ],
 )
 def test_what_is_refused_is_said_once(workspace, change, code, sentence):

@@ -6,27 +6,22 @@ training of a linear model, with the same loss and the same gradients.
 
 import hashlib
 import itertools
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.backbone.stored_states import read_states, write_states
-from recbole_llm.errors import StorageError
+from recbole_llm.backbone.feature_store import Store
 from recbole_llm.packing.ragged import RaggedTable, ranges
 from recbole_llm.packing.sequences import Sequences, distinct
 from recbole_llm.utils.collectives import numbers_of_all, rows_of_all
-from recbole_llm.utils.files import reserve
 from recbole_llm.utils.processes import world
 
 T = TypeVar("T")
 
-_IN_MEMORY = 2 * 1024**3  # bytes; a larger table is memory-mapped
 _REMEMBERED = 256 * 1024**2  # bytes of single states
 _CPU_TOKENS = 4096  # of a pass on the CPU, where a larger one is no faster, and takes minutes of which nothing is seen
 
@@ -34,107 +29,6 @@ _CPU_TOKENS = 4096  # of a pass on the CPU, where a larger one is no faster, and
 def storing_budget(device: torch.device, budget: int) -> int:
     """Return the tokens of a pass whose states are stored: at most `budget`, and so few that progress is seen."""
     return min(budget, _CPU_TOKENS) if device.type == "cpu" else budget
-
-
-class FeatureStore:
-    """A table [rows, width] that is filled once, in order, and then read by row.
-
-    It lies on `device` when it takes at most `in_memory` bytes, and in a memory-mapped temporary file otherwise.
-
-    Args:
-        rows: number of rows.
-        width: size of a row.
-        dtype: float32 or bfloat16.
-        device: where rows are wanted.
-        folder: where a temporary file may be made.
-        in_memory: bytes.
-
-    Raises:
-        StorageError: if the temporary file does not fit on the disk.
-    """
-
-    def __init__(
-        self,
-        rows: int,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        folder: Path,
-        in_memory: int = _IN_MEMORY,
-    ) -> None:
-        self.device = device
-        self._filled = 0
-        size = rows * width * dtype.itemsize
-        if size <= in_memory:
-            self._table = torch.empty(rows, width, dtype=dtype, device=device)
-            return
-        try:
-            # The file has no name any more once it is opened, so an ended process leaves nothing behind.
-            with tempfile.TemporaryFile(dir=folder) as file:
-                reserve(file, size)  # a full disk is found here, not by a signal while writing
-                mapped = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
-        except OSError as error:
-            raise StorageError(
-                f"the {size / 1e9:.1f} GB of hidden states do not fit in {folder}: {error.strerror}"
-            ) from error
-        self._table = torch.from_numpy(mapped).view(dtype).view(rows, width)
-
-    @classmethod
-    def of(cls, table: Tensor, device: torch.device, in_memory: int = _IN_MEMORY) -> "FeatureStore":
-        """Return a filled store of a memory-mapped table [rows, width]; see the class."""
-        store = cls(0, table.shape[1], table.dtype, device, Path())
-        size = table.numel() * table.element_size()
-        store._table = table.to(device, copy=True) if size <= in_memory else table
-        store._filled = len(table)
-        return store
-
-    @property
-    def table(self) -> Tensor:
-        """The rows that are filled: [rows, width], on the device or memory-mapped."""
-        return self._table[: self._filled]
-
-    def append(self, states: Tensor) -> None:
-        """Store the next rows [n, width]."""
-        self._table[self._filled : self._filled + len(states)] = states
-        self._filled += len(states)
-
-    def take(self, rows: Tensor) -> Tensor:
-        """Return rows on the device: [len(rows), width]."""
-        return self._table.index_select(0, rows.to(self._table.device)).to(self.device)
-
-
-def stored_or_computed(
-    key: str,
-    shape: tuple[int, int],
-    dtype: torch.dtype,
-    device: torch.device,
-    folder: Path,
-    limit: float,
-    parts: Callable[[], Iterator[Tensor]],
-    in_memory: int = _IN_MEMORY,
-) -> FeatureStore:
-    """Return a filled store: from the disk where its states are, or computed and stored there for the next run.
-
-    Args:
-        key: see `stored_states.states_key`.
-        shape: rows and their width.
-        dtype: see `FeatureStore`.
-        device: see there.
-        folder: see there.
-        limit: bytes that all stored states may take on the disk.
-        parts: computes the rows in their order, some at a time; with several processes all of them call it together.
-        in_memory: see there.
-    """
-    known = read_states(key, *shape, dtype)
-    if bool(numbers_of_all([known is not None]).all()):
-        assert known is not None
-        return FeatureStore.of(known, device, in_memory)
-    store = FeatureStore(*shape, dtype, device, folder, in_memory)
-    for states in parts():
-        store.append(states)
-    if world().is_first:
-        write_states(key, store.table, limit)
-    return store
 
 
 def by_turns(parts: Iterable[T], compute: Callable[[T], Tensor], none: Tensor) -> Iterator[Tensor]:
@@ -164,7 +58,7 @@ class SharedRows:
         index: int64 [rows] on the device, the row of the store that each row has.
     """
 
-    store: FeatureStore
+    store: Store
     index: Tensor
 
     def take(self, rows: Tensor) -> Tensor:
@@ -214,10 +108,8 @@ class CachedQueries:
     rows: Tensor
     labels: Tensor
 
-    def share(self) -> "CachedQueries":
-        """Return the queries that this process computes, where several share a step: each has every n-th."""
-        own = world()
-        return CachedQueries(self.rows[own.rank :: own.size], self.labels[own.rank :: own.size])
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 class QueryStateCache:
@@ -234,7 +126,7 @@ class QueryStateCache:
 
     def __init__(
         self,
-        store: FeatureStore,
+        store: Store,
         samples: RaggedTable,
         labels: np.ndarray,
         state_before: np.ndarray,
@@ -260,8 +152,18 @@ class QueryStateCache:
             part = slice(before[begin], before[min(begin + size, len(order))])
             yield CachedQueries(epoch.rows[part], epoch.labels[part])
 
+    def share(self, queries: CachedQueries) -> CachedQueries:
+        """Return the queries of a step that this process computes, where several share it.
+
+        They are those whose states it has; where each has all states, every n-th.
+        """
+        own = self.store.share(queries.rows)
+        return CachedQueries(queries.rows[own], queries.labels[own])
+
     def lookup(self, ends: np.ndarray, compute: Callable[[np.ndarray], Tensor]) -> Tensor:
         """Return the state of the last query of each window [windows, width], computing those never stored.
+
+        Where processes share the states, all of them call it together, with windows of their own, perhaps none.
 
         Args:
             ends: int64 [windows], the flat index where each window ends, its last item not included.

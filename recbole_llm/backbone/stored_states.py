@@ -7,11 +7,12 @@ resumed and a model that is loaded find what an earlier one computed. The folder
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,26 +77,28 @@ def read_states(key: str, rows: int, width: int, dtype: torch.dtype) -> Tensor |
     return torch.from_numpy(table).view(dtype)
 
 
-def write_states(key: str, table: Tensor, limit: float) -> None:
-    """Store states [rows, width] under a temporary name and rename it, if they fit.
+def write_states(key: str, shape: tuple[int, int], dtype: torch.dtype, parts: Iterable[Tensor], limit: float) -> None:
+    """Store states under a temporary name and rename it, if they fit.
 
     Args:
         key: see `states_key`.
-        table: on any device.
+        shape: rows and their width.
+        dtype: float32 or bfloat16.
+        parts: the rows in their order, some at a time, on any device.
         limit: bytes that all stored states may take; the least recently used are removed for new ones. What is larger
             than that is not stored. A full disk is no error here: the states are then computed again next time.
     """
-    size = table.numel() * table.element_size() + _HEADER
+    size = shape[0] * shape[1] * dtype.itemsize + _HEADER
     path = _path(key)
     if path is None or size > limit:
         return
     _make_room(path.parent, limit - size)
-    header = {"descr": _numpy_type(table.dtype).str, "fortran_order": False, "shape": tuple(table.shape)}
+    header = {"descr": _numpy_type(dtype).str, "fortran_order": False, "shape": tuple(shape)}
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for part in table.split(_ROWS):
-                file.write(part.contiguous().cpu().view(_torch_type(table.dtype)).numpy().tobytes())
+            for part in itertools.chain.from_iterable(rows.split(_ROWS) for rows in parts):
+                file.write(part.contiguous().cpu().view(_torch_type(dtype)).numpy().tobytes())
     except StorageError as error:
         logging.getLogger().warning("hidden states are not stored for later runs: %s", error)
 

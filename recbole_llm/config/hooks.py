@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from recbole_llm.compat.user_vectors import has_item_scores, item_scores
+from recbole_llm.config.settings.one_pass import TWO_LEVEL
 from recbole_llm.errors import SettingError
 
 ScoresOfItems = Callable[[slice | Tensor], Tensor]
@@ -74,10 +75,9 @@ class ModelHooks:
                 f"{config['model']} trains in one process: start it with recbole-llm run, without torchrun; ST2SI, "
                 f"IDLEAdapter and models with train_positions=all can share a run"
             )
-        if config["loss_type"] not in (None, "CE"):
+        if config["loss_type"] == TWO_LEVEL:
             raise SettingError(
-                f"loss_type={config['loss_type']} does not read all items, and every process would read others: set "
-                f"loss_type=CE, or run without torchrun"
+                f"loss_type={TWO_LEVEL} is for one process: set loss_type=CE or SampledCE, or run without torchrun"
             )
 
     def share_over_processes(self) -> list[Any]:
@@ -201,6 +201,24 @@ class ModelHooks:
             interaction: as for `full_sort_predict`.
         """
         return item_scores(self.model_of_hooks(), interaction)
+
+    def scores_of_own_items(self, interaction: Any, batch: Any) -> tuple[ScoresOfItems, list[int]] | None:
+        """Return what scores this process's items for the rows of all processes, where these share a model by items.
+
+        All processes that share a batch call it together, one that has no row of it, too. By default None: the model
+        is whole, or is to be made whole.
+
+        Args:
+            interaction: the rows of this process.
+            batch: the rows of all, those of process 0 first.
+
+        Returns:
+            What `scores_of_items` does for all rows, of item ids that this process has; and the first item id of each
+            process, and how many ids there are.
+        """
+
+    def before_storing(self) -> None:
+        """Measure what `extra_results` says, while processes that share the model are all there. By default nothing."""
 
     def single_sequence(self) -> Any | None:
         """Return what ranks for one history faster than `full_sort_predict` does, or None (the default).

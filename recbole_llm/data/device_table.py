@@ -128,7 +128,7 @@ class BoundedFullSortLoader(FullSortEvalDataLoader):
         super()._init_batch_size_and_step()
         rows = rows_within(self.config, int(self._dataset.item_num), self._dataset)
         asked = min(self.step, len(self._dataset))
-        self.in_blocks = asked > rows and self.is_sequential and _ranks_in_blocks(self.config)
+        self.in_blocks = asked > rows and self.is_sequential and ranks_in_blocks(self.config)
         if self.in_blocks:
             rows = rows_within(self.config, min(_LEAST_ITEMS, int(self._dataset.item_num)), self._dataset)
         if self.step > rows:
@@ -152,11 +152,11 @@ def rows_within(config: Any, items: int, dataset: Any) -> int:
     return max(config["eval_memory"] * 2**20 // (each * items), 1)
 
 
-def _ranks_in_blocks(config: Any) -> bool:
+def ranks_in_blocks(config: Any) -> bool:
     """Tell whether a run's model scores some items at a time, and its metrics need no table of all scores."""
     register = Register(config)
     whole = any(map(register.need, ("rec.meanrank", "rec.score", "data.label")))
-    return not whole and config["candidates"] is None and scores_in_blocks(config.model_class, config)
+    return not whole and scores_in_blocks(config.model_class, config)
 
 
 class FullSortTableLoader(TableLoader, BoundedFullSortLoader):

@@ -20,6 +20,9 @@ _GROUP = 256  # neighbours of which the maximum is looked at first
 class ItemBlocks:
     """The scores of a batch of rows for all items, a block at a time.
 
+    Rows and items may be shared with other processes, see `evaluation.split_blocks`: what these have is what some
+    methods ask for, which here return what they are given.
+
     Every block is computed in the same shape, so that items with equal vectors have equal scores wherever they stand,
     and ties stay ties.
 
@@ -34,6 +37,7 @@ class ItemBlocks:
     def __init__(self, scores_of: ScoresOfItems, rows: int, items: int, memory: int, device: torch.device) -> None:
         self._scores_of = scores_of
         self.rows, self.items, self.device = rows, items, device
+        self.begin, self.end = 0, items
         self.size = min(_block_size(memory, rows, device), items)
 
     def __len__(self) -> int:
@@ -41,9 +45,12 @@ class ItemBlocks:
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         """Give the first item of each block and its scores, float [rows, items of the block]."""
-        for begin in range(0, self.items, self.size):
-            first = min(begin, self.items - self.size)  # the last block reaches back
-            scores = self._scores_of(slice(first, first + self.size))[:, begin - first :]
+        for begin in range(self.begin, self.end, self.size):
+            first = max(min(begin, self.end - self.size), self.begin)  # the last block reaches back
+            block: slice | Tensor = slice(first, first + self.size)
+            if first + self.size > self.end:  # fewer items than a block has
+                block = torch.arange(first, first + self.size, device=self.device).clamp_(max=self.end - 1)
+            scores = self._scores_of(block)[:, begin - first : self.end - first]
             if begin == 0:
                 scores[:, 0] = -torch.inf
             yield begin, scores
@@ -54,16 +61,50 @@ class ItemBlocks:
         Args:
             items: int64 [rows], no padding id among them.
         """
+        return self._of_pairs(torch.arange(len(items), device=items.device), items)
+
+    def _of_pairs(self, rows: Tensor, items: Tensor) -> Tensor:
+        """Return the scores of items [pairs] for rows [pairs]; there is one pair at least."""
         wanted, places = torch.unique(items, return_inverse=True)
         found = None
         for begin in range(0, len(wanted), self.size):
             part = wanted[begin : begin + self.size]
-            scores = self._scores_of(torch.cat([part, part.new_ones(self.size - len(part))]))
-            rows = ((places >= begin) & (places < begin + self.size)).nonzero()[:, 0]
+            scores = self._scores_of(torch.cat([part, part[-1:].expand(self.size - len(part))]))
+            pairs = ((places >= begin) & (places < begin + self.size)).nonzero()[:, 0]
             found = scores.new_empty(len(items)) if found is None else found
-            found[rows] = scores[rows, places[rows] - begin]
+            found[pairs] = scores[rows[pairs], places[pairs] - begin]
         assert found is not None
         return found
+
+    # -- what other processes have ---------------------------------------------------------------------------------
+
+    def all_rows(self, own: Tensor) -> Tensor:
+        """Return what all rows that are ranked together have, of what the own ones have: [rows, ...]."""
+        return own
+
+    def all_keys(self, own: Tensor) -> Tensor:
+        """Return the keys ``row * items + item`` of all rows, of those of the own ones."""
+        return own
+
+    def own_rows(self, of_all: Tensor) -> Tensor:
+        """Return what the own rows have, of what all have."""
+        return of_all
+
+    def added_up(self, counts: Tensor) -> Tensor:
+        """Return counts over all items, of those over the own ones."""
+        return counts
+
+    def largest(self, values: Tensor) -> Tensor:
+        """Return the largest of some values over all items, of those over the own ones."""
+        return values
+
+    def best(self, found: "BestItems") -> Tensor:
+        """Return the best of all items [rows, k], 0 where there is none, of the best among the own ones."""
+        return found.candidates()
+
+    def require_numbers(self, largest: Tensor) -> None:
+        """Raise TrainingError if the largest score is not a number."""
+        require_numbers(largest)
 
 
 def _block_size(memory: int, rows: int, device: torch.device) -> int:
@@ -136,8 +177,36 @@ class Ranking:
     top: Tensor
 
 
+class BestOfDrawn:
+    """Keeps the best score among drawn items, for every row and draw, block by block.
+
+    Args:
+        drawn: int64 [rows, draws, n], item ids.
+
+    Attributes:
+        values: [rows, draws], -inf before the first block.
+    """
+
+    def __init__(self, drawn: Tensor) -> None:
+        rows, self._draws, each = drawn.shape
+        slots = torch.arange(rows * self._draws, device=drawn.device).repeat_interleave(each)
+        self._pairs = PairsByItem(slots, drawn.flatten())
+        self.values = torch.full((rows, self._draws), -torch.inf, device=drawn.device)
+
+    def add(self, begin: int, scores: Tensor) -> None:
+        """Take the next block [rows, items of the block], whose first item is `begin`."""
+        slots, places = self._pairs.between(begin, begin + scores.shape[1])
+        found = scores[slots // self._draws, places].float()
+        self.values.view(-1).scatter_reduce_(0, slots, found, "amax")
+
+
 def rank_in_blocks(
-    blocks: ItemBlocks, targets: Tensor, left_out: Tensor | None, protocols: tuple[bool, ...], k: int = 0
+    blocks: ItemBlocks,
+    targets: Tensor,
+    left_out: Tensor | None,
+    protocols: tuple[bool, ...],
+    k: int = 0,
+    drawn: BestOfDrawn | None = None,
 ) -> tuple[list[Ranking], Tensor]:
     """Rank a target per row under one or both answers to `repeatable`, in one pass over the items.
 
@@ -147,6 +216,7 @@ def rank_in_blocks(
         left_out: int64 [left out], ``row * items + item``; needed where a protocol is False.
         protocols: answers to `repeatable`, True before False.
         k: how many of the best items are wanted; 0: none.
+        drawn: is given every block, before anything is left out; of several processes each gives it its own.
 
     Returns:
         A ranking for each protocol, and the targets' scores, float [rows].
@@ -154,14 +224,17 @@ def rank_in_blocks(
     Raises:
         TrainingError: if a score is not a number.
     """
+    targets, left_out = blocks.all_rows(targets), None if left_out is None else blocks.all_keys(left_out)
     own = blocks.of(targets)
     candidates = Candidates(targets, blocks.items, left_out)
-    in_front, left_out_in_front = (torch.zeros(len(targets), dtype=torch.int64, device=own.device) for _ in range(2))
+    in_front, left_out_in_front = torch.zeros(2, len(targets), dtype=torch.int64, device=own.device)
     best = [BestItems(k) for _ in protocols] if k else []
     largest = own.amax()  # not a number if any of them is none
     for begin, scores in blocks:
         largest = torch.maximum(largest, scores.amax())
         candidates.put_targets(begin, scores, own)
+        if drawn is not None:
+            drawn.add(begin, scores)
         in_front += (scores >= own[:, None]).sum(dim=1, dtype=torch.int32)
         rows, places = candidates.left_out(begin, scores)
         left_out_in_front += torch.bincount(rows[scores[rows, places] >= own[rows]], minlength=len(targets))
@@ -169,11 +242,15 @@ def rank_in_blocks(
             if not repeatable:
                 scores[rows, places] = -torch.inf
             list_of_best.add(begin, scores)
-    require_numbers(largest)
+    blocks.require_numbers(largest)
+    in_front, left_out_in_front = blocks.own_rows(
+        blocks.added_up(torch.stack([in_front, left_out_in_front], dim=1))
+    ).unbind(dim=1)
     ranks = {True: in_front, False: in_front - left_out_in_front}
     none = torch.empty(len(targets), 0, dtype=torch.int64, device=own.device)
-    tops = [each.candidates() for each in best] or [none] * len(protocols)
-    return [Ranking(ranks[repeatable], top) for repeatable, top in zip(protocols, tops, strict=True)], own
+    tops = [blocks.own_rows(found) for found in ([blocks.best(each) for each in best] or [none] * len(protocols))]
+    found = [Ranking(ranks[repeatable], top) for repeatable, top in zip(protocols, tops, strict=True)]
+    return found, blocks.own_rows(own)
 
 
 class BestItems:
@@ -183,6 +260,7 @@ class BestItems:
         k: how many, at least 1.
 
     Attributes:
+        k: how many, at least 1.
         values: [rows, k], their scores, best first; fewer while fewer items were given. None before the first block.
         items: int64 [rows, k], their ids.
     """
@@ -191,16 +269,16 @@ class BestItems:
     items: Tensor
 
     def __init__(self, k: int) -> None:
-        self._k = k
+        self.k = k
 
     def add(self, begin: int, scores: Tensor) -> None:
         """Take the next block [rows, items of the block], whose first item is `begin`."""
-        values, places = top_by_groups(scores, min(self._k, scores.shape[1]))
+        values, places = top_by_groups(scores, min(self.k, scores.shape[1]))
         if self.values is None:
             self.values, self.items = values, places + begin
             return
         values, items = torch.cat([self.values, values], dim=1), torch.cat([self.items, places + begin], dim=1)
-        self.values, places = values.topk(min(self._k, values.shape[1]), dim=1)
+        self.values, places = values.topk(min(self.k, values.shape[1]), dim=1)
         self.items = items.gather(1, places)
 
     def candidates(self) -> Tensor:

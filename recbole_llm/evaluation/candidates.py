@@ -95,13 +95,26 @@ class CandidateRanking:
         Raises:
             TrainingError: if a score is not a number.
         """
-        others = self._others[self._row : self._row + len(scores)].to(scores.device, torch.int64)
-        self._row += len(scores)
+        others = self.next_drawn(len(scores), scores.device)
         drawn = scores.gather(1, others.flatten(1)).view(others.shape)
         own = scores.gather(1, targets.to(scores.device)[:, None])
         if torch.isnan(drawn).any() or torch.isnan(own).any():
             raise TrainingError("the model's scores are not numbers: training diverged; lower the learning rate")
-        self._hits += (own > drawn.amax(dim=2)).sum(dim=0).cpu()
+        self.count(own[:, 0], drawn.amax(dim=2))
+
+    def next_drawn(self, rows: int, device: torch.device) -> Tensor:
+        """Return what was drawn for the next rows: int64 [rows, seeds, size - 1], item ids; they count as scored."""
+        self._row += rows
+        return self._others[self._row - rows : self._row].to(device, torch.int64)
+
+    def count(self, own: Tensor, best: Tensor) -> None:
+        """Count the hits of some rows.
+
+        Args:
+            own: [rows], the scores of the targets.
+            best: [rows, seeds], the best score among what was drawn.
+        """
+        self._hits += (own[:, None] > best).sum(dim=0).cpu()
 
     def skip(self, rows: int) -> None:
         """Pass over the next rows, which another process scores."""

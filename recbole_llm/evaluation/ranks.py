@@ -10,7 +10,7 @@ from recbole.evaluator.collector import DataStruct
 from torch import Tensor
 
 from recbole_llm.data.known_histories import KnownHistories
-from recbole_llm.evaluation.blocks import ItemBlocks, rank_in_blocks
+from recbole_llm.evaluation.blocks import BestOfDrawn, ItemBlocks, rank_in_blocks
 from recbole_llm.evaluation.candidates import CandidateRanking
 from recbole_llm.evaluation.counting import hits_of_ranks, leave_out, target_ranks
 from recbole_llm.evaluation.recommended_items import RecommendedItemsCollector, only_candidates
@@ -145,7 +145,12 @@ class RankCollector(RecommendedItemsCollector):
             assert self._known is not None
             left_out = self._known.keys(interaction, None, device)
         best = max(self.topk) if self.register.need("rec.items") else 0
-        rankings, scores = rank_in_blocks(blocks, targets, left_out, self._protocols, best)
+        candidates, drawn = self.candidates, None
+        if candidates is not None:
+            drawn = BestOfDrawn(blocks.all_rows(candidates.next_drawn(len(blocks), device)))
+        rankings, scores = rank_in_blocks(blocks, targets, left_out, self._protocols, best, drawn)
+        if candidates is not None and drawn is not None:
+            candidates.count(scores, blocks.own_rows(blocks.largest(drawn.values)))
         for repeatable, ranking in zip(self._protocols, rankings, strict=True):
             struct = self.data_struct if repeatable == self._repeatable else self._other
             if best:

@@ -1,8 +1,9 @@
 """Evaluation that the processes of a run share: every process ranks a part of the rows, the first one measures.
 
-A batch of the evaluated part is cut into as many parts of consecutive rows as there are processes. What is collected of
-all rows is put together in their order, and process 0 runs RecBole's evaluator once: so every metric, additive or not,
-is that of one process.
+A batch of the evaluated part is cut into as many parts of consecutive rows as there are processes. Each process ranks
+its own rows alone, or all of them rank all rows together, each among its own items (`split_blocks`). What is collected
+of all rows is put together in their order, and process 0 runs RecBole's evaluator once: so every metric, additive or
+not, is that of one process.
 """
 
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from recbole_llm.data.known_histories import KnownHistories
 from recbole_llm.evaluation.blocks import ItemBlocks
 from recbole_llm.evaluation.ranks import RankCollector
+from recbole_llm.evaluation.split_blocks import SplitItemBlocks
 from recbole_llm.utils.collectives import object_from_first, objects_of_all
 from recbole_llm.utils.processes import own_part, world
 
@@ -59,8 +61,8 @@ class SharedRankCollector(RankCollector):
     def eval_batch_collect(
         self, scores_tensor: Tensor | ItemBlocks, interaction: Any, positive_u: Tensor | None, positive_i: Tensor | None
     ) -> None:
-        """Collect the own part of one batch."""
-        if len(scores_tensor):
+        """Collect the own part of one batch; of what all rank together, no process is left out."""
+        if len(scores_tensor) or isinstance(scores_tensor, SplitItemBlocks):
             super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
         if self.candidates is not None:
             self.candidates.skip(self._after)

@@ -8,12 +8,19 @@ from torch import Tensor
 
 from recbole_llm.config import registry
 from recbole_llm.config.hooks import ScoresOfItems, scores_in_blocks
+from recbole_llm.evaluation.blocks import BestItems
+from recbole_llm.evaluation.split_blocks import SplitItemBlocks
 from recbole_llm.model.id_model.mixed_scores import MixedScores
 from recbole_llm.model.id_model.scores import IdScores
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
-from recbole_llm.model.layers.split_item_projection import SplitItemProjection
+from recbole_llm.model.layers.item_projections import DrawnItemsProjection
+from recbole_llm.model.layers.split_item_projection import SplitDrawnItems, SplitItemProjection
 from recbole_llm.model.text_recommender import TextRecommender
 from recbole_llm.trainer.split_rows import SplitRows
+from recbole_llm.utils.collectives import rows_of_all
+from recbole_llm.utils.processes import part_counts, world
+
+_BLOCK_BYTES = 512 * 2**20  # of the scores of some items at a time, where no setting says how much
 
 
 class ProjectedRecommender(TextRecommender):
@@ -31,8 +38,12 @@ class ProjectedRecommender(TextRecommender):
 
     def share_over_processes(self) -> list[SplitRows]:
         """Split the projection by items."""
-        split = SplitRows(self.projection.weight)
-        self.projection = SplitItemProjection(self.projection.weight, split)
+        whole = self.projection
+        split = SplitRows(whole.weight)
+        if isinstance(whole, DrawnItemsProjection):
+            self.projection = SplitDrawnItems(whole.weight, split, whole.position_loss)
+        else:
+            self.projection = SplitItemProjection(whole.weight, split)
         return [split]
 
     def empty_pass_loss(self) -> Tensor:
@@ -63,11 +74,8 @@ class ProjectedRecommender(TextRecommender):
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Return the scores of all items: [batch, items], float32, -inf for the padding id."""
-        if self.id_scores is None:
-            return self.projection(self.row_states(interaction))
-        states = self.id_scores.remembered_states(interaction)
-        states = self.row_states(interaction) if states is None else states
-        return self.id_scores.mix(self.projection(states), interaction)
+        scores = self.projection(self._evaluated_states(interaction))
+        return scores if self.id_scores is None else self.id_scores.mix(scores, interaction)
 
     @classmethod
     def scores_in_blocks(cls, config: Any) -> bool:
@@ -85,10 +93,66 @@ class ProjectedRecommender(TextRecommender):
         of_id_model = self.id_scores.scores_of_items(interaction)
         if of_id_model is None:
             return None
-        states = self.id_scores.remembered_states(interaction)
-        states = self.row_states(interaction) if states is None else states
+        states = self._evaluated_states(interaction)
         own = self.projection.in_blocks(states)
         return MixedScores(own, of_id_model, self.id_scores.weight, len(states), self.n_items)
+
+    def scores_of_own_items(
+        self, interaction: Interaction, batch: Interaction
+    ) -> tuple[ScoresOfItems, list[int]] | None:
+        """Return ``W h`` of this process's items for the rows of all, mixed with the ID model's. See `ModelHooks`.
+
+        The states of a row are computed once, by its process; the ID model, which is small, reads all rows in each.
+        """
+        split = self._split()
+        if split is None:
+            return None
+        states = rows_of_all(self._evaluated_states(interaction, batch), part_counts(len(batch)))
+        own = self.projection.in_blocks(states)
+        if self.id_scores is None:
+            return own, split.bounds
+        of_id_model = self.id_scores.scores_of_items(batch)
+        assert of_id_model is not None  # else the trainer has joined the projection
+
+        def of_all(log_sums: Tensor) -> Tensor:
+            return rows_of_all(log_sums[None], [1] * world().size).logsumexp(dim=0)
+
+        shape = (self.id_scores.weight, len(states), split.end, split.begin)
+        return MixedScores(own, of_id_model, *shape, of_all), split.bounds
+
+    def _split(self) -> SplitRows | None:
+        """Return how the projection is split now; None while this process has all of it."""
+        found = self.projection.split if isinstance(self.projection, SplitItemProjection) else None
+        return found if found is not None and found.is_split else None
+
+    def _best_items(self, states: Tensor, k: int) -> Tensor:
+        """Return the best items [rows, k] of states [rows, width], which are the same in all processes."""
+        split = self._split()
+        if split is None:
+            return self.projection(states).topk(k, dim=1).indices
+        shape = (part_counts(len(states)), split.bounds, _BLOCK_BYTES, states.device)
+        blocks = SplitItemBlocks(self.projection.in_blocks(states), *shape)
+        best = BestItems(k)
+        for begin, scores in blocks:
+            best.add(begin, scores)
+        return blocks.best(best)
+
+    def _states_of_rows(self, interaction: Interaction) -> Tensor:
+        """Return the states of rows, perhaps of none: [batch, width], float32."""
+        if not len(interaction) and self.state_cache is None:  # else states are exchanged, perhaps
+            return torch.zeros(0, self.projection.width, device=self.device)
+        return self.row_states(interaction)
+
+    def _evaluated_states(self, interaction: Interaction, batch: Interaction | None = None) -> Tensor:
+        """Return the states of rows, those that choosing the weight of the mix has computed already.
+
+        Args:
+            interaction: the rows of this process.
+            batch: those of all processes that rank them together.
+        """
+        asked = interaction if batch is None else batch
+        states = None if self.id_scores is None else self.id_scores.remembered_states(asked)
+        return self._states_of_rows(interaction) if states is None else states
 
     def before_validation(self, valid_data: Any) -> None:
         """Choose the weight of the ID model's scores, if ``id_weight: ~`` asks for it. See `PackedTrainer`.
@@ -98,4 +162,8 @@ class ProjectedRecommender(TextRecommender):
         """
         if self.id_scores is not None:
             self.eval()
-            self.id_scores.choose_weight_for(self.row_states, self.projection, valid_data, self.projection.in_blocks)
+            split = self._split()
+            bounds = None if split is None else split.bounds
+            self.id_scores.choose_weight_for(
+                self._states_of_rows, self.projection, valid_data, self.projection.in_blocks, bounds
+            )

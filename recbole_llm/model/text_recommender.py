@@ -41,13 +41,16 @@ class TextRecommender(ModelHooks, SequentialRecommender):
         """Whether each training sample has the same hidden states in every epoch; they are then computed once."""
         return False
 
-    def fill_state_cache(self, evaluated: list[Any], folder: Path, progress: Callable[..., Any]) -> None:
+    def fill_state_cache(
+        self, evaluated: list[Any], folder: Path, progress: Callable[..., Any], in_parts: bool = False
+    ) -> None:
         """Compute the hidden states that training and the `evaluated` parts read, once, where `states_never_change`.
 
         Args:
             evaluated: validation and test parts.
             folder: where a large table may be memory-mapped.
             progress: from the number of sequences to a bar with ``update(n)``, a context, such as `tqdm.tqdm`.
+            in_parts: whether each of several processes keeps the states that it computes alone; else all keep all.
         """
         raise NotImplementedError(f"{type(self).__name__} says that its states never change, but stores none")
 

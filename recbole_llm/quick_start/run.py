@@ -144,6 +144,7 @@ def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started:
     fitted, fit_seconds = time.monotonic(), trainer.fit_seconds()
 
     metrics, validated = evaluate_best(parts, trainer, rankings)
+    trainer.before_storing()
     evaluated = time.monotonic()
 
     seconds = {

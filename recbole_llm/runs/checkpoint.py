@@ -88,8 +88,8 @@ def snapshot(model: Any, state: Mapping[str, Tensor]) -> Snapshot:
     """Copy weights of `model`, and what RecBole calls its other parameters.
 
     Args:
-        model: the model.
-        state: its weights that a checkpoint holds, by name, see `StoredWeights`.
+        model: whose weights they are.
+        state: what a checkpoint of it holds, see `StoredWeights`; whole.
     """
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
     others: dict[str, Any] = {}
@@ -113,8 +113,12 @@ def save_weights(path: Path, weights: Snapshot, description: dict[str, str]) -> 
             raise OSError(_errno(str(error)), str(error)) from error
 
 
-def read_weights(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_weights(path: Path, rows: Mapping[str, slice] | None = None) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return the header and the tensors of a file that `save_weights` wrote.
+
+    Args:
+        path: of the file.
+        rows: which rows of some tensors are read, by name; the others are read whole.
 
     Raises:
         CheckpointError: if the file is missing or broken.
@@ -124,7 +128,9 @@ def read_weights(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             found = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = list(file.keys())
+            parts = {name: file.get_slice(name)[part] for name, part in (rows or {}).items() if name in names}
+            tensors = {name: parts[name] if name in parts else file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"the weights {path} are broken or cut short ({error}): run again") from error
     return found, tensors
@@ -135,7 +141,13 @@ def parameters_only(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(_OTHER)}
 
 
-def load_weights(path: Path, model: Any, description: dict[str, str], hooks: StoredWeights) -> None:
+def load_weights(
+    path: Path,
+    model: Any,
+    description: dict[str, str],
+    hooks: StoredWeights,
+    rows: Mapping[str, slice] | None = None,
+) -> None:
     """Load weights that `save_weights` wrote.
 
     Args:
@@ -143,12 +155,13 @@ def load_weights(path: Path, model: Any, description: dict[str, str], hooks: Sto
         model: gets the weights.
         description: what the model is, see `describe`.
         hooks: the model's.
+        rows: which rows of its weights the model has, by name, where it does not have all.
 
     Raises:
         CheckpointError: if the file is missing or broken, or belongs to another model, another catalogue or, where the
             model has something of every user, to other users.
     """
-    found, tensors = read_weights(path)
+    found, tensors = read_weights(path, rows)
     for key, what in (("model", "the model"), ("catalogue", "the item catalogue")):
         if found.get(key) != description[key]:
             raise CheckpointError(

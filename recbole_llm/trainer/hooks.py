@@ -7,6 +7,9 @@ import torch
 from recbole.trainer import Trainer
 from torch import Tensor
 
+from recbole_llm.config.hooks import hooks_of
+from recbole_llm.utils.processes import world
+
 
 class TrainerHooks(Trainer):
     """A RecBole trainer with nothing of its own to prepare, evaluate or store."""
@@ -24,28 +27,40 @@ class TrainerHooks(Trainer):
         return contextlib.nullcontext()
 
     def stored_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the model has the weights to keep, as `in_first` asks for them."""
+        """Return a context in which the model has the weights to keep, split where they are: see `whole_state`."""
         return contextlib.nullcontext()
 
-    def in_first(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights of the model, whole in process 0, which stores them. All processes call it together.
+    def joined_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model is whole where several processes split it; by default it always is."""
+        return contextlib.nullcontext()
+
+    def whole_backbone(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which a backbone that several processes split is whole; by default it always is.
 
         Args:
-            state: by name; by default they are whole.
-        """
-        return state
-
-    def joined_weights(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the model is whole where several processes split it; by default it always is.
-
-        Args:
-            written: whether what the block writes into the weights stays.
+            written: whether what the block writes into the backbone stays.
         """
         del written
         return contextlib.nullcontext()
 
     def after_training(self) -> None:
-        """Make the model whole for good where several processes split it; by default it is."""
+        """Make the model whole for good where several processes split it and cannot rank so; by default it is."""
+
+    def before_storing(self) -> None:
+        """Let the model measure what its result holds, and make it whole in process 0, which stores the run."""
+        hooks_of(self.model).before_storing()
+
+    def whole_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights of the model as one process has them; where several share it, in process 0 alone.
+
+        Args:
+            state: weights by name.
+        """
+        return state if world().is_first else {}
+
+    def own_rows(self) -> dict[str, slice]:
+        """Return which rows of weights this process has, by name, where several split them; by default all of all."""
+        return {}
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return the state of an optimiser, as one process has it."""

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import get_scheduler
 
 from recbole_llm.config.settings.one_pass import TWO_LEVEL
+from recbole_llm.data.device_table import ranks_in_blocks
 from recbole_llm.data.prefetch import prefetch
 from recbole_llm.errors import TrainingError
 from recbole_llm.trainer.graphed_step import GraphedStep
@@ -79,7 +80,7 @@ class PackedTrainer(TrainerHooks):
         sharded = is_sharded(self.config["shard"], self.model, torch.device(self.device))
         if sharded:
             logging.getLogger().info("The backbone is split over %d processes", world().size)
-        return SharedSteps(self.model, sharded)
+        return SharedSteps(self.model, ranks_in_blocks(self.config), sharded)
 
     def _samples(self, epoch: int) -> Any:
         # The epoch's own generator: a resumed run draws what the uninterrupted one draws.
@@ -99,8 +100,10 @@ class PackedTrainer(TrainerHooks):
         def bar(sequences: int) -> Any:
             return tqdm(total=sequences, desc="Hidden states", ncols=100, disable=not show_progress)
 
+        # Where a process ranks rows of its own, it asks for their states when others may not.
+        in_parts = self.shared is not None and self.shared.ranks_split
         with self.whole_backbone():
-            self.model.fill_state_cache(parts, self.run_folder, bar)
+            self.model.fill_state_cache(parts, self.run_folder, bar, in_parts)
         if self._replays():
             queries = self.model.state_cache.samples.lengths
             # Room for a step of average samples and a half; the rare larger one is taken without the graph.
@@ -144,7 +147,7 @@ class PackedTrainer(TrainerHooks):
         cache = self.model.state_cache
         if cache is not None:
             for queries in cache.steps(order.permutation(len(cache.samples)), self.batch_size):
-                yield len(queries.labels), [queries if self.shared is None else queries.share()]
+                yield len(queries.labels), [queries if self.shared is None else cache.share(queries)]
             return
         samples = self._samples(epoch)
         shuffled = order.permutation(len(samples))
@@ -204,31 +207,50 @@ class PackedTrainer(TrainerHooks):
     def evaluated_weights(self) -> Iterator[None]:
         """Return a context in which the model has the average of its weights, if `weight_average` asks for one.
 
-        What several processes split is whole in it.
+        What several processes split is whole in it, but for items if each can rank its own.
         """
-        with self.stored_weights(), self.joined_weights():
+        ranks_split = self.shared is not None and self.shared.ranks_split
+        with self.stored_weights(), self.whole_backbone() if ranks_split else self.joined_weights():
             yield
 
     def stored_weights(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the model has the average of its weights, if `weight_average` asks for one."""
         return contextlib.nullcontext() if self.average is None else self.average.in_model()
 
-    def in_first(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights, whole in process 0. See `TrainerHooks`."""
-        return state if self.shared is None else self.shared.in_first(state)
+    def joined_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has all rows of what several processes split."""
+        return contextlib.nullcontext() if self.shared is None else self.shared.joined()
 
-    def joined_weights(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the model has all rows of what several processes split. See `TrainerHooks`."""
-        return contextlib.nullcontext() if self.shared is None else self.shared.joined(written)
-
-    def whole_backbone(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the model has all rows of a split backbone, for passes that are not shared."""
-        return contextlib.nullcontext() if self.shared is None else self.shared.joined_backbone()
+    def whole_backbone(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has all rows of a split backbone. See `TrainerHooks`."""
+        return contextlib.nullcontext() if self.shared is None else self.shared.joined_backbone(written)
 
     def after_training(self) -> None:
-        """Join what several processes split, for good."""
-        if self.shared is not None:
+        """Join what several processes split for good, but for items if each can rank its own."""
+        if self.shared is not None and self.shared.ranks_split:
+            self.shared.join_backbone()
+        elif self.shared is not None:
             self.shared.join()
+
+    def before_storing(self) -> None:
+        """Let the model measure its extra results, and join what is split in process 0. See `TrainerHooks`."""
+        super().before_storing()
+        if self.shared is not None:
+            self.shared.join_in_first()
+
+    def whole_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights with all rows of what is split, in process 0, where they are gathered one after the other."""
+        if self.shared is None:
+            return super().whole_state(state)
+        splits = self.shared.split_weights(self.model)
+        gathered = {name: splits[name].to_first(splits[name].rounded()) for name in state if name in splits}
+        whole = {name: weight for name, weight in gathered.items() if weight is not None}
+        return {**super().whole_state(state), **whole}
+
+    def own_rows(self) -> dict[str, slice]:
+        """Return which rows of split weights this process has. See `TrainerHooks`."""
+        splits = {} if self.shared is None else self.shared.split_items(self.model)
+        return {name: slice(split.begin, split.end) for name, split in splits.items()}
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return the state of an optimiser as one process has it."""

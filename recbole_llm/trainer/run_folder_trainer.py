@@ -17,6 +17,7 @@ from recbole_llm.errors import TrainingError
 from recbole_llm.evaluation.blocks import ItemBlocks
 from recbole_llm.evaluation.ranks import mean_reciprocal_rank
 from recbole_llm.evaluation.shared_ranks import FirstEvaluates, SharedRankCollector, rank_collector
+from recbole_llm.evaluation.split_blocks import SplitItemBlocks
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs.context import RunContext
 from recbole_llm.runs.outside_state import OutsideState
@@ -24,7 +25,7 @@ from recbole_llm.trainer.device_steps import DeviceSteps
 from recbole_llm.trainer.hooks import TrainerHooks
 from recbole_llm.trainer.one_tensorboard import one_tensorboard
 from recbole_llm.utils.collectives import object_from_first
-from recbole_llm.utils.processes import meet, world
+from recbole_llm.utils.processes import meet, part_counts, world
 
 
 class HostRows(Interaction):
@@ -151,7 +152,7 @@ class RunFolderMixin(TrainerHooks):
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         with self.stored_weights():
-            state = self.in_first(hooks_of(self.model).stored_state())
+            state = self.whole_state(hooks_of(self.model).stored_state())
             if world().is_first:
                 self._best = checkpoint.snapshot(self.model, state)
 
@@ -166,7 +167,10 @@ class RunFolderMixin(TrainerHooks):
         meet()
         path = Path(self.saved_model_file)
         if path.exists():
-            checkpoint.load_weights(path, self.model, self.description, hooks_of(self.model))
+            self._load_weights(path)
+
+    def _load_weights(self, path: Path) -> None:
+        checkpoint.load_weights(path, self.model, self.description, hooks_of(self.model), self.own_rows())
 
     def save_pretrained_model(self, epoch: int, saved_model_file: str) -> None:
         """Store a pre-trained model (S3Rec) as safetensors; repairs `recbole/trainer/trainer.py:755`."""
@@ -184,7 +188,7 @@ class RunFolderMixin(TrainerHooks):
         return result
 
     def _resume_state(self, finished: bool) -> dict[str, Any]:
-        model = {name: tensor.detach().cpu() for name, tensor in self.in_first(self._own_weights()).items()}
+        own = self.whole_state(self._own_weights())
         return {
             "description": self.description,
             "epoch": self.epochs_done,
@@ -194,7 +198,7 @@ class RunFolderMixin(TrainerHooks):
             "history": self.history,
             "finished": finished,
             "seconds": self.fit_seconds(),
-            "model": model,
+            "model": {name: tensor.detach().cpu() for name, tensor in own.items()},
             "optimizers": {name: self.optimizer_state(optimizer) for name, optimizer in self._optimizers().items()},
             "random": checkpoint.random_states(),
             "loaders": [generator.get_state() for generator in self._loader_generators],
@@ -234,7 +238,9 @@ class RunFolderMixin(TrainerHooks):
         state = checkpoint.load_resume(path, self.description)
         if not state["finished"]:
             weights = {**self.weights_of_more(state["more"]), **state["model"]}
-            with self.joined_weights(written=True):
+            for name, rows in self.own_rows().items():
+                weights[name] = weights[name][rows]
+            with self.whole_backbone(written=True):
                 checkpoint.load_state(path, self.model, weights, hooks_of(self.model))
             for name, stored in state["optimizers"].items():
                 self.load_optimizer_state(getattr(self, name), stored)
@@ -263,9 +269,12 @@ class RunFolderMixin(TrainerHooks):
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
     def _full_sort_batch_eval(self, batched_data: Any) -> Any:
+        batch = batched_data[0]
         if isinstance(self.eval_collector, SharedRankCollector):
             batched_data = self.eval_collector.own_part(batched_data)
         interaction, _, positive_u, positive_i = batched_data
+        if world().is_shared and (of_own_items := self._blocks_of_own_items(interaction, batch)) is not None:
+            return interaction, of_own_items, positive_u, positive_i
         if not len(interaction):  # another process has the rows of a small batch
             return interaction, torch.empty(0, self.tot_item_num, device=self.device), positive_u, positive_i
         if hooks_of(self.model).histories_on_host:
@@ -277,6 +286,16 @@ class RunFolderMixin(TrainerHooks):
                 blocks = ItemBlocks(scores_of, rows, self.tot_item_num, memory, torch.device(self.device))
                 return interaction, blocks, positive_u, positive_i
         return super()._full_sort_batch_eval((interaction, None, positive_u, positive_i))
+
+    def _blocks_of_own_items(self, own: Interaction, batch: Interaction) -> SplitItemBlocks | None:
+        """Return the scores of a batch that all processes rank together; None if the model is whole in each."""
+        hooks, device = hooks_of(self.model), torch.device(self.device)
+        if hooks.histories_on_host:
+            own, batch = HostRows(own.interaction), HostRows(batch.interaction)
+        found = hooks.scores_of_own_items(own.to(device), batch.to(device))
+        if found is None:
+            return None
+        return SplitItemBlocks(found[0], part_counts(len(batch)), found[1], self.config["eval_memory"] * 2**20, device)
 
     @torch.no_grad()
     def evaluate(
@@ -295,8 +314,7 @@ class RunFolderMixin(TrainerHooks):
             return None
         if load_best_model:
             meet()  # process 0 has written them
-            path = Path(model_file or self.saved_model_file)
-            checkpoint.load_weights(path, self.model, self.description, hooks_of(self.model))
+            self._load_weights(Path(model_file or self.saved_model_file))
         self._begin_ranking(eval_data)
         result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
         if self.eval_collector.has_ranks():

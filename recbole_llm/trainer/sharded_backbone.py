@@ -130,13 +130,16 @@ class ShardedBackbone:
 
     def join(self) -> None:
         """Give the model its backbone with whole weights, for good: it is not trained any more."""
+        if not self._model.backbone_is_sharded:
+            return
         self._fill()
         self._model.backbone = self._whole
         self._model.backbone_is_sharded = False
+        self.splits = {}
 
     def _fill(self) -> dict[str, nn.Parameter]:
         weights = {
-            name: nn.Parameter(split.whole_weight(), requires_grad=split.weight.requires_grad)
+            name: nn.Parameter(split.whole(split.rounded()), requires_grad=split.weight.requires_grad)
             for name, split in self.splits.items()
         }
         for module, leaf, name in self._places:
@@ -194,9 +197,9 @@ class ShardMasters(MasterWeights):
         """Return what the model's weights are, whole, with the masters that `state` returned."""
         return [master.to(split.dtype) for split, master in zip(self._low_splits, state, strict=True)]
 
-    def state(self) -> list[Tensor]:
-        """Return the masters, whole in process 0. All processes call it together."""
-        return [split.in_first(split.weight.detach()) for split in self._low_splits]
+    def state(self) -> list[Any]:
+        """Return the masters, whole in process 0, None in the others. All processes call it together."""
+        return [split.to_first(split.weight.detach()) for split in self._low_splits]
 
     def load_state(self, state: list[Tensor]) -> None:
         """Take back what `state` returned, its own rows of it."""

@@ -5,7 +5,7 @@ divided by the queries of the whole step, so gradients are added up, not average
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,22 +54,23 @@ class SharedSteps:
 
     Args:
         model: its weights are those of process 0 afterwards, and what its `share_over_processes` says is split.
+        ranks_split: see below.
         sharded: whether its backbone is split, too, see `ShardedBackbone`.
 
     Attributes:
         splits: weights whose rows are split.
+        ranks_split: whether the rows of items stay split while items are ranked: a process then scores its own.
         backbone: the split backbone; None if every process has all of it.
     """
 
-    def __init__(self, model: Any, sharded: bool = False) -> None:
+    def __init__(self, model: Any, ranks_split: bool = False, sharded: bool = False) -> None:
         from_first_([parameter.data for parameter in model.parameters() if parameter.requires_grad])
         self._rows: list[SplitRows] = hooks_of(model).share_over_processes()
+        self.ranks_split = ranks_split
         self.backbone = ShardedBackbone(model) if sharded else None
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self._by_name: dict[str, SplitWeight] = {names[id(rows.weight)]: rows for rows in self._rows}
+        self.splits: list[SplitWeight] = [*self._rows]
         if self.backbone is not None:
-            self._by_name |= self.backbone.splits
-        self.splits = list(self._by_name.values())
+            self.splits += self.backbone.splits.values()
         self._with_gradient: list[bool] | None = None
 
     def masters(self, groups: list[dict[str, Any]]) -> MasterWeights:
@@ -138,44 +139,47 @@ class SharedSteps:
         torch.nn.utils.clip_grads_with_norm_(list(weights), max_norm, total)
 
     @contextlib.contextmanager
-    def joined(self, written: bool = False) -> Iterator[None]:
-        """Give split weights all of their rows until the block ends. All processes call it together.
-
-        Args:
-            written: whether what the block writes into the backbone stays.
-        """
+    def joined(self) -> Iterator[None]:
+        """Give split weights all of their rows until the block ends. All processes call it together."""
         with contextlib.ExitStack() as stack:
             for rows in self._rows:
                 stack.enter_context(rows.joined())
-            stack.enter_context(self.joined_backbone(written))
+            stack.enter_context(self.joined_backbone())
             yield
 
     def joined_backbone(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Return a context as `joined`, of the backbone alone."""
+        """Return a context as `joined`, of the backbone alone.
+
+        Args:
+            written: whether what the block writes into it stays.
+        """
         return contextlib.nullcontext() if self.backbone is None else self.backbone.joined(written)
 
     def join(self) -> None:
         """Give split weights all of their rows, for good."""
         for rows in self._rows:
             rows.join()
+        self.join_backbone()
+
+    def join_backbone(self) -> None:
+        """Give the backbone all of its rows, for good."""
         if self.backbone is not None:
             self.backbone.join()
 
-    def in_first(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights with all of their rows on the CPU of process 0, which stores them; nothing in the others.
+    def join_in_first(self) -> None:
+        """Give split weights all of their rows in process 0, for good. All processes call it together."""
+        for rows in self._rows:
+            rows.join_in_first()
 
-        They are joined one by one: no process has all of them on its device. All processes call it together.
+    def split_items(self, model: Any) -> dict[str, SplitRows]:
+        """Return how weights of the model are split by items now, by name; without those that are joined."""
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        return {names[id(rows.weight)]: rows for rows in self._rows if rows.is_split}
 
-        Args:
-            state: the model's weights by name, while they are split.
-        """
-        found = {}
-        for name, tensor in state.items():
-            split = self._by_name.get(name)
-            whole = tensor if split is None else split.whole_weight()
-            if world().is_first:
-                found[name] = whole.detach().cpu()
-        return found
+    def split_weights(self, model: Any) -> dict[str, SplitWeight]:
+        """Return how weights of the model are split now, by name, those of its backbone, too."""
+        found: dict[str, SplitWeight] = {**self.split_items(model)}
+        return found if self.backbone is None else {**found, **self.backbone.splits}
 
 
 def _norm(weights: Sequence[Tensor], norm_type: float, device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_llm.utils.collectives import rows_of_all
+from recbole_llm.utils.collectives import rows_of_all, rows_to_first
 from recbole_llm.utils.processes import world
 
 
@@ -26,6 +26,7 @@ class SplitWeight:
         counts: how many rows each process has.
         begin: the first row of this process.
         end: the row after its last.
+        is_split: whether the parameter has the rows of this process now, and not all of them.
     """
 
     def __init__(self, weight: Tensor, rows: int, dtype: torch.dtype | None = None) -> None:
@@ -36,6 +37,7 @@ class SplitWeight:
         self.bounds = [min(rank * each, rows) for rank in range(own.size + 1)]
         self.counts = [end - begin for begin, end in zip(self.bounds, self.bounds[1:], strict=False)]
         self.begin, self.end = self.bounds[own.rank], self.bounds[own.rank + 1]
+        self.is_split = True
 
     def own(self, whole: Tensor) -> Tensor:
         """Return a copy of the rows of this process, of a tensor with all rows."""
@@ -45,17 +47,16 @@ class SplitWeight:
         """Return all rows, of a tensor with those of this process. All processes call it together."""
         return rows_of_all(own.contiguous(), self.counts)
 
-    def in_first(self, own: Tensor) -> Tensor:
-        """Return all rows on the CPU in process 0, which writes them; what was given in the others.
+    def to_first(self, own: Tensor) -> Tensor | None:
+        """Return all rows in process 0, on the CPU, of a tensor with those of this process; None in the others.
 
-        All processes call it together. For a moment each has all rows of this one tensor.
+        All processes call it together.
         """
-        whole = self.whole(own)
-        return whole.cpu() if world().is_first else own
+        return rows_to_first(own.contiguous(), self.counts)
 
-    def whole_weight(self) -> Tensor:
-        """Return the weight with all rows, in its `dtype`. All processes call it together."""
-        return self.whole(self.weight.data.to(self.dtype))
+    def rounded(self) -> Tensor:
+        """Return the rows of this process in `dtype`."""
+        return self.weight.data.to(self.dtype)
 
 
 class SplitRows(SplitWeight):
@@ -76,17 +77,32 @@ class SplitRows(SplitWeight):
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
         """Give the parameter all of its rows until the block ends; what the block writes into them stays."""
+        if not self.is_split:
+            yield
+            return
         own = self.weight.data
         self.weight.data = self.whole(own)
+        self.is_split = False
         try:
             yield
         finally:
             own.copy_(self.weight.data[self.begin : self.end])
             self.weight.data = own
+            self.is_split = True
 
     def join(self) -> None:
         """Give the parameter all of its rows, for good: it is not trained any more."""
-        self.weight.data = self.whole(self.weight.data)
+        if self.is_split:
+            self.weight.data = self.whole(self.weight.data)
+            self.is_split = False
+
+    def join_in_first(self) -> None:
+        """Give the parameter all of its rows in process 0, on the CPU, for good: for what that one writes."""
+        if self.is_split:
+            whole = self.to_first(self.weight.data)
+            if whole is not None:
+                self.weight.data = whole
+                self.is_split = False
 
 
 class SplitState:
@@ -104,8 +120,11 @@ class SplitState:
         self._splits = {index: of_weight[id(w)] for index, w in enumerate(weights) if id(w) in of_weight}
 
     def whole_optimizer(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return an optimiser's `state_dict` with whole tensors in process 0. All processes call it together."""
-        return self._optimizer(state, SplitWeight.in_first, lambda split: split.end - split.begin)
+        """Return an optimiser's `state_dict` with whole tensors in process 0, which stores it.
+
+        All processes call it together; in the others what is split is None.
+        """
+        return self._optimizer(state, SplitWeight.to_first, lambda split: split.end - split.begin)
 
     def own_optimizer(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return a whole `state_dict` with the rows of this process."""
@@ -114,7 +133,7 @@ class SplitState:
     def _optimizer(
         self,
         state: dict[str, Any],
-        turned: Callable[[SplitWeight, Tensor], Tensor],
+        turned: Callable[[SplitWeight, Tensor], Tensor | None],
         rows: Callable[[SplitWeight], int],
     ) -> dict[str, Any]:
         found = dict(state["state"])
@@ -126,9 +145,9 @@ class SplitState:
                 }
         return {**state, "state": found}
 
-    def whole_list(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return one tensor per weight, those of split weights whole in process 0. All processes call it together."""
-        return [self._splits[i].in_first(t) if i in self._splits else t for i, t in enumerate(tensors)]
+    def whole_list(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return one tensor per weight, those of split weights whole in process 0, see `whole_optimizer`."""
+        return [self._splits[i].to_first(t) if i in self._splits else t for i, t in enumerate(tensors)]
 
     def own_list(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return one tensor per weight, those of split weights with the rows of this process."""

@@ -5,7 +5,7 @@ GPU tensors go by NCCL, on the CPU by gloo.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 from recbole_llm.utils.processes import ended, world
 
 T = TypeVar("T")
+_PIECE_BYTES = 64 * 2**20  # of what a process sends to the first one at a time
 # Of this process, though they are RuntimeErrors; torch names the second since 2.8.
 _OWN_FAULTS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
 
@@ -116,3 +117,54 @@ def rows_of_all(own: Tensor, counts: Sequence[int]) -> Tensor:
     with _others_there():
         distributed.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def rows_in_first(own: Tensor, parts: Iterable[tuple[int, int]]) -> Iterator[Tensor]:
+    """Yield the rows of all processes in process 0, a part at a time; nothing in the others.
+
+    All processes take all that there is.
+
+    Args:
+        own: the rows of this process, those of its parts one after the other.
+        parts: the process that has each part, and how many rows it has.
+    """
+    begin = 0
+    for rank, count in parts:
+        mine = own[begin : begin + count].contiguous() if rank == world().rank else None
+        begin += 0 if mine is None else count
+        with _others_there():
+            if mine is not None and rank > 0:
+                distributed.send(mine, 0)
+            elif mine is None and world().is_first:
+                mine = own.new_empty(count, *own.shape[1:])
+                distributed.recv(mine, rank)
+        if world().is_first and mine is not None:
+            yield mine
+
+
+def rows_to_first(own: Tensor, counts: Sequence[int], piece_bytes: int = _PIECE_BYTES) -> Tensor | None:
+    """Return the rows of all processes in process 0, [sum of counts, ...] on the CPU; None in the others.
+
+    They are sent in pieces, so that no device holds all of them.
+
+    Args:
+        own: the rows of this process, [counts[rank], ...].
+        counts: how many rows each process has.
+        piece_bytes: the most that a process sends at once.
+    """
+    if not world().is_shared:
+        return own.cpu()
+    size = min(max(piece_bytes // (own.shape[1:].numel() * own.element_size()), 1), max(counts))
+    whole = own.new_empty(sum(counts), *own.shape[1:], device="cpu") if world().is_first else None
+    begins = [sum(counts[:rank]) for rank in range(len(counts))]
+    for begin in range(0, max(counts), max(size, 1)):
+        piece = own.new_zeros(size, *own.shape[1:])
+        piece[: len(own[begin : begin + size])] = own[begin : begin + size]
+        parts = None if whole is None else [torch.empty_like(piece) for _ in counts]
+        with _others_there():
+            distributed.gather(piece, parts, dst=0)
+        for part, first, count in zip(parts or (), begins, counts, strict=False):
+            end = min(begin + size, count)
+            if whole is not None and end > begin:
+                whole[first + begin : first + end] = part[: end - begin].cpu()
+    return whole

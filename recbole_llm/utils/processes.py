@@ -8,6 +8,7 @@ in the store takes no part in a collective, whose time is limited.
 
 import contextlib
 import datetime
+import itertools
 import json
 import os
 import signal
@@ -158,8 +159,18 @@ def _part() -> None:
 
 def own_part(count: int) -> slice:
     """Return which of `count` things, in consecutive parts, are those of this process."""
-    own = world()
-    return slice(own.rank * count // own.size, (own.rank + 1) * count // own.size)
+    bounds, own = part_bounds(count), world()
+    return slice(bounds[own.rank], bounds[own.rank + 1])
+
+
+def part_bounds(count: int) -> list[int]:
+    """Return where the part of each process begins, see `own_part`, and `count`."""
+    return [rank * count // world().size for rank in range(world().size + 1)]
+
+
+def part_counts(count: int) -> list[int]:
+    """Return how many of `count` things are in the part of each process, see `own_part`."""
+    return [end - begin for begin, end in itertools.pairwise(part_bounds(count))]
 
 
 # -- one before the others -------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.backbone.feature_cache import FeatureStore, SharedRows, StateMemory, stored_or_computed
+from recbole_llm.backbone.feature_cache import SharedRows, StateMemory
+from recbole_llm.backbone.feature_store import FeatureStore, stored_or_computed
 from recbole_llm.backbone.stored_states import read_states, states_key, write_states
 from recbole_llm.packing.ragged import RaggedTable
 from recbole_llm.packing.sequences import Sequences, digests, distinct
@@ -19,11 +20,15 @@ def table_of(rows=5, width=3, dtype=torch.float32):
     return torch.arange(rows * width).view(rows, width).mul(0.37).to(dtype)
 
 
+def write(key, table, limit):
+    write_states(key, table.shape, table.dtype, table.split(2), limit)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("in_memory", [0, 2**20])
 def test_states_come_back_bit_for_bit(workdir, dtype, in_memory):
     table = table_of(dtype=dtype)
-    write_states("a", table, 1e9)
+    write("a", table, 1e9)
     store = FeatureStore.of(read_states("a", 5, 3, dtype), CPU, in_memory)
     assert torch.equal(store.take(torch.tensor([4, 0])), table[[4, 0]])
     assert torch.equal(store.table, table)
@@ -53,7 +58,7 @@ def test_a_broken_file_is_computed_again(workdir, damage):
 
 
 def test_another_shape_or_type_is_another_table(workdir):
-    write_states("a", table_of(), 1e9)
+    write("a", table_of(), 1e9)
     assert read_states("a", 5, 4, torch.float32) is None
     assert read_states("a", 4, 3, torch.float32) is None
     assert read_states("a", 5, 3, torch.bfloat16) is None
@@ -63,21 +68,21 @@ def test_another_shape_or_type_is_another_table(workdir):
 def test_the_least_recently_used_leave_for_new_ones(workdir):
     folder = cache_folder("states")
     for age, name in ((300, "a"), (200, "b"), (100, "c")):
-        write_states(name, table_of(), 1e9)
+        write(name, table_of(), 1e9)
         past = (folder / f"{name}.npy").stat().st_mtime - age
         os.utime(folder / f"{name}.npy", (past, past))
     assert read_states("a", 5, 3, torch.float32) is not None  # which uses it
-    write_states("d", table_of(), 3.5 * (folder / "a.npy").stat().st_size)
+    write("d", table_of(), 3.5 * (folder / "a.npy").stat().st_size)
     assert sorted(path.stem for path in folder.iterdir()) == ["a", "c", "d"]
-    write_states("e", table_of(), 5 * 3 * 4)  # larger than the limit: it takes no other's place
-    write_states("e", table_of(), 0)
+    write("e", table_of(), 5 * 3 * 4)  # larger than the limit: it takes no other's place
+    write("e", table_of(), 0)
     assert sorted(path.stem for path in folder.iterdir()) == ["a", "c", "d"]
 
 
 def test_a_cache_that_cannot_be_written_only_stores_nothing(workdir, monkeypatch):
     (workdir / "file").touch()
     monkeypatch.setenv("RECBOLE_LLM_CACHE", str(workdir / "file"))
-    write_states("a", table_of(), 1e9)
+    write("a", table_of(), 1e9)
     assert read_states("a", 5, 3, torch.float32) is None
 
 

@@ -6,6 +6,7 @@ import torch
 from small_data import build_parts, write_dataset
 
 from recbole_llm.errors import TrainingError
+from recbole_llm.evaluation.candidates import CandidateRanking
 from recbole_llm.evaluation.counting import hits_of_ranks, leave_out, target_ranks
 from recbole_llm.model.id_model.mixed_ranks import mixed_ranks
 
@@ -86,12 +87,12 @@ def test_scores_that_are_not_numbers_are_an_error():
 def test_a_batch_is_no_larger_than_its_memory(workdir, model, own, rows_of_a_mebibyte):
     """More items than fit: 40 rows of 4 numbers of 4 bytes for each of 1,639 items are 1 MiB.
 
-    SASRec scores some items at a time: 128 rows of 512 items are as much.
+    SASRec scores some items at a time: 128 rows of 512 items are as much. So are its drawn candidates.
     """
     histories = {f"u{n}": [f"i{(n * 17 + place) % 1638}" for place in range(30)] for n in range(60)}
     histories |= {"first": [f"i{place}" for place in range(900)], "last": [f"i{place}" for place in range(900, 1638)]}
     write_dataset(workdir, histories, titles=None)
-    steps, ranks, metrics = {}, {}, {}
+    steps, ranks, metrics, hits = {}, {}, {}, {}
     for memory in (1, 4096):
         sizes = {"train_batch_size": 2048, "eval_batch_size": 100 * 1639}
         parts = build_parts(
@@ -100,6 +101,9 @@ def test_a_batch_is_no_larger_than_its_memory(workdir, model, own, rows_of_a_meb
         steps[memory] = parts.test.step
         trainer = parts.trainer()
         trainer.eval_collector.data_collect(parts.train)
+        if model == "SASRec":
+            earlier = [parts.train._dataset, parts.valid._dataset]
+            trainer.eval_collector.candidates = CandidateRanking(parts.test._dataset, earlier, 6, 2)
         rows = []
         collect = trainer.eval_collector.eval_batch_collect
         trainer.eval_collector.eval_batch_collect = lambda scores, *rest, into=rows, to=collect: (
@@ -110,8 +114,11 @@ def test_a_batch_is_no_larger_than_its_memory(workdir, model, own, rows_of_a_meb
         assert parts.test.in_blocks == (model == "SASRec" and memory == 1)
         assert max(rows) <= steps[memory]
         ranks[memory] = trainer.eval_collector.collected()
+        if model == "SASRec":
+            hits[memory] = trainer.eval_collector.candidates._hits.tolist()
     assert steps[1] == rows_of_a_mebibyte and steps[4096] >= 61
     assert metrics[1] == metrics[4096]
+    assert hits.get(1) == hits.get(4096) != [0, 0]
     for found, expected in zip(ranks[1], ranks[4096], strict=True):
         assert np.array_equal(found, expected)
 

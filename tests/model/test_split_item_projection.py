@@ -54,9 +54,77 @@ def split_losses(processes):
     return found
 
 
+DRAWN = {"SampledCE": 40, "plain SampledCE": 40, "gBCE": 7, "BPR": 1}  # losses on drawn items, and how many
+
+
+def drawn_loss(name, items):
+    """Return a loss on drawn items, whose draws for a query follow from its label."""
+    from recbole_llm.model.layers.position_loss import PositionLoss
+
+    def others(labels, number):
+        shift = torch.arange(1, number + 1, device=labels.device) * 3
+        return (labels[:, None] + shift) % (items - 1) + 1
+
+    correction = "plain" if name.startswith("plain") else "corrected"
+    popularity = torch.arange(items).float()
+    loss = PositionLoss(name.removeprefix("plain "), popularity, DRAWN[name], correction=correction)
+    loss._others = others
+    return loss
+
+
+def drawn_losses(processes):
+    """Return what `split_losses` does, for the losses on drawn items; called in a process."""
+    from recbole_llm.model.layers import split_table
+    from recbole_llm.model.layers.split_item_projection import SplitDrawnItems
+    from recbole_llm.trainer.split_rows import SplitRows
+    from recbole_llm.utils.processes import world
+
+    split_table._PIECE_BYTES = 4 * WIDTH * 5  # five pairs
+    found = {}
+    for case_name in ("a process without queries", "labels that are left out"):
+        for loss_name in DRAWN:
+            counts, states, weight, labels = case(case_name, processes)
+            begin = sum(counts[: world().rank])
+            own = slice(begin, begin + counts[world().rank])
+            parameter = torch.nn.Parameter(weight)
+            split = SplitRows(parameter)
+            projection = SplitDrawnItems(parameter, split, drawn_loss(loss_name, len(weight)))
+            own_states = states[own].clone().requires_grad_()
+            torch.manual_seed(world().rank)
+            loss = projection.loss(own_states, labels[own])
+            (loss / 3 * (world().rank + 1)).backward()
+            found[case_name, loss_name] = float(loss), own_states.grad.tolist(), parameter.grad.tolist()
+    return found
+
+
+def all_losses(processes):
+    """Return what both functions above do."""
+    return split_losses(processes), drawn_losses(processes)
+
+
+def assert_drawn_losses(answers, processes):
+    for case_name, loss_name in answers[0]:
+        counts, states, weight, labels = case(case_name, processes)
+        states.requires_grad_()
+        weight.requires_grad_()
+        loss = drawn_loss(loss_name, len(weight))
+        parts = []
+        for rank, (part, of_part) in enumerate(zip(states.split(counts), labels.split(counts), strict=True)):
+            torch.manual_seed(0)  # the first process draws for all
+            parts.append(loss.summed(part, weight, of_part))
+            (parts[-1] / 3 * (rank + 1)).backward(retain_graph=True)
+        own, state_gradients, rows = zip(*(answer[case_name, loss_name] for answer in answers), strict=True)
+        assert own == pytest.approx([float(part) for part in parts], rel=1e-5, abs=1e-5)
+        for found, expected in ((state_gradients, states.grad), (rows, weight.grad)):
+            joined = torch.tensor([row for part in found for row in part])
+            torch.testing.assert_close(joined, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_loss_and_gradients_are_those_of_the_whole_projection(processes):
-    answers = together(split_losses, processes, processes)
+    both = together(all_losses, processes, processes)
+    assert_drawn_losses([drawn for _, drawn in both], processes)
+    answers = [of_all for of_all, _ in both]
     for name in CASES:
         counts, states, weight, labels = case(name, processes)
         states.requires_grad_()

@@ -6,7 +6,7 @@ import torch
 from small_data import HISTORIES
 from st2si_parts import assert_same_gradients, cached_loss_sum, fill, gradients, prefix_rows
 
-from recbole_llm.backbone import feature_cache
+from recbole_llm.backbone import feature_store
 from recbole_llm.packing.sequences import Sequences
 
 WINDOWS = [
@@ -120,9 +120,9 @@ def test_windows_of_the_same_items_take_one_pass(build_st2si, window):
 
 def test_memory_mapped_store_gives_the_same(build_st2si, monkeypatch):
     in_memory = fill(build_st2si())
-    plain = feature_cache.FeatureStore.__init__
+    plain = feature_store.FeatureStore.__init__
     monkeypatch.setattr(
-        feature_cache.FeatureStore, "__init__", lambda self, *a, **k: plain(self, *a, **{**k, "in_memory": 0})
+        feature_store.FeatureStore, "__init__", lambda self, *a, **k: plain(self, *a, **{**k, "in_memory": 0})
     )
     parts = build_st2si()
     parts.model.load_state_dict(in_memory.state_dict())

@@ -167,7 +167,7 @@ def test_prompts_of_the_last_item_are_read_once(build, read, backbone):
     assert len(read) == len(set(last.tolist())) < len(last)
     states = inputs.language_states.take(torch.arange(len(last)))
     for row in range(len(last)):
-        (prompts,) = inputs.plain_passes(np.array([row]), 10**6)
+        prompts = inputs.plain_prompts(np.array([row]))
         alone = model.language_states(prompts).flatten(1)
         torch.testing.assert_close(states[row], alone[0], atol=1e-5, rtol=1e-4)
     read.clear()

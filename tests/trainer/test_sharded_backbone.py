@@ -51,7 +51,7 @@ def trained(folder, kind, sharded=True):
     torch.manual_seed(0)
     batches = torch.randint(3, 300, (STEPS, 5, 9))
     model = Reader(folder, kind)
-    shared = SharedSteps(model, sharded and world().is_shared)
+    shared = SharedSteps(model, sharded=sharded and world().is_shared)
     groups = [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
     masters = shared.masters(groups)
     weights = groups[0]["params"]
@@ -70,11 +70,13 @@ def trained(folder, kind, sharded=True):
         masters.give_weights()
     held = sum(getattr(parameter, "_local_tensor", parameter).numel() for parameter in model.parameters())
     moments = sum(state["exp_avg"].numel() for state in optimizer.state.values())
-    stored = {name: weight.float().numpy() for name, weight in shared.in_first(model.state_dict()).items()}
-    low = [weight.numpy() for weight in masters.state()]
+    stored = {name: split.to_first(split.rounded()) for name, split in shared.split_weights(model).items()}
+    low = [weight.numpy() for weight in masters.state() if weight is not None]
     with shared.joined():
         whole = {name: weight.float().numpy() for name, weight in model.state_dict().items()}
-    return {"losses": losses, "held": held, "moments": moments, "stored": stored, "masters": low, "whole": whole}
+    stored = {name: weight.float().numpy() for name, weight in stored.items() if weight is not None}
+    found = {"losses": losses, "held": held, "moments": moments, "masters": low, "whole": whole}
+    return {**found, "stored": stored if world().is_shared else whole}
 
 
 @pytest.mark.parametrize(

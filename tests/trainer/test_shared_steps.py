@@ -1,5 +1,7 @@
 """What the processes of a run exchange in a step, against one process with all of it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -76,7 +78,7 @@ def test_gradients_are_clipped_as_in_one_process(norm_type):
 
 
 def adam_state():
-    """Return whether an optimiser's state survives being stored whole; called in a process."""
+    """Return whether an optimiser's state survives being stored whole by process 0; called in a process."""
     from recbole_llm.trainer.shared_steps import SharedSteps
     from recbole_llm.trainer.split_rows import SplitState
     from recbole_llm.utils.collectives import object_from_first
@@ -89,12 +91,15 @@ def adam_state():
         model.vector.grad, model.table.grad = GRADIENTS[0].clone(), shared.splits[0].own(GRADIENTS[1])
         optimizer.step()
     split = SplitState(shared.splits, weights)
-    whole = object_from_first(split.whole_optimizer(optimizer.state_dict()))
+    gathered = split.whole_optimizer(optimizer.state_dict())
+    nothing = [value for value in gathered["state"][1].values() if value is None]
+    whole = object_from_first(gathered)
     own = split.own_optimizer(whole)
     same = all(torch.equal(own["state"][1][name], value) for name, value in optimizer.state_dict()["state"][1].items())
     with shared.joined():
         table = model.table.detach().clone()
-    return {name: value.tolist() for name, value in whole["state"][1].items()}, table.tolist(), same
+    in_second = processes.world().is_first or len(nothing) == 2  # both moments
+    return {name: value.tolist() for name, value in whole["state"][1].items()}, table.tolist(), same and in_second
 
 
 def test_the_optimisers_state_is_stored_as_that_of_one_process():
@@ -108,6 +113,50 @@ def test_the_optimisers_state_is_stored_as_that_of_one_process():
         assert whole == expected
         assert stored == table.tolist()
         assert same
+
+
+STATES = torch.arange(22).view(11, 2) * 0.37
+BOUNDS = [0, 4, 4, 6, 9, 11]  # of five parts: the first process has the first and the fourth, ...
+OWN = [[0, 1, 2, 3, 6, 7, 8], [9, 10], [4, 5]]
+ASKED = [[10, 0, 3, 10], [], [4, 4]]
+
+
+def stored(folder):
+    """Return what a process finds in states that three have parts of, and how often they are computed."""
+    import os
+
+    from recbole_llm.backbone.feature_store import stored_or_computed
+
+    os.environ["RECBOLE_LLM_CACHE"] = folder
+    own = OWN[processes.world().rank]
+    computed = []
+
+    def parts():
+        computed.append(own)
+        yield from STATES[own].split(2)
+
+    found = []
+    for _ in range(2):  # the second time from the disk
+        arguments = (torch.float32, torch.device("cpu"), Path(folder), 1e9, parts)
+        store = stored_or_computed("key", tuple(STATES.shape), *arguments, bounds=BOUNDS)
+        common = torch.tensor([9, 1, 5, 1, 10])
+        asked = torch.tensor(ASKED[processes.world().rank], dtype=torch.long)
+        shared = store.take_own(common[store.share(common)])
+        taken = (store.own.table, store.take(asked), store.take_common(common), shared)
+        found.append([each.tolist() for each in taken])
+    return found, computed
+
+
+def test_processes_have_parts_of_stored_states(tmp_path):
+    answers = together(stored, 3, str(tmp_path))
+    for rank, (found, computed) in enumerate(answers):
+        common = [9, 1, 5, 1, 10]
+        shared = [row for row in common if row in OWN[rank]]
+        expected = [STATES[rows].tolist() for rows in (OWN[rank], ASKED[rank], common, shared)]
+        assert found == [expected, expected]
+        assert computed == [OWN[rank]]
+    (file,) = (tmp_path / "states").iterdir()
+    assert np.array_equal(np.load(file), STATES.numpy())
 
 
 def turns(parts):

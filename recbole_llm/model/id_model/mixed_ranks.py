@@ -57,7 +57,7 @@ def mixed_ranks_in_blocks(
     scores are mixed as they are.
 
     Args:
-        own: scores of one model.
+        own: scores of one model; of several processes each has those of its own items.
         other: those of the other, in the same blocks.
         targets: int64 [rows], an item id per row.
         weights: from 0 to 1.
@@ -70,13 +70,14 @@ def mixed_ranks_in_blocks(
     Raises:
         TrainingError: if a score is not a number.
     """
+    targets, left_out = own.all_rows(targets), None if left_out is None else own.all_keys(left_out)
     of_targets = own.of(targets).float(), other.of(targets).float()
+    largest = torch.stack([scores.amax() for scores in of_targets])
     candidates = Candidates(targets, own.items, left_out)
     ranks = torch.zeros(len(weights), len(targets), dtype=torch.int64, device=own.device)
     for (begin, block), (_, other_block) in zip(own, other, strict=True):
         blocks = block.float(), other_block.float()
-        require_numbers(blocks[0])
-        require_numbers(blocks[1])
+        largest = torch.maximum(largest, torch.stack([scores.amax() for scores in blocks]))
         for scores, score in zip(blocks, of_targets, strict=True):
             candidates.put_targets(begin, scores, score)
         blocks[0][candidates.left_out(begin, blocks[0])] = -torch.inf
@@ -86,7 +87,8 @@ def mixed_ranks_in_blocks(
             mine, theirs = (scores[piece] for scores in blocks)
             own_score, other_score = (score[piece] for score in of_targets)
             ranks[:, piece] += _of_piece(mine, theirs, own_score, other_score, weights)
-    return ranks
+    own.require_numbers(largest.amax())
+    return own.own_rows(own.added_up(ranks.T.contiguous())).T
 
 
 def _of_piece(own: Tensor, other: Tensor, own_of_target: Tensor, other_of_target: Tensor, weights: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The mix of two models' log-probabilities for some items at a time."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,13 +21,28 @@ class MixedScores:
         weight: w, float32 [].
         rows: how many rows they score.
         items: item ids, the padding id included, which has no probability.
+        begin: the first of them, where other processes score those before, and perhaps more behind.
+        of_all: from the logarithms of the sums over these items, float32 [rows, 1], to those over the items of all
+            processes; None where these are all.
     """
 
-    def __init__(self, own: ScoresOfItems, other: ScoresOfItems, weight: Tensor, rows: int, items: int) -> None:
+    def __init__(
+        self,
+        own: ScoresOfItems,
+        other: ScoresOfItems,
+        weight: Tensor,
+        rows: int,
+        items: int,
+        begin: int = 0,
+        of_all: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._parts = own, other
         self._weight = weight
         size = max(_BLOCK_BYTES // (4 * rows), 1)
-        self._log_sums = [_log_sums(part, items, size) for part in self._parts]
+        none = torch.full((rows, 1), -torch.inf, device=weight.device)
+        self._log_sums = [_log_sums(part, max(begin, 1), items, size, none) for part in self._parts]
+        if of_all is not None:
+            self._log_sums = [of_all(sums) for sums in self._log_sums]
 
     def __call__(self, items: slice | Tensor) -> Tensor:
         """Return the scores float32 [rows, n] of item ids, a slice or int64 [n]."""
@@ -33,11 +50,9 @@ class MixedScores:
         return own.lerp_(other, self._weight)
 
 
-def _log_sums(scores_of: ScoresOfItems, items: int, size: int) -> Tensor:
-    """Return log sum exp of all items' scores but the padding id's, float32 [rows, 1]."""
-    total: Tensor | None = None
-    for begin in range(1, items, size):
-        part = scores_of(slice(begin, min(begin + size, items))).float().logsumexp(dim=1, keepdim=True)
-        total = part if total is None else torch.logaddexp(total, part)
-    assert total is not None
+def _log_sums(scores_of: ScoresOfItems, begin: int, end: int, size: int, total: Tensor) -> Tensor:
+    """Return log sum exp of the scores of the items from `begin` to `end` and of `total`, float32 [rows, 1]."""
+    for first in range(begin, end, size):
+        part = scores_of(slice(first, min(first + size, end))).float().logsumexp(dim=1, keepdim=True)
+        total = torch.logaddexp(total, part)
     return total

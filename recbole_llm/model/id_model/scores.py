@@ -5,7 +5,7 @@ scores, p_id that of the ID model's. The weight w is given, or chosen on validat
 IDLE-Adapter have it; neither paper does.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,12 @@ from recbole_llm.errors import SettingError
 from recbole_llm.evaluation.blocks import ItemBlocks
 from recbole_llm.evaluation.counting import leave_out
 from recbole_llm.evaluation.ranks import gain_of_rank
+from recbole_llm.evaluation.split_blocks import SplitItemBlocks
 from recbole_llm.model.id_model.histories import resized_histories
 from recbole_llm.model.id_model.memory import RowMemory
 from recbole_llm.model.id_model.mixed_ranks import mixed_ranks, mixed_ranks_in_blocks
-from recbole_llm.utils.collectives import sum_
-from recbole_llm.utils.processes import own_part, world
+from recbole_llm.utils.collectives import rows_of_all, sum_
+from recbole_llm.utils.processes import own_part, part_counts, world
 
 WEIGHTS = np.linspace(0, 1, 21)  # that are tried on validation
 TwoBlocks = tuple[ItemBlocks, ItemBlocks]  # the model's own scores and the ID model's
@@ -108,6 +109,7 @@ class IdScores(nn.Module):
         head: Callable[[Tensor], Tensor],
         valid_data: Any,
         in_blocks: Callable[[Tensor], ScoresOfItems] | None = None,
+        bounds: Sequence[int] | None = None,
     ) -> None:
         """Take the weight that is best for a model on validation, unless the settings give one.
 
@@ -119,6 +121,8 @@ class IdScores(nn.Module):
             head: from states to the model's own scores of all items [batch, items].
             valid_data: RecBole's loader of the validation part.
             in_blocks: from states to what gives those of some items; None where `head` alone tells them.
+            bounds: the first item id of each process and how many ids there are, where each gives the scores of its own
+                items alone, for the rows of all; `states_of` and `in_blocks` then serve no rows, too.
         """
         if not self.chosen_on_validation:
             return
@@ -128,17 +132,22 @@ class IdScores(nn.Module):
         known = None if part is None or part.item_protocol.repeatable else part.known_histories
 
         def batches() -> Iterator[Scored]:
-            for interaction, place, rows, items in map(_own_rows, valid_data):
-                if not len(interaction):  # other processes have the rows of a small batch
+            for batch in valid_data:
+                interaction, place, rows, items = _own_rows(batch)
+                if not len(interaction) and bounds is None:  # other processes have the rows of a small batch
                     continue
                 states = states_of(interaction)
                 lines = place if isinstance(place, Tensor) else None
                 if lines is None:  # all items are ranked; candidates have too many lines to keep
-                    self._remembered[self._key(interaction)] = states
+                    # Of rows that processes rank together, each remembers its own by all of them: then none reads
+                    # its rows again while others, whose rows are not those of another batch, do not.
+                    self._remembered[self._key(interaction if bounds is None else batch[0])] = states
                 left_out = None if known is None else known.keys(interaction, lines, states.device)
                 targets = (rows.to(states.device), items.to(states.device))
                 blocks = None
-                if in_blocks is not None and getattr(valid_data, "in_blocks", False):
+                if in_blocks is not None and bounds is not None:
+                    blocks = self._split_blocks(in_blocks, states, batch[0], bounds, valid_data)
+                elif in_blocks is not None and getattr(valid_data, "in_blocks", False):
                     blocks = self._blocks(in_blocks(states), interaction, valid_data)
                 yield interaction, head(states) if blocks is None else blocks, targets, lines, left_out
 
@@ -152,8 +161,25 @@ class IdScores(nn.Module):
         shape = (len(interaction), items, memory, self.weight.device)
         return ItemBlocks(own, *shape), ItemBlocks(of_id_model, *shape)
 
+    def _split_blocks(
+        self,
+        in_blocks: Callable[[Tensor], ScoresOfItems],
+        states: Tensor,
+        batch: Interaction,
+        bounds: Sequence[int],
+        valid_data: Any,
+    ) -> TwoBlocks:
+        of_id_model = self.scores_of_items(batch)
+        assert of_id_model is not None
+        counts, memory = part_counts(len(batch)), valid_data.config["eval_memory"] * 2**20
+        shape = (counts, bounds, memory, self.weight.device)
+        return SplitItemBlocks(in_blocks(rows_of_all(states, counts)), *shape), SplitItemBlocks(of_id_model, *shape)
+
     def remembered_states(self, interaction: Interaction) -> Tensor | None:
-        """Return the states of these rows that choosing the weight computed, once; None if there are none."""
+        """Return the states of these rows that choosing the weight computed, once; None if there are none.
+
+        Those of rows that processes rank together are this process's part.
+        """
         return self._remembered.pop(self._key(interaction), None) if self._remembered else None
 
     def _key(self, interaction: Interaction) -> bytes:

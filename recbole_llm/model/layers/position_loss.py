@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from recbole_llm.errors import SettingError
 from recbole_llm.model.layers.item_linear_projection import cross_entropy_sum
+from recbole_llm.model.layers.split_table import SplitTable
 
 _DENSE = 16  # scores of k items come from a product with the whole table, if that has at most so many times k rows
 _BPR_FLOOR = 1e-10  # of recbole.model.loss.BPRLoss
@@ -39,14 +40,16 @@ def vectors_of(table: Tensor, items: Tensor, sparse: bool) -> Tensor:
     return F.embedding(items, table, sparse=True) if sparse else table[items]
 
 
-def scores_of(states: Tensor, table: Tensor, items: Tensor, sparse: bool = False) -> Tensor:
+def scores_of(states: Tensor, table: Tensor | SplitTable, items: Tensor, sparse: bool = False) -> Tensor:
     """Return the scores [queries, k] of items [queries, k] for states [queries, size]."""
+    if isinstance(table, SplitTable):
+        return table.of_pairs(states, items)
     if len(table) <= _DENSE * items.shape[1] and not sparse:
         return (states @ table.T).gather(1, items)
     return (vectors_of(table, items, sparse) @ states[:, :, None]).squeeze(2)
 
 
-def bpr(states: Tensor, table: Tensor, labels: Tensor, negatives: Tensor, sparse: bool = False) -> Tensor:
+def bpr(states: Tensor, table: Tensor | SplitTable, labels: Tensor, negatives: Tensor, sparse: bool = False) -> Tensor:
     """Return BPR [queries] against items [queries, 1]."""
     scores = scores_of(states, table, torch.cat([labels[:, None], negatives], dim=1), sparse)
     difference = scores[:, :1] - scores[:, 1:]
@@ -54,7 +57,12 @@ def bpr(states: Tensor, table: Tensor, labels: Tensor, negatives: Tensor, sparse
 
 
 def binary(
-    states: Tensor, table: Tensor, labels: Tensor, negatives: Tensor, beta: float = 1.0, sparse: bool = False
+    states: Tensor,
+    table: Tensor | SplitTable,
+    labels: Tensor,
+    negatives: Tensor,
+    beta: float = 1.0,
+    sparse: bool = False,
 ) -> Tensor:
     """Return (generalised) binary cross-entropies [queries] against items [queries, k]."""
     scores = scores_of(states, table, torch.cat([labels[:, None], negatives], dim=1), sparse)
@@ -76,7 +84,7 @@ def calibrated_beta(calibration: float, negatives: int, items: int) -> float:
 
 def sampled_softmax(
     states: Tensor,
-    table: Tensor,
+    table: Tensor | SplitTable,
     labels: Tensor,
     drawn: Tensor,
     log_expected: Tensor,
@@ -89,13 +97,18 @@ def sampled_softmax(
         states: [queries, size].
         table: [items, size].
         labels: int64 [queries].
-        drawn: int64 [m], items that all queries share; one may be drawn more than once.
+        drawn: int64 [m], items that all queries share, also those of other processes that split the table; one may be
+            drawn more than once.
         log_expected: [m], log(m q_j) of each.
         of_labels: [queries], log(m q_y) of each label, for the plain correction; None for the corrected one.
         sparse: whether the gradient of the table is a sparse tensor.
     """
-    label_logits = (states * vectors_of(table, labels, sparse)).sum(dim=1)
-    logits = states @ vectors_of(table, drawn, sparse).T - log_expected
+    if isinstance(table, SplitTable):
+        label_logits, logits = table.of_pairs(states, labels[:, None])[:, 0], table.of_all(states, drawn)
+    else:
+        label_logits = (states * vectors_of(table, labels, sparse)).sum(dim=1)
+        logits = states @ vectors_of(table, drawn, sparse).T
+    logits = logits - log_expected
     others = logits.masked_fill(drawn == labels[:, None], _HIDDEN).logsumexp(dim=1)
     if of_labels is not None:
         return F.softplus(others - (label_logits - of_labels))
@@ -173,10 +186,18 @@ class PositionLoss(nn.Module):
             return cross_entropy_sum(states, table, labels, table.dtype, padding_class=True)
         return self._drawn(states.to(table.dtype), table, labels).masked_fill(labels == 0, 0).sum()
 
-    def _drawn(self, states: Tensor, table: Tensor, labels: Tensor) -> Tensor:
+    def summed_over_split(self, states: Tensor, table: SplitTable, labels: Tensor) -> Tensor:
+        """Return what `summed` does of the queries of this process, in a loss on drawn items.
+
+        All processes call it together. They have the items of SampledCE in common; for the others each draws its own.
+        """
+        return self._drawn(states.to(table.dtype), table, labels).masked_fill(labels == 0, 0).sum()
+
+    def _drawn(self, states: Tensor, table: Tensor | SplitTable, labels: Tensor) -> Tensor:
         if self.loss_type == "SampledCE":
             place = torch.rand(self.negatives, dtype=torch.double, device=labels.device) * self.up_to[-1]
             drawn = torch.searchsorted(self.up_to, place, right=True).clamp(max=self.items)
+            drawn = table.drawn(drawn) if isinstance(table, SplitTable) else drawn
             log_expected = self.log_share[drawn] + math.log(self.negatives)
             of_labels = self.log_share[labels.clamp(min=1)] + math.log(self.negatives) if self.plain else None
             return sampled_softmax(states, table, labels, drawn, log_expected, of_labels, self.sparse)

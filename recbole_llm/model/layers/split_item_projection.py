@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from recbole_llm.model.layers.block_softmax import BlockSoftmax
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
+from recbole_llm.model.layers.position_loss import PositionLoss
+from recbole_llm.model.layers.split_table import SplitTable
 from recbole_llm.trainer.split_rows import SplitRows
 from recbole_llm.utils.collectives import numbers_of_all, rows_of_all, sum_
 from recbole_llm.utils.processes import world
@@ -19,8 +21,9 @@ from recbole_llm.utils.processes import world
 class SplitItemProjection(ItemLinearProjection):
     """`ItemLinearProjection` of which this process trains the rows of `split`.
 
-    All processes call `loss` together, those without queries too, and so its backward pass. What ranks items needs all
-    rows, see `SplitRows.joined`.
+    All processes call `loss` together, those without queries too, and so its backward pass. Items are ranked by
+    `in_blocks` of each process's own items, see `evaluation.split_blocks`; what scores any other item needs all rows,
+    see `SplitRows.joined`.
 
     Args:
         weight: W, split already.
@@ -42,6 +45,44 @@ class SplitItemProjection(ItemLinearProjection):
         """
         loss: Tensor = _SplitCrossEntropy.apply(states, self.weight, labels, dtype, self.split)
         return loss
+
+    def of_items(self, states: Tensor, items: slice | Tensor) -> Tensor:
+        """Return the logits [queries, n] of some items that this process has. See `ItemLinearProjection`."""
+        begin = self.split.begin if self.split.is_split else 0
+        own = slice(items.start - begin, items.stop - begin) if isinstance(items, slice) else items - begin
+        return super().of_items(states, own)
+
+    def of_pairs(self, states: Tensor, items: Tensor) -> Tensor:
+        """Return the logit of one item for each state, while the rows are joined."""
+        self._require_all_rows()
+        return super().of_pairs(states, items)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return the logits of all items, while the rows are joined."""
+        self._require_all_rows()
+        return super().forward(states)
+
+    def _require_all_rows(self) -> None:
+        if self.split.is_split:
+            raise RuntimeError("this process has a part of the projection: join its rows first")
+
+
+class SplitDrawnItems(SplitItemProjection):
+    """`SplitItemProjection` that is trained on drawn items, by a loss of `PositionLoss`.
+
+    Args:
+        weight: W, split already.
+        split: how.
+        position_loss: its loss.
+    """
+
+    def __init__(self, weight: nn.Parameter, split: SplitRows, position_loss: PositionLoss) -> None:
+        super().__init__(weight, split)
+        self.position_loss = position_loss
+
+    def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the sum of the losses of own queries, float32. See `SplitItemProjection`; `dtype` has no effect."""
+        return self.position_loss.summed_over_split(states, SplitTable(self.weight, self.split), labels)
 
 
 class _SplitCrossEntropy(torch.autograd.Function):

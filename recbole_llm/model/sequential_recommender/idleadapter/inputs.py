@@ -111,12 +111,18 @@ class AdapterInputs:
         first, index = distinct(keys)
         return first, index, hashlib.sha256(b"".join(keys[row] for row in first)).hexdigest()
 
-    def plain_passes(self, rows: np.ndarray, budget: int) -> Iterator[PackedPrompts]:
-        """Yield the prompts of rows of the training part in order, without placeholders, some at a time."""
+    def plain_passes(self, rows: np.ndarray, budget: int) -> list[np.ndarray]:
+        """Return passes over rows of the training part in their order, without placeholders: the rows of each."""
+        passes = []
         for begin in range(0, len(rows), _ROWS):
-            sequences = self._sequences(rows[begin : begin + _ROWS], virtual=False)
-            for group in within_budget(sequences.tokens(self.prompts.table), budget):
-                yield self._packed(sequences.select(group), 0)
+            part = rows[begin : begin + _ROWS]
+            tokens = self._sequences(part, virtual=False).tokens(self.prompts.table)
+            passes += [part[group] for group in within_budget(tokens, budget)]
+        return passes
+
+    def plain_prompts(self, rows: np.ndarray) -> PackedPrompts:
+        """Return the prompts of rows of the training part, without placeholders, as one pass."""
+        return self._packed(self._sequences(rows, virtual=False), 0)
 
     def prompts_of(
         self, histories: np.ndarray, lengths: np.ndarray, budget: int, plain: bool = False

@@ -286,8 +286,11 @@ class IDLEAdapter(ProjectedRecommender):
         """Return 0, see `ProjectedRecommender`; the median distance is that of the other processes."""
         loss = super().empty_pass_loss()
         if self.settings.mmd_weight:
-            plain = self._least_batch().plain if self.backbone_is_sharded else None
-            if plain is not None:
+            if self.inputs.language_states is not None:  # of which other processes ask for rows of this one
+                self.inputs.language_states.take(torch.zeros(0, dtype=torch.long, device=self.device))
+            elif self.backbone_is_sharded:
+                plain = self._least_batch().plain
+                assert plain is not None
                 self.language_states(plain.to(self.device))
             none = torch.empty(0, self.layers, self.width, device=self.device)
             median_rho(none, none)

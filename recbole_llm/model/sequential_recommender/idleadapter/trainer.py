@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_llm.backbone.feature_cache import SharedRows, by_turns, stored_or_computed, storing_budget
+from recbole_llm.backbone.feature_cache import SharedRows, by_turns, storing_budget
+from recbole_llm.backbone.feature_store import stored_or_computed
 from recbole_llm.backbone.stored_states import files_key, states_key
-from recbole_llm.data.prompt_batches import PackedPrompts
 from recbole_llm.model.id_model.user_vector import user_vector_shape
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 from recbole_llm.utils.collectives import numbers_of_all
@@ -55,27 +55,28 @@ class AdapterTrainer(PackedTrainer):
             return
         first, index, content = inputs.distinct_prompts()
         device, width = torch.device(self.device), model.layers * model.width
-        size = len(first) * width * model.precision.itemsize
+        budget = storing_budget(device, model.settings.eval_batch_tokens)
+        passes = inputs.plain_passes(first, budget)
+        own_passes = passes[world().rank :: world().size]  # each process keeps what it computes
+        size = sum(map(len, own_passes)) * width * model.precision.itemsize
         room = _SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _HOST_BYTES
         if bool(numbers_of_all([size > room]).any()):
             logging.getLogger().info("%.1f GB of language model states do not fit: computed in every step", size / 1e9)
             return
-        budget = storing_budget(device, model.settings.eval_batch_tokens)
 
         def parts() -> Iterator[Tensor]:
             with tqdm(total=len(first), desc="Hidden states", ncols=100, disable=not show_progress) as bar:
-
-                def states(prompts: PackedPrompts) -> Tensor:
-                    found: Tensor = model.language_states(prompts.to(device)).flatten(1)
+                for rows in own_passes:
+                    found: Tensor = model.language_states(inputs.plain_prompts(rows).to(device)).flatten(1)
                     bar.update(len(found) * world().size)
-                    return found
-
-                none = torch.empty(0, width, device=device)
-                yield from by_turns(inputs.plain_passes(first, budget), states, none)
+                    yield found
 
         how = {"model": "IDLEAdapter", "style": inputs.style, "precision": model.precision}
         key = states_key(files_key(model.backbone_folder), content, **how, device=device.type, budget=budget)
         limit = self.config["stored_states_gb"] * 1e9
-        shape = len(first), width
-        store = stored_or_computed(key, shape, model.precision, device, self.run_folder, limit, parts, in_memory=size)
+        shape, whole = (len(first), width), len(first) * width * model.precision.itemsize
+        bounds = np.cumsum([0, *map(len, passes)]).tolist() if world().is_shared else None
+        store = stored_or_computed(
+            key, shape, model.precision, device, self.run_folder, limit, parts, in_memory=whole, bounds=bounds
+        )
         inputs.language_states = SharedRows(store, torch.from_numpy(index).to(device))

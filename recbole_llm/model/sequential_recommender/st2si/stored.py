@@ -10,14 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_llm.backbone.feature_cache import (
-    FeatureStore,
-    QueryStateCache,
-    by_turns,
-    shared_passes,
-    stored_or_computed,
-    storing_budget,
-)
+from recbole_llm.backbone.feature_cache import QueryStateCache, by_turns, shared_passes, storing_budget
+from recbole_llm.backbone.feature_store import FeatureStore, Store, stored_or_computed
 from recbole_llm.backbone.stored_states import files_key, read_states, states_key
 from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
 from recbole_llm.model.projected_recommender import ProjectedRecommender
@@ -52,7 +46,7 @@ class QueryPlan:
         """Return a hash of all tokens that are read, in their order, and of the places of the queries."""
         return hashlib.sha256(b"".join(digests(self.passes, table))).hexdigest()
 
-    def cache(self, store: FeatureStore) -> QueryStateCache:
+    def cache(self, store: Store) -> QueryStateCache:
         """Return the cache of these queries, whose states are in `store`."""
         return QueryStateCache(store, self.samples, self.labels, self.state_before, self.aligned)
 
@@ -112,19 +106,20 @@ class StoredStates(ProjectedRecommender):
         """Whether each training sample has the same hidden states in every epoch."""
         return self.settings.states_never_change
 
-    def fill_state_cache(self, evaluated: list[HistoryDataset], folder: Path, progress: Callable[..., Any]) -> None:
+    def fill_state_cache(
+        self, evaluated: list[HistoryDataset], folder: Path, progress: Callable[..., Any], in_parts: bool = False
+    ) -> None:
         """Compute every hidden state that training and the `evaluated` parts read, once.
 
-        Where several processes share the run, each computes some and all have all of them.
-
-        Args:
-            evaluated: validation and test parts.
-            folder: where a large table may be memory-mapped.
-            progress: from the number of sequences to a bar, such as `tqdm.tqdm`.
+        Where several processes share the run, each computes some. See `TextRecommender`.
         """
         plan = plan_queries(self.inputs, evaluated, self.settings.alignment)
         device = torch.device(self.device)
         shape = plan.states, self.projection.width
+        passes = self.passes(plan.passes, storing_budget(device, self.settings.eval_batch_tokens))
+        bounds = None
+        if in_parts:
+            bounds = np.cumsum([0, *(part.query_mask.sum() for part in passes)]).tolist()
         self.eval()
 
         def parts() -> Iterator[Tensor]:
@@ -134,11 +129,14 @@ class StoredStates(ProjectedRecommender):
                     bar.update(len(part) * world().size)
                     return self.states_of(part)
 
-                passes = self.passes(plan.passes, storing_budget(device, self.settings.eval_batch_tokens))
+                if in_parts:
+                    yield from map(states, passes[world().rank :: world().size])
+                    return
                 yield from by_turns(passes, states, torch.empty(0, shape[1], dtype=self.precision, device=device))
 
         limit = self.settings.stored_states_gb * 1e9
-        store = stored_or_computed(self._states_key(plan), shape, self.precision, device, folder, limit, parts)
+        key = self._states_key(plan)
+        store = stored_or_computed(key, shape, self.precision, device, folder, limit, parts, bounds=bounds)
         self.state_cache = plan.cache(store)
 
     def use_stored_states(self, evaluated: list[HistoryDataset]) -> None:
