@@ -16,6 +16,7 @@ SHARDED = {
     "ilp": ["--train_window=random"],  # so that the frozen backbone computes in every step
     "IDLEAdapter": ["--gradient_checkpointing=True"],
     "trained IDLEAdapter": ["--tuning=full"],
+    "tables": [],
     "bf16": ["--precision=bf16", "--weights=bf16", "--weight_average=0.9"],
 }
 

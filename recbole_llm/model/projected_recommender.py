@@ -8,6 +8,7 @@ from torch import Tensor
 
 from recbole_llm.config import registry
 from recbole_llm.config.hooks import ScoresOfItems, scores_in_blocks
+from recbole_llm.errors import SettingError
 from recbole_llm.evaluation.blocks import BestItems
 from recbole_llm.evaluation.split_blocks import SplitItemBlocks
 from recbole_llm.model.id_model.mixed_scores import MixedScores
@@ -35,6 +36,13 @@ class ProjectedRecommender(TextRecommender):
     projection: ItemLinearProjection
     precision: torch.dtype
     id_scores: IdScores | None
+
+    @classmethod
+    def check_processes(cls, config: Any) -> None:
+        """Refuse to split compiled layers, beside what other models refuse. See `ModelHooks`."""
+        super().check_processes(config)
+        if config["compile"] and config["shard"] == "backbone":
+            raise SettingError("compile=True and shard=backbone do not go together: leave out one of the two")
 
     def share_over_processes(self) -> list[SplitRows]:
         """Split the projection by items."""

@@ -8,6 +8,8 @@ from transformers import AutoModel
 
 from recbole_llm.config.hooks import ModelHooks
 from recbole_llm.errors import SettingError
+from recbole_llm.model.sequential_recommender.idleadapter import IDLEAdapter
+from recbole_llm.model.sequential_recommender.st2si import ST2SI
 from recbole_llm.trainer import sharded_backbone
 from recbole_llm.trainer.sharded_backbone import is_sharded, training_bytes
 from recbole_llm.trainer.shared_steps import SharedSteps
@@ -117,6 +119,14 @@ class Named(torch.nn.Module):
 class NoLayers(Named):
     def layers_to_shard(self):
         return []
+
+
+@pytest.mark.parametrize("model", [ST2SI, IDLEAdapter])
+def test_compiled_layers_are_not_split(model):
+    config = {"model": model.__name__, "loss_type": "CE", "compile": True, "shard": "auto", "mmd_weight": 0}
+    model.check_processes(config)
+    with pytest.raises(SettingError, match="compile=True and shard=backbone do not go together"):
+        model.check_processes({**config, "shard": "backbone"})
 
 
 def test_what_shard_means(monkeypatch):

@@ -121,8 +121,6 @@ class IDLEAdapter(ProjectedRecommender):
             raise SettingError(
                 "mmd_rows=batch compares the prompts of one process: set mmd_rows=layers, or run without torchrun"
             )
-        if config["compile"] and config["shard"] == "backbone":
-            raise SettingError("compile=True compiles layers that shard=backbone splits: leave out one of the two")
 
     @classmethod
     def check_before_stages(cls, config: Any, dataset: Any) -> None:

@@ -171,8 +171,8 @@ class ST2SI(StoredStates):
         return hidden.index_select(0, batch.query_index)
 
     def layers_to_shard(self) -> list[nn.Module]:
-        """Return the layers of the backbone. See `TextRecommender`."""
-        return list(self._layers)
+        """Return the layers of the backbone, if they are not compiled. See `TextRecommender`."""
+        return [] if self.settings.tuning.compile else list(self._layers)
 
     def states_of_least(self) -> Tensor:
         """Return the state of a pass of the shortest item text. See `ProjectedRecommender`."""
