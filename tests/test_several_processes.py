@@ -60,11 +60,17 @@ def test_two_processes_end_as_one_does(workspace, tiny, one_process, tmp_path, n
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "loss", "drawn"), [("full", "SampledCE", 300), ("ilp", "gBCE", 12), ("SASRec", "SampledCE", 300)]
+    ("name", "loss", "drawn", "more"),
+    [
+        ("full", "SampledCE", 300, []),
+        ("full", "SampledCE", 300, ["--item_optimizer=rowwise_adagrad", "--item_learning_rate=0.05"]),
+        ("ilp", "gBCE", 12, ["--item_optimizer=adamw"]),
+        ("SASRec", "SampledCE", 300, []),
+    ],
 )
-def test_losses_on_drawn_items_fall_as_in_one_process(workspace, tiny, tmp_path, name, loss, drawn):
+def test_losses_on_drawn_items_fall_as_in_one_process(workspace, tiny, tmp_path, name, loss, drawn, more):
     """Other items are drawn, of 13 as many that the losses are nearly the same."""
-    own = [f"--loss_type={loss}", f"--num_negatives={drawn}"]
+    own = [f"--loss_type={loss}", f"--num_negatives={drawn}", *more]
     code, _, error = command_line(workspace, [*arguments_of(name, tiny, tmp_path / "one"), *own])
     assert code == 0, error
     ended = command_lines(workspace, [*arguments_of(name, tiny, tmp_path / "two"), *own])
@@ -74,6 +80,17 @@ def test_losses_on_drawn_items_fall_as_in_one_process(workspace, tiny, tmp_path,
     assert losses == pytest.approx(expected, rel=0.02)
     assert losses[-1] < 0.98 * losses[0]
     assert found["parameters"] == known["parameters"]
+
+
+@pytest.mark.slow
+def test_draws_of_a_resumed_run_are_those_of_an_uninterrupted_one(workspace, tiny, tmp_path):
+    own = ["--loss_type=SampledCE", "--num_negatives=20", "--item_optimizer=adamw"]
+    runs = [tmp_path / "whole", tmp_path / "killed"]
+    whole, killed = ([*arguments_of("ilp", tiny, folder), *own] for folder in runs)
+    assert [one.code for one in command_lines(workspace, whole)] == [0, 0]
+    assert -9 in [one.code for one in command_lines(workspace, killed, kill={0: ("step", 20)})]
+    resume(workspace, only_run(runs[1]), 2)
+    assert_ends_alike(only_run(runs[1]), only_run(runs[0]))
 
 
 def torchrun(folder, arguments):
@@ -131,19 +148,26 @@ def test_torchrun_ends_what_is_left_of_a_run(workspace, tiny, tmp_path, killed):
     assert f"recbole-llm run --resume={only_run(tmp_path / 'saved')}" in error
 
 
-def test_a_checkpoint_has_the_same_ranks_in_any_number_of_processes(workspace, tiny, one_process, tmp_path):
-    code, _, error = command_line(workspace, arguments_of("lora", tiny, tmp_path / "saved"), kill=("result", 1))
+@pytest.mark.parametrize(
+    ("name", "processes"),
+    [("lora", 3), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("lora", 2), ("ilp", 2), ("mixed", 3)))],
+)
+def test_a_checkpoint_has_the_same_ranks_in_any_number_of_processes(
+    workspace, tiny, one_process, tmp_path, name, processes
+):
+    code, _, error = command_line(workspace, arguments_of(name, tiny, tmp_path / "saved"), kill=("result", 1))
     assert code == -9, error
-    run, expected = only_run(tmp_path / "saved"), one_process("lora")
+    run, expected = only_run(tmp_path / "saved"), one_process(name)
     items, width = load_file(expected / "model.safetensors")["projection.weight"].shape
-    for sizes in together(sizes_while_resumed, 3, str(workspace), str(run)):
-        assert 0 < sizes["rows"] <= -(-items // 3)
-        assert 0 < sizes["gathered"] < items * width, "a process has the whole projection"
+    for sizes in together(sizes_while_resumed, processes, str(workspace), str(run)):
+        assert 0 < sizes["rows"] <= -(-items // processes)
+        if name == "lora":  # whose batches have two rows
+            assert 0 < sizes["gathered"] < items * width, "a process has the whole projection"
     for part in ("valid", "test"):
         assert ranks_of(run, part) == ranks_of(expected, part)
     found, known = (json.loads((folder / "result.json").read_text()) for folder in (run, expected))
-    for name in ("test", "valid_other", "test_other", "candidates"):
-        assert found[name] == known[name]
+    for measured in ("test", "valid_other", "test_other", "candidates", "ilp_accuracy"):
+        assert found.get(measured) == known.get(measured)
 
 
 def sizes_while_resumed(folder, run):

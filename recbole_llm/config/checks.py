@@ -123,9 +123,6 @@ def _check_several_processes(config: Any) -> None:
             f"gpu_id={config.given['gpu_id']} names one device for all processes: leave it out, torchrun gives each "
             f"its own; CUDA_VISIBLE_DEVICES chooses among them"
         )
-    for name in ("item_optimizer", "item_codes"):
-        if config[name] is not None:
-            raise SettingError(f"{name}={config[name]} is for one process: leave it out, or run without torchrun")
     modes = config["eval_args"]["mode"]
     if set(modes.values()) != {"full"}:
         raise SettingError(f"mode={modes} of eval_args is for one process: set it to full, or run without torchrun")

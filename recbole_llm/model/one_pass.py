@@ -113,6 +113,11 @@ class OnePass(ModelHooks):
                 f"{config['model']} trains on rows in one process: set train_positions=all, or start it with "
                 f"recbole-llm run, without torchrun"
             )
+        if config["item_optimizer"] is not None:
+            raise SettingError(
+                f"item_optimizer={config['item_optimizer']} of {config['model']} is for one process: leave it out, or "
+                f"run without torchrun"
+            )
         super().check_processes(config)
 
     def states_at_all_positions(self, item_seq: Tensor) -> Tensor:

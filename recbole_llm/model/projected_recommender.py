@@ -13,6 +13,7 @@ from recbole_llm.evaluation.blocks import BestItems
 from recbole_llm.evaluation.split_blocks import SplitItemBlocks
 from recbole_llm.model.id_model.mixed_scores import MixedScores
 from recbole_llm.model.id_model.scores import IdScores
+from recbole_llm.model.layers.coded_projection import CodedProjection
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.layers.item_projections import DrawnItemsProjection
 from recbole_llm.model.layers.split_item_projection import SplitDrawnItems, SplitItemProjection
@@ -45,11 +46,13 @@ class ProjectedRecommender(TextRecommender):
             raise SettingError("compile=True and shard=backbone do not go together: leave out one of the two")
 
     def share_over_processes(self) -> list[SplitRows]:
-        """Split the projection by items."""
+        """Split the projection by items; one of codes is small and is not."""
+        if isinstance(self.projection, CodedProjection):
+            return []
         whole = self.projection
         split = SplitRows(whole.weight)
         if isinstance(whole, DrawnItemsProjection):
-            self.projection = SplitDrawnItems(whole.weight, split, whole.position_loss)
+            self.projection = SplitDrawnItems(whole.weight, split, whole.position_loss, whole.options)
         else:
             self.projection = SplitItemProjection(whole.weight, split)
         return [split]

@@ -88,8 +88,8 @@ def snapshot(model: Any, state: Mapping[str, Tensor]) -> Snapshot:
     """Copy weights of `model`, and what RecBole calls its other parameters.
 
     Args:
-        model: whose weights they are.
-        state: what a checkpoint of it holds, see `StoredWeights`; whole.
+        model: the model.
+        state: its weights that a checkpoint holds, by name, see `StoredWeights`.
     """
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
     others: dict[str, Any] = {}

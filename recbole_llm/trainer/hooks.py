@@ -27,8 +27,18 @@ class TrainerHooks(Trainer):
         return contextlib.nullcontext()
 
     def stored_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the model has the weights to keep, split where they are: see `whole_state`."""
+        """Return a context in which the model has the weights to keep, as `in_first` asks for them."""
         return contextlib.nullcontext()
+
+    def in_first(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights of the model, whole in process 0, which stores them; nothing in the others.
+
+        All processes call it together.
+
+        Args:
+            state: by name; by default they are whole.
+        """
+        return state if world().is_first else {}
 
     def joined_weights(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the model is whole where several processes split it; by default it always is."""
@@ -49,14 +59,6 @@ class TrainerHooks(Trainer):
     def before_storing(self) -> None:
         """Let the model measure what its result holds, and make it whole in process 0, which stores the run."""
         hooks_of(self.model).before_storing()
-
-    def whole_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights of the model as one process has them; where several share it, in process 0 alone.
-
-        Args:
-            state: weights by name.
-        """
-        return state if world().is_first else {}
 
     def own_rows(self) -> dict[str, slice]:
         """Return which rows of weights this process has, by name, where several split them; by default all of all."""

@@ -217,6 +217,10 @@ class PackedTrainer(TrainerHooks):
         """Return a context in which the model has the average of its weights, if `weight_average` asks for one."""
         return contextlib.nullcontext() if self.average is None else self.average.in_model()
 
+    def in_first(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights, whole in process 0. See `TrainerHooks`."""
+        return super().in_first(state) if self.shared is None else self.shared.in_first(self.model, state)
+
     def joined_weights(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the model has all rows of what several processes split."""
         return contextlib.nullcontext() if self.shared is None else self.shared.joined()
@@ -237,15 +241,6 @@ class PackedTrainer(TrainerHooks):
         super().before_storing()
         if self.shared is not None:
             self.shared.join_in_first()
-
-    def whole_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights with all rows of what is split, in process 0, where they are gathered one after the other."""
-        if self.shared is None:
-            return super().whole_state(state)
-        splits = self.shared.split_weights(self.model)
-        gathered = {name: splits[name].to_first(splits[name].rounded()) for name in state if name in splits}
-        whole = {name: weight for name, weight in gathered.items() if weight is not None}
-        return {**super().whole_state(state), **whole}
 
     def own_rows(self) -> dict[str, slice]:
         """Return which rows of split weights this process has. See `TrainerHooks`."""

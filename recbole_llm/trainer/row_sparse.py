@@ -40,8 +40,8 @@ class RowSparse(torch.optim.Optimizer):
                 if not table.grad.is_sparse:
                     raise ValueError("a table that is updated row by row has a gradient for all rows")
                 gradient, table.grad = table.grad.coalesce(), None
-                if len(gradient.values()):
-                    _UPDATES[group[ROWS]](self.state[table], table, gradient.indices()[0], gradient.values(), group)
+                # Also of no row, where other processes have those that the step has read: their state counts steps.
+                _UPDATES[group[ROWS]](self.state[table], table, gradient.indices()[0], gradient.values(), group)
         return super().step(closure)
 
 

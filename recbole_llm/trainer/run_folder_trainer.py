@@ -152,7 +152,7 @@ class RunFolderMixin(TrainerHooks):
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         with self.stored_weights():
-            state = self.whole_state(hooks_of(self.model).stored_state())
+            state = self.in_first(hooks_of(self.model).stored_state())
             if world().is_first:
                 self._best = checkpoint.snapshot(self.model, state)
 
@@ -188,7 +188,7 @@ class RunFolderMixin(TrainerHooks):
         return result
 
     def _resume_state(self, finished: bool) -> dict[str, Any]:
-        own = self.whole_state(self._own_weights())
+        model = {name: tensor.detach().cpu() for name, tensor in self.in_first(self._own_weights()).items()}
         return {
             "description": self.description,
             "epoch": self.epochs_done,
@@ -198,7 +198,7 @@ class RunFolderMixin(TrainerHooks):
             "history": self.history,
             "finished": finished,
             "seconds": self.fit_seconds(),
-            "model": {name: tensor.detach().cpu() for name, tensor in own.items()},
+            "model": model,
             "optimizers": {name: self.optimizer_state(optimizer) for name, optimizer in self._optimizers().items()},
             "random": checkpoint.random_states(),
             "loaders": [generator.get_state() for generator in self._loader_generators],

@@ -197,9 +197,9 @@ class ShardMasters(MasterWeights):
         """Return what the model's weights are, whole, with the masters that `state` returned."""
         return [master.to(split.dtype) for split, master in zip(self._low_splits, state, strict=True)]
 
-    def state(self) -> list[Any]:
-        """Return the masters, whole in process 0, None in the others. All processes call it together."""
-        return [split.to_first(split.weight.detach()) for split in self._low_splits]
+    def state(self) -> list[Tensor]:
+        """Return the masters, whole in process 0. All processes call it together."""
+        return [split.in_first(split.weight.detach()) for split in self._low_splits]
 
     def load_state(self, state: list[Tensor]) -> None:
         """Take back what `state` returned, its own rows of it."""

@@ -5,7 +5,7 @@ divided by the queries of the whole step, so gradients are added up, not average
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,7 @@ class SharedSteps:
     def __init__(self, model: Any, ranks_split: bool = False, sharded: bool = False) -> None:
         from_first_([parameter.data for parameter in model.parameters() if parameter.requires_grad])
         self._rows: list[SplitRows] = hooks_of(model).share_over_processes()
-        self.ranks_split = ranks_split
+        self.ranks_split = ranks_split and bool(self._rows)
         self.backbone = ShardedBackbone(model) if sharded else None
         self.splits: list[SplitWeight] = [*self._rows]
         if self.backbone is not None:
@@ -170,6 +170,22 @@ class SharedSteps:
         """Give split weights all of their rows in process 0, for good. All processes call it together."""
         for rows in self._rows:
             rows.join_in_first()
+
+    def in_first(self, model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights with all of their rows in process 0, which stores them; nothing in the others.
+
+        They are joined one by one, on its CPU. All processes call it together.
+
+        Args:
+            model: whose they are.
+            state: by name.
+        """
+        splits = self.split_weights(model)
+        found = {
+            name: splits[name].in_first(splits[name].rounded()) if name in splits else value
+            for name, value in state.items()
+        }
+        return found if world().is_first else {}
 
     def split_items(self, model: Any) -> dict[str, SplitRows]:
         """Return how weights of the model are split by items now, by name; without those that are joined."""

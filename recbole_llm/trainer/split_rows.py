@@ -47,12 +47,13 @@ class SplitWeight:
         """Return all rows, of a tensor with those of this process. All processes call it together."""
         return rows_of_all(own.contiguous(), self.counts)
 
-    def to_first(self, own: Tensor) -> Tensor | None:
-        """Return all rows in process 0, on the CPU, of a tensor with those of this process; None in the others.
+    def in_first(self, own: Tensor) -> Tensor:
+        """Return all rows on the CPU in process 0, which writes them; what was given in the others.
 
         All processes call it together.
         """
-        return rows_to_first(own.contiguous(), self.counts)
+        whole = rows_to_first(own.contiguous(), self.counts)
+        return own if whole is None else whole
 
     def rounded(self) -> Tensor:
         """Return the rows of this process in `dtype`."""
@@ -99,10 +100,8 @@ class SplitRows(SplitWeight):
     def join_in_first(self) -> None:
         """Give the parameter all of its rows in process 0, on the CPU, for good: for what that one writes."""
         if self.is_split:
-            whole = self.to_first(self.weight.data)
-            if whole is not None:
-                self.weight.data = whole
-                self.is_split = False
+            self.weight.data = self.in_first(self.weight.data)
+            self.is_split = not world().is_first
 
 
 class SplitState:
@@ -120,11 +119,8 @@ class SplitState:
         self._splits = {index: of_weight[id(w)] for index, w in enumerate(weights) if id(w) in of_weight}
 
     def whole_optimizer(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return an optimiser's `state_dict` with whole tensors in process 0, which stores it.
-
-        All processes call it together; in the others what is split is None.
-        """
-        return self._optimizer(state, SplitWeight.to_first, lambda split: split.end - split.begin)
+        """Return an optimiser's `state_dict` with whole tensors in process 0. All processes call it together."""
+        return self._optimizer(state, SplitWeight.in_first, lambda split: split.end - split.begin)
 
     def own_optimizer(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return a whole `state_dict` with the rows of this process."""
@@ -133,7 +129,7 @@ class SplitState:
     def _optimizer(
         self,
         state: dict[str, Any],
-        turned: Callable[[SplitWeight, Tensor], Tensor | None],
+        turned: Callable[[SplitWeight, Tensor], Tensor],
         rows: Callable[[SplitWeight], int],
     ) -> dict[str, Any]:
         found = dict(state["state"])
@@ -145,9 +141,9 @@ class SplitState:
                 }
         return {**state, "state": found}
 
-    def whole_list(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return one tensor per weight, those of split weights whole in process 0, see `whole_optimizer`."""
-        return [self._splits[i].to_first(t) if i in self._splits else t for i, t in enumerate(tensors)]
+    def whole_list(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return one tensor per weight, those of split weights whole in process 0. All processes call it together."""
+        return [self._splits[i].in_first(t) if i in self._splits else t for i, t in enumerate(tensors)]
 
     def own_list(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return one tensor per weight, those of split weights with the rows of this process."""

@@ -54,7 +54,10 @@ def split_losses(processes):
     return found
 
 
-DRAWN = {"SampledCE": 40, "plain SampledCE": 40, "gBCE": 7, "BPR": 1}  # losses on drawn items, and how many
+# losses on drawn items, and how many
+DRAWN = {
+    "SampledCE": 40, "plain SampledCE": 40, "sparse SampledCE": 40, "gBCE": 7, "sparse gBCE": 7, "BPR": 1,
+}  # fmt: skip
 
 
 def drawn_loss(name, items):
@@ -65,9 +68,9 @@ def drawn_loss(name, items):
         shift = torch.arange(1, number + 1, device=labels.device) * 3
         return (labels[:, None] + shift) % (items - 1) + 1
 
-    correction = "plain" if name.startswith("plain") else "corrected"
-    popularity = torch.arange(items).float()
-    loss = PositionLoss(name.removeprefix("plain "), popularity, DRAWN[name], correction=correction)
+    kind, _, loss_type = name.rpartition(" ")
+    options = {"correction": "plain" if kind == "plain" else "corrected", "sparse": kind == "sparse"}
+    loss = PositionLoss(loss_type, torch.arange(items).float(), DRAWN[name], **options)
     loss._others = others
     return loss
 
@@ -88,12 +91,13 @@ def drawn_losses(processes):
             own = slice(begin, begin + counts[world().rank])
             parameter = torch.nn.Parameter(weight)
             split = SplitRows(parameter)
-            projection = SplitDrawnItems(parameter, split, drawn_loss(loss_name, len(weight)))
+            projection = SplitDrawnItems(parameter, split, drawn_loss(loss_name, len(weight)), {})
             own_states = states[own].clone().requires_grad_()
             torch.manual_seed(world().rank)
             loss = projection.loss(own_states, labels[own])
             (loss / 3 * (world().rank + 1)).backward()
-            found[case_name, loss_name] = float(loss), own_states.grad.tolist(), parameter.grad.tolist()
+            assert parameter.grad.is_sparse == loss_name.startswith("sparse")
+            found[case_name, loss_name] = float(loss), own_states.grad.tolist(), parameter.grad.to_dense().tolist()
     return found
 
 
@@ -115,7 +119,7 @@ def assert_drawn_losses(answers, processes):
             (parts[-1] / 3 * (rank + 1)).backward(retain_graph=True)
         own, state_gradients, rows = zip(*(answer[case_name, loss_name] for answer in answers), strict=True)
         assert own == pytest.approx([float(part) for part in parts], rel=1e-5, abs=1e-5)
-        for found, expected in ((state_gradients, states.grad), (rows, weight.grad)):
+        for found, expected in ((state_gradients, states.grad), (rows, weight.grad.to_dense())):
             joined = torch.tensor([row for part in found for row in part])
             torch.testing.assert_close(joined, expected, rtol=1e-5, atol=1e-5)
 

@@ -72,13 +72,11 @@ def trained(folder, kind, sharded=True):
         masters.give_weights()
     held = sum(getattr(parameter, "_local_tensor", parameter).numel() for parameter in model.parameters())
     moments = sum(state["exp_avg"].numel() for state in optimizer.state.values())
-    stored = {name: split.to_first(split.rounded()) for name, split in shared.split_weights(model).items()}
-    low = [weight.numpy() for weight in masters.state() if weight is not None]
+    stored = {name: weight.float().numpy() for name, weight in shared.in_first(model, model.state_dict()).items()}
+    low = [weight.numpy() for weight in masters.state()]
     with shared.joined():
         whole = {name: weight.float().numpy() for name, weight in model.state_dict().items()}
-    stored = {name: weight.float().numpy() for name, weight in stored.items() if weight is not None}
-    found = {"losses": losses, "held": held, "moments": moments, "masters": low, "whole": whole}
-    return {**found, "stored": stored if world().is_shared else whole}
+    return {"losses": losses, "held": held, "moments": moments, "masters": low, "whole": whole, "stored": stored}
 
 
 @pytest.mark.parametrize(

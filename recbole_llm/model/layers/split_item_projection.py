@@ -4,6 +4,7 @@ Every process has the hidden states of its own queries and the rows of its own i
 states, [queries, width], and the normaliser and label logit of each query; never a gradient of W, the largest weight.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -74,15 +75,23 @@ class SplitDrawnItems(SplitItemProjection):
         weight: W, split already.
         split: how.
         position_loss: its loss.
+        options: what the optimiser's group of W has of its own, see `row_options`.
     """
 
-    def __init__(self, weight: nn.Parameter, split: SplitRows, position_loss: PositionLoss) -> None:
+    def __init__(
+        self, weight: nn.Parameter, split: SplitRows, position_loss: PositionLoss, options: Mapping[str, Any]
+    ) -> None:
         super().__init__(weight, split)
-        self.position_loss = position_loss
+        self.position_loss, self.options = position_loss, options
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Return the group of W."""
+        return [{"params": [self.weight], "lr": learning_rate, **self.options}]
 
     def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the sum of the losses of own queries, float32. See `SplitItemProjection`; `dtype` has no effect."""
-        return self.position_loss.summed_over_split(states, SplitTable(self.weight, self.split), labels)
+        table = SplitTable(self.weight, self.split, self.position_loss.sparse)
+        return self.position_loss.summed_over_split(states, table, labels)
 
 
 class _SplitCrossEntropy(torch.autograd.Function):

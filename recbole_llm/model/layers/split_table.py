@@ -17,6 +17,7 @@ from recbole_llm.utils.collectives import from_first_, numbers_of_all, rows_of_a
 from recbole_llm.utils.processes import world
 
 _PIECE_BYTES = 64 * 2**20  # of the vectors of pairs that are looked at together
+_Gradients = tuple[Tensor | None, Tensor, None, None, None]
 
 
 class SplitTable:
@@ -27,10 +28,11 @@ class SplitTable:
     Args:
         weight: the rows of this process.
         split: how they are split.
+        sparse: whether the gradient of the rows is a sparse tensor, of those that a step reads.
     """
 
-    def __init__(self, weight: nn.Parameter, split: SplitRows) -> None:
-        self.weight, self.split = weight, split
+    def __init__(self, weight: nn.Parameter, split: SplitRows, sparse: bool = False) -> None:
+        self.weight, self.split, self.sparse = weight, split, sparse
 
     @property
     def dtype(self) -> torch.dtype:
@@ -44,19 +46,20 @@ class SplitTable:
 
     def of_pairs(self, states: Tensor, items: Tensor) -> Tensor:
         """Return the scores [queries, k] of items int64 [queries, k] for the states [queries, width] of own queries."""
-        found: Tensor = _PairScores.apply(states, self.weight, items, self.split)
+        found: Tensor = _PairScores.apply(states, self.weight, items, self.split, self.sparse)
         return found
 
     def of_all(self, states: Tensor, items: Tensor) -> Tensor:
         """Return the scores [queries, m] of items int64 [m] that are the same for the queries of all processes."""
-        found: Tensor = _CommonScores.apply(states, self.weight, items, self.split)
+        found: Tensor = _CommonScores.apply(states, self.weight, items, self.split, self.sparse)
         return found
 
 
 class _PairScores(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, items: Tensor, split: SplitRows) -> Tensor:
+    def forward(ctx: Any, states: Tensor, weight: Tensor, items: Tensor, split: SplitRows, sparse: bool) -> Tensor:
         all_states = _states_of_all(ctx, states, split)
+        ctx.sparse = sparse
         all_items = rows_of_all(items, ctx.counts)
         ctx.save_for_backward(all_states, weight, all_items)
         scores = all_states.new_zeros(all_items.shape)
@@ -65,13 +68,13 @@ class _PairScores(torch.autograd.Function):
         return sum_(scores)[ctx.own]
 
     @staticmethod
-    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+    def backward(ctx: Any, output_gradient: Tensor) -> _Gradients:
         states, weight, items = ctx.saved_tensors
         gradient = rows_of_all(output_gradient.contiguous(), ctx.counts)
-        of_states, of_weight = torch.zeros_like(states), torch.zeros_like(weight)
+        of_states, of_weight = torch.zeros_like(states), _RowGradient(weight, ctx.sparse)
         for queries, places, rows in _own_pairs(items, ctx.split, weight):
             scale = gradient[queries, places][:, None]
-            of_weight.index_add_(0, rows, scale * states[queries])
+            of_weight.add(rows, scale * states[queries])
             if ctx.states_need_gradient:
                 of_states.index_add_(0, queries, scale * weight[rows])
         return _gradients(ctx, of_states, of_weight)
@@ -79,8 +82,9 @@ class _PairScores(torch.autograd.Function):
 
 class _CommonScores(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, items: Tensor, split: SplitRows) -> Tensor:
+    def forward(ctx: Any, states: Tensor, weight: Tensor, items: Tensor, split: SplitRows, sparse: bool) -> Tensor:
         all_states = _states_of_all(ctx, states, split)
+        ctx.sparse = sparse
         columns = ((items >= split.begin) & (items < split.end)).nonzero()[:, 0]
         rows = items[columns] - split.begin
         ctx.save_for_backward(all_states, weight, columns, rows)
@@ -89,10 +93,11 @@ class _CommonScores(torch.autograd.Function):
         return sum_(scores)[ctx.own]
 
     @staticmethod
-    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+    def backward(ctx: Any, output_gradient: Tensor) -> _Gradients:
         states, weight, columns, rows = ctx.saved_tensors
         gradient = rows_of_all(output_gradient.contiguous(), ctx.counts)[:, columns]
-        of_weight = torch.zeros_like(weight).index_add_(0, rows, gradient.T @ states)
+        of_weight = _RowGradient(weight, ctx.sparse)
+        of_weight.add(rows, gradient.T @ states)
         return _gradients(ctx, gradient @ weight[rows], of_weight)
 
 
@@ -106,11 +111,43 @@ def _states_of_all(ctx: Any, states: Tensor, split: SplitRows) -> Tensor:
     return rows_of_all(states.detach(), ctx.counts)
 
 
-def _gradients(ctx: Any, of_states: Tensor, of_weight: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+def _gradients(ctx: Any, of_states: Tensor, of_weight: "_RowGradient") -> _Gradients:
     """Return the gradients of the arguments; that of the states is added up over the items of all."""
     if ctx.states_need_gradient:
         sum_(of_states)
-    return of_states[ctx.own] if ctx.needs_input_grad[0] else None, of_weight, None, None
+    return of_states[ctx.own] if ctx.needs_input_grad[0] else None, of_weight.whole(), None, None, None
+
+
+class _RowGradient:
+    """The gradient of a weight [rows, width] of which some rows are read, perhaps more than once.
+
+    Args:
+        weight: whose it is.
+        sparse: whether it shall be a sparse tensor.
+    """
+
+    def __init__(self, weight: Tensor, sparse: bool) -> None:
+        self._weight = weight
+        self._dense = None if sparse else torch.zeros_like(weight)
+        self._rows, self._values = (
+            [torch.zeros(0, dtype=torch.int64, device=weight.device)],
+            [weight.new_zeros(0, weight.shape[1])],
+        )
+
+    def add(self, rows: Tensor, values: Tensor) -> None:
+        """Add values [n, width] to the rows int64 [n]."""
+        if self._dense is not None:
+            self._dense.index_add_(0, rows, values)
+            return
+        self._rows.append(rows)
+        self._values.append(values)
+
+    def whole(self) -> Tensor:
+        """Return all that was added."""
+        if self._dense is not None:
+            return self._dense
+        rows, values = torch.cat(self._rows), torch.cat(self._values)
+        return torch.sparse_coo_tensor(rows[None], values, self._weight.shape, check_invariants=False)
 
 
 def _own_pairs(items: Tensor, split: SplitRows, weight: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

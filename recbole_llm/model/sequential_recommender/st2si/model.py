@@ -45,6 +45,7 @@ from recbole_llm.packing.ragged import ranges
 from recbole_llm.packing.sequences import Sequences, digests, distinct, pack
 from recbole_llm.runs.checkpoint import trained_state
 from recbole_llm.trainer.packed_trainer import PackedTrainer
+from recbole_llm.utils.collectives import from_first_
 
 
 class ST2SI(StoredStates):
@@ -198,6 +199,8 @@ class ST2SI(StoredStates):
         if self.projection.to_choose:
             self.eval()
             self.projection.choose(self._alignment_states(self.inputs.alignment_sequences()), self.seed)
+            # States of several devices may differ in their last bits, and codes by them.
+            from_first_([chosen for chosen in self.projection.buffers() if chosen.dtype != torch.bool])
 
     def training_samples(self, rng: np.random.Generator) -> Sequences:
         """Return the samples of one epoch. See `PackedTrainer`."""
