@@ -17,6 +17,7 @@ SHARDED = {
     "IDLEAdapter": ["--gradient_checkpointing=True"],
     "trained IDLEAdapter": ["--tuning=full"],
     "tables": [],
+    "codes": ["--train_window=random"],
     "bf16": ["--precision=bf16", "--weights=bf16", "--weight_average=0.9"],
 }
 
