@@ -57,4 +57,4 @@ docs: $(STAMP)
 	@$(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
-	@for file in $(wildcard benchmarks/cpu_*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	@$(BIN)/python benchmarks/on_cpu.py

@@ -30,7 +30,7 @@ def pinned() -> dict[str, str]:
 def lower_bounds_of_setup_cfg() -> dict[str, str]:
     """Return the lowest version that setup.cfg admits of each package that a run needs."""
     extras = _CONFIG["options.extras_require"]
-    texts = (_CONFIG["options"]["install_requires"], extras["tune"], extras["serve"])
+    texts = (_CONFIG["options"]["install_requires"], extras["ann"], extras["tune"], extras["serve"])
     requirements = [Requirement(line) for text in texts for line in text.splitlines() if line]
     return {canonicalize_name(requirement.name): _lowest(requirement) for requirement in requirements}
 

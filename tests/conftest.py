@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 import torch
 from small_data import build_parts, write_dataset
-from tiny_models import tiny_bert, tiny_llama, tiny_opt, tiny_opt_projected, tiny_t5
+from tiny_models import tiny_bert, tiny_llama, tiny_longformer, tiny_opt, tiny_opt_projected, tiny_t5
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from vector_parts import SIZES
 
@@ -37,6 +37,7 @@ def tiny(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("tiny")
     makers = {
         "llama": tiny_llama, "opt": tiny_opt, "opt_projected": tiny_opt_projected, "bert": tiny_bert, "t5": tiny_t5,
+        "longformer": tiny_longformer,
     }  # fmt: skip
     return {name: make(root / name) for name, make in makers.items()}
 

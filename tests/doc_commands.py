@@ -19,6 +19,8 @@ RUN: dict[str, dict[str, object]] = {
     "python run_recbole_llm.py --model=ST2SI --dataset=Scientific": {"backbone": "TINY"},
     "recbole-llm doctor": {},
     'recbole-llm recommend --run=saved/<run> --history="242,302"': {},
+    # The run has been trained for an epoch, or for none: its items lie in no groups yet.
+    "recbole-llm recommend --run=saved/<run> --user=196 --search=approximate": {"min_recall": 0.1},
     "recbole-llm --model=SASRec --dataset=ml-100k": {},
     "recbole-llm --model=IDLEAdapter --dataset=ml-100k --id_model=SASRec": IDLE,
     "recbole-llm --paper=st2si/table2/Scientific/st2si": {"backbone": "TINY"},
@@ -122,6 +124,9 @@ RUN: dict[str, dict[str, object]] = {
 }
 
 READ = {
+    "recbole-llm run --model=Recformer --dataset=Scientific --backbone=longformer-base-4096 --attention_window=64 "
+    "--max_sequence_tokens=1024 --item_text_fields=title,brand,categories": "the weights of a Longformer; "
+    "test_towers_together.py trains a tiny one",
     "torchrun --standalone --nproc_per_node=2 -m recbole_llm run --model=ST2SI --dataset=Scientific": "two processes; "
     "tests/test_several_processes.py starts them",
     "torchrun --standalone --nproc_per_node=2 -m recbole_llm run --model=ST2SI --dataset=Scientific "
@@ -153,6 +158,12 @@ READ = {
     ),
     "recbole-llm serve --run=saved/<run>": "it ends when it is told to; tests/cli/test_serve_command.py asks it",
     "recbole-llm serve --run=saved/<run> --exclude_seen=true --max_batch=256 --window_ms=2": "the same",
+    "recbole-llm serve --run=saved/<run> --search=approximate": (
+        "it ends when it is told to; tests/inference/test_search_in_use.py asks such a server"
+    ),
+    "python benchmarks/approximate_search.py --run=saved/<run> --items=1000000": (
+        "it measures; tests/inference/test_approximate_search.py has what it measures"
+    ),
     "python benchmarks/large_catalogue.py": "it measures; tests/inference/test_best_items.py has what it measures",
     "recbole-llm tune --model=SASRec --dataset=Scientific --params_file=properties/hyper/one-pass/SASRec.hyper "
     "--algo=bayes --trials=20": "data that is not here",

@@ -238,6 +238,11 @@ def test_an_interruption_of_one_process_ends_all(workspace, tiny, tmp_path):
         (["--learning_rat=1"], 2, "error: there is no setting 'learning_rat'"),
         (["--checkpoint_dir=small/small.inter"], 1, "cannot be made: Not a directory"),
         (["--topk=[100]", "--valid_metric=MRR@100"], 2, "error: topk=[100] is more than the 13 items of small"),
+        (
+            ["--model=SASRec", "--train_positions=all", "--loss_type=SampledCE", "--item_optimizer=adamw"],
+            2,
+            "error: item_optimizer=adamw of SASRec is for one process",
+        ),
         (["--loss_type=TwoLevel"], 2, "error: loss_type=TwoLevel is for one process"),
     ],
 )

@@ -1,6 +1,8 @@
 """Tiny random language models of the true types, each saved with a real fast tokenizer as a transformers folder."""
 
+import json
 import string
+import struct
 from pathlib import Path
 
 import torch
@@ -10,14 +12,18 @@ from transformers import (
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LongformerConfig,
+    LongformerModel,
     MT5Config,
     MT5ForConditionalGeneration,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    RobertaTokenizer,
     T5Config,
     T5ForConditionalGeneration,
+    T5Tokenizer,
 )
 
 TITLES = [
@@ -150,6 +156,31 @@ def tiny_bert(folder: Path, *, seed: int = 0) -> Path:
     return _save(folder, BertModel(config), tokenizer)
 
 
+def tiny_longformer(folder: Path, *, seed: int = 0, window: int | list[int] = 8) -> Path:
+    """Longformer as longformer-base-4096 is built, with RoBERTa's tokenizer: hidden 32, 2 layers, 128 positions."""
+    torch.manual_seed(seed)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained = json.loads(_byte_tokenizer(special).backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in trained["merges"]]
+    tokenizer = RobertaTokenizer(vocab=trained["vocab"], merges=merges, model_max_length=MAX_POSITIONS)
+    config = LongformerConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_POSITIONS + 2,  # rows for the padding token and before it
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        attention_window=window,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        sep_token_id=2,
+    )
+    return _save(folder, LongformerModel(config, add_pooling_layer=False), tokenizer)
+
+
 def rough(model: PreTrainedModel) -> PreTrainedModel:
     """Give larger weights than a fresh model's, and biases and norms that are not 0 and 1: what is left out shows."""
     generator = torch.Generator().manual_seed(1)
@@ -162,23 +193,44 @@ def rough(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _piece_tokenizer() -> PreTrainedTokenizerFast:
-    """Unigram pieces behind "▁" as in T5's SentencePiece model, with </s> after every text."""
+EXTRA = 3  # tokens <extra_id_0>, ... behind T5's pieces
+
+
+def t5_pieces() -> list[tuple[str, float]]:
+    """Unigram pieces as in T5's SentencePiece model; some are of several digits. They are listed, not trained."""
     letters = sorted(set(string.printable) - set(string.whitespace))
     words = sorted({word for text in TITLES for word in text.split()} - set(letters))
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), ("▁", -5.0)]
-    pieces += [(letter, -8.0) for letter in letters] + [(f"▁{word}", -10.0) for word in words]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=MAX_POSITIONS,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-    )
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -5.0)]
+    pieces += [("▁10", -7.0), ("▁100", -8.0), ("01", -9.0), ("11", -9.0), ("▁User", -9.0), ("at", -9.0)]
+    return pieces + [(letter, -8.0) for letter in letters] + [(f"▁{word}", -10.0) for word in words]
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """T5's own: pieces behind "▁", </s> after every text, and <extra_id_N>, the last first, behind the pieces."""
+    extra = [(f"<extra_id_{number}>", 0.0) for number in reversed(range(EXTRA))]
+    return T5Tokenizer(vocab=t5_pieces() + extra, extra_ids=EXTRA, model_max_length=MAX_POSITIONS)
+
+
+def spiece_model(pieces: list[tuple[str, float]]) -> bytes:
+    """The pieces as SentencePiece's own file, ModelProto of sentencepiece_model.proto, without the package."""
+
+    def varint(number: int) -> bytes:
+        number, found = number & (1 << 64) - 1, b""
+        while number > 127:
+            number, found = number >> 7, found + bytes([number & 127 | 128])
+        return found + bytes([number])
+
+    def field(number: int, value: int | float | bytes) -> bytes:
+        if isinstance(value, float):
+            return varint(number << 3 | 5) + struct.pack("<f", value)
+        if isinstance(value, int):
+            return varint(number << 3) + varint(value)
+        return varint(number << 3 | 2) + varint(len(value)) + value
+
+    kinds = {"<unk>": 2, "<pad>": 3, "</s>": 3}  # unknown, control; 1 is normal
+    listed = (field(1, p.encode()) + field(2, score) + field(3, kinds.get(p, 1)) for p, score in pieces)
+    trainer = field(3, 1) + field(40, 2) + field(41, -1) + field(42, 1) + field(43, 0)  # Unigram; ids of unk, bos, ...
+    return b"".join(field(1, each) for each in listed) + field(2, trainer) + field(3, field(3, 1))
 
 
 def tiny_t5(folder: Path, *, seed: int = 0, own_head: bool = False, many: bool = False) -> Path:
@@ -187,7 +239,7 @@ def tiny_t5(folder: Path, *, seed: int = 0, own_head: bool = False, many: bool =
     With `many` it is mT5, which has a head of its own in any case.
     """
     torch.manual_seed(seed)
-    tokenizer = _piece_tokenizer()
+    tokenizer = t5_tokenizer()
     own_head = own_head or many
     config = (MT5Config if many else T5Config)(
         vocab_size=len(tokenizer) + 3,  # rows that no token has, as in T5's own

@@ -1,7 +1,8 @@
 """Packed batches: sequences laid end to end in one row, without padding, each attending to itself alone.
 
 transformers' own layers are used as they are; only the attention function is replaced, through its public
-``AttentionInterface``. It receives the sequence bounds as a keyword that every model passes down to its layers.
+``AttentionInterface``. It receives the sequence bounds as a keyword that every model passes down to its layers. A
+Longformer, which takes no other attention, reads the same batches in padded form: `recbole_llm.backbone.padded`.
 """
 
 import functools
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from recbole_llm.backbone.padded import padded_hidden_states, reads_padded
 from recbole_llm.errors import BackboneError
 from recbole_llm.packing.batch import PackedBatch, SequenceBounds
 
@@ -26,6 +28,8 @@ ATTENTION_NAME = "recbole_llm_packed"
 
 def use_packed_attention(model: nn.Module) -> None:
     """Make a transformers `model` attend within the bounds that `packed_hidden_states` passes."""
+    if reads_padded(model.config):
+        return
     model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
 
 
@@ -37,6 +41,8 @@ def packed_hidden_states(model: nn.Module, batch: PackedBatch, **keywords: Any) 
         batch: the tokens.
         keywords: given to the model; `inputs_embeds` [tokens, width] takes the place of the tokens' word embeddings.
     """
+    if reads_padded(model.config):
+        return padded_hidden_states(model, batch, **keywords)
     # A mask of four dimensions is taken for finished. Without one, Llama types look for packed sequences in the
     # positions, and wait for the device to do so.
     finished = torch.empty(1, 1, 1, 1, dtype=torch.bool, device=batch.token_ids.device)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.loading import Backbone, fingerprint, first_position, load_backbone
+from recbole_llm.backbone.padded import padded_multiple
 from recbole_llm.backbone.pooling import segments
 from recbole_llm.backbone.preset import Pooling
 from recbole_llm.backbone.pretrained import release_device_memory
@@ -105,7 +106,7 @@ def compute_vectors(
         backbone: loaded, its model on `device`; it is made to attend within packed sequences.
         framed: token ids with their special tokens.
         device: where to compute.
-        budget: maximum number of tokens of one packed pass.
+        budget: maximum number of tokens of one pass, padding included where there is any.
         pooling: how the states of a text become one vector.
 
     Raises:
@@ -121,7 +122,12 @@ def compute_vectors(
     causal, shift = backbone.preset.kind == "decoder", first_position(backbone.model)
     rows = np.flatnonzero(framed.lengths)
     vectors = torch.zeros(len(framed), backbone.width)
-    for group in within_budget(framed.lengths[rows], budget):
+    multiple = padded_multiple(backbone.model.config)
+    padded = -(-framed.lengths[rows] // multiple) * multiple
+    if multiple > 1:  # texts of like length are read together
+        order = np.argsort(padded, kind="stable")
+        rows, padded = rows[order], padded[order]
+    for group in within_budget(padded, budget):
         tokens, lengths = framed.gather(rows[group])
         batch = PackedBatch(
             token_ids=torch.from_numpy(tokens),

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -17,10 +18,13 @@ from transformers import (
 )
 
 from recbole_llm.backbone.gguf import quiet_transformers
+from recbole_llm.backbone.padded import set_attention_window
 from recbole_llm.backbone.preset import BackbonePreset, read_config
 from recbole_llm.backbone.resolve import Resolved, require_whole, resolve, weight_files
 from recbole_llm.errors import BackboneError
 from recbole_llm.utils.hashing import content_hash
+
+_SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
 @dataclass
@@ -58,6 +62,7 @@ def load_backbone(
     seed: int = 0,
     device: torch.device | None = None,
     encoder_decoder: bool = False,
+    attention_window: int | None = None,
 ) -> Backbone:
     """Load the backbone `name`: a preset, a folder, or a hub id.
 
@@ -69,14 +74,18 @@ def load_backbone(
         device: a GPU whose memory the weights are read into, file by file, so that the host never holds all of them;
             by default, and for a CPU, they are on the CPU.
         encoder_decoder: whether one with an encoder and a decoder (T5) will do.
+        attention_window: the window of all layers of a Longformer, in tokens; None for that of its configuration.
 
     Raises:
-        SettingError: if no such backbone is known.
+        SettingError: if no such backbone is known, or one that is no Longformer is given a window.
         BackboneError: if it cannot be had, is broken or cut short, or its files belong to different models.
     """
     found = resolve(name, encoder_decoder=encoder_decoder)
     require_whole(found.folder)
-    model = _load_model(found, dtype, seed, device)
+    config = read_config(found.folder)
+    if attention_window is not None:
+        set_attention_window(config, attention_window, name)
+    model = _load_model(found, config, dtype, seed, device)
     tokenizer = _load_tokenizer(found)
     known, rows = max(tokenizer.get_vocab().values(), default=-1) + 1, model.get_input_embeddings().num_embeddings
     if known > rows:
@@ -111,8 +120,9 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load_model(found: Resolved, dtype: torch.dtype, seed: int, device: torch.device | None) -> PreTrainedModel:
-    config = read_config(found.folder)
+def _load_model(
+    found: Resolved, config: PretrainedConfig, dtype: torch.dtype, seed: int, device: torch.device | None
+) -> PreTrainedModel:
     has_safetensors = weight_files(found.folder)[0].suffix == ".safetensors"
     try:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
@@ -156,6 +166,12 @@ def _load_tokenizer(found: Resolved) -> PreTrainedTokenizerFast:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # as for the weights
+        file = next((name for name in _SENTENCEPIECE_FILES if (found.folder / name).is_file()), None)
+        if file and not (found.folder / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+            raise BackboneError(
+                f"the tokenizer in {found.folder} is {file} alone, which the package sentencepiece reads: pip install "
+                f"sentencepiece, or put the model's tokenizer.json beside it"
+            ) from error
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(f"the tokenizer in {found.folder} cannot be loaded; fetch it again ({reason})") from error
     if not tokenizer.is_fast:

@@ -8,6 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from recbole_llm.backbone.loading import Backbone
+from recbole_llm.backbone.padded import reads_padded
 from recbole_llm.errors import SettingError
 
 TUNING = ("full", "lora", "frozen")
@@ -67,9 +68,14 @@ def prepare_for_tuning(backbone: Backbone, settings: TuningSettings) -> None:
     """Freeze, adapt, checkpoint or compile a loaded backbone as `settings` say, in place.
 
     Raises:
-        SettingError: if `lora_targets` names no layer of the backbone.
+        SettingError: if `lora_targets` names no layer of the backbone, or a Longformer is to be compiled.
     """
     model = backbone.model
+    if settings.compile and reads_padded(model.config):
+        raise SettingError(
+            f"compile=True does not go with {backbone.preset.name}, a Longformer, whose layers ask the device for the "
+            f"shapes of their results: leave it out"
+        )
     if settings.tuning == "lora":
         _add_adapters(backbone, settings)
     elif settings.tuning == "frozen":

@@ -5,12 +5,13 @@ trains takes settings of the run beside its own options; their names are checked
 """
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from recbole_llm.errors import SettingError, nearest, require_one_of
+from recbole_llm.errors import SettingError, nearest, require_one_of, require_whole
 
 WIDTH = 100
 _MANY = ("config_files",)  # may be given several times, and hold several values
@@ -163,6 +164,19 @@ def flag(name: str) -> Callable[[str], bool]:
         if not isinstance(value, bool):
             raise SettingError(f"{name}={text} must be true or false")
         return value
+
+    return read
+
+
+def whole(name: str, least: int, most: float = math.inf) -> Callable[[str], int]:
+    """Return what reads a whole number from `least` to `most`, and refuses others by SettingError."""
+
+    def read(text: str) -> int:
+        value = _parsed(text)
+        require_whole(name, value, least)
+        if value > most:
+            raise SettingError(f"{name}={value} is more than {most}")
+        return int(value)
 
     return read
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from recbole_llm.cli.arguments import Given, Parser, flag, one_of
-from recbole_llm.cli.show import show
+from recbole_llm.cli.search_options import add_search, search_of
+from recbole_llm.cli.show import show, show_error
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.utils.files import read_text, replacing
 from recbole_llm.utils.plain_text import csv_cell, json_line, one_line
@@ -99,6 +100,7 @@ def parser() -> Parser:
         help="a table of item tokens and texts, with the columns of the .item file: items that the model was never "
         "trained on, ranked among the others by a model that reads item texts",
     )
+    add_search(group)
     group.add_argument(
         "--format",
         type=one_of("format", FORMATS),
@@ -169,7 +171,8 @@ def _asked(given: dict[str, Any]) -> Asked:
     shown = _format(given.get("format"), out, several)
     new_items = Path(given["new_items"]) if "new_items" in given else None
     k = parse_value(given.get("k", "10"))
-    return Asked(users, histories, k, exclude_seen, {**flags}, new_items, shown, out)
+    search = search_of(given, k)
+    return Asked(users, histories, k, exclude_seen, {**flags, "search": search}, new_items, shown, out)
 
 
 def _format(wanted: str | None, out: Path | None, several: bool) -> str:
@@ -228,6 +231,7 @@ def _to_users(parts: Any, asked: Asked) -> Iterator[Answer]:
     from recbole_llm.inference.users import UserRecommender
 
     recommender = UserRecommender(parts, **asked.options)
+    _tell(recommender.search_summary)
     users = asked.users or recommender.users
     for user in users:
         recommender.history(user)  # an unknown user ends it before anything is written
@@ -241,6 +245,7 @@ def _after_histories(parts: Any, asked: Asked, user: str | None) -> Iterator[Ans
     from recbole_llm.inference.recommender import Recommender
 
     recommender = Recommender(parts.model, parts.train._dataset, **asked.options)
+    _tell(recommender.search_summary)
     _refuse_blanks(parts.dataset, asked.histories)
     for begin in range(0, len(asked.histories), _AT_ONCE):
         some = asked.histories[begin : begin + _AT_ONCE]
@@ -250,6 +255,11 @@ def _after_histories(parts: Any, asked: Asked, user: str | None) -> Iterator[Ans
             rows = recommender.recommend(some, asked.k, asked.exclude_seen)
         for number, (history, found) in enumerate(zip(some, rows, strict=True), start=begin + 1):
             yield Answer(("history", number), history, found)
+
+
+def _tell(summary: str | None) -> None:
+    if summary is not None:
+        show_error(summary)  # standard output is for the answers
 
 
 def _refuse_blanks(dataset: Any, histories: list[list[str]]) -> None:

@@ -1,22 +1,22 @@
 """The verb ``serve``: recommendations over HTTP."""
 
-import math
 import sys
-from collections.abc import Callable
 from contextlib import suppress
-from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.cli.arguments import Given, Parser, flag
+from recbole_llm.cli.arguments import Given, Parser, flag, whole
+from recbole_llm.cli.search_options import add_search, search_of
 from recbole_llm.cli.show import show
-from recbole_llm.errors import SettingError, require_whole
+from recbole_llm.errors import SettingError
+from recbole_llm.utils.packages import require_package
 from recbole_llm.utils.values import parse_value
 
 _PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 _FLAGS = ("allow_untrained", "cuda_graph")
 _HOST, _PORT = "127.0.0.1", 8000
+_SEARCH_K = 16
 _LONGEST_WINDOW = 1000  # milliseconds; at the end, too, what waits is waited for
 
 
@@ -41,12 +41,20 @@ def parser() -> Parser:
     group.add_argument(
         "--new_items", metavar="FILE", help="items that the model was never trained on, as for recommend"
     )
+    add_search(group)
+    group.add_argument(
+        "--search_k",
+        type=whole("search_k", 1),
+        metavar="INT",
+        help="for how many items the recall of an approximate search is measured; whoever asks for more is answered "
+        f"exactly (default: {_SEARCH_K})",
+    )
     group = found.add_argument_group("where")
     group.add_argument(
         "--host", metavar="NAME", help=f"the address to listen on (default: {_HOST}, this machine alone)"
     )
     group.add_argument(
-        "--port", type=_whole("port", 0, 65535), metavar="INT", help=f"0 for a free one (default: {_PORT})"
+        "--port", type=whole("port", 0, 65535), metavar="INT", help=f"0 for a free one (default: {_PORT})"
     )
     group = found.add_argument_group("how much")
     for name, least, help_text in (
@@ -54,7 +62,7 @@ def parser() -> Parser:
         ("max_waiting", 1, "the most that may wait; more are told to try again (default: 1024)"),
         ("max_k", 1, "the most items that a request may ask for (default: 1000)"),
     ):
-        group.add_argument(f"--{name}", type=_whole(name, least), metavar="INT", help=help_text)
+        group.add_argument(f"--{name}", type=whole(name, least), metavar="INT", help=help_text)
     group.add_argument(
         "--window_ms",
         type=_milliseconds,
@@ -76,22 +84,24 @@ def main(arguments: Given) -> int:
     if "run" not in given:
         raise SettingError("serve needs the folder of a finished run: --run=saved/<run>")
     for package in _PACKAGES:
-        if find_spec(package) is None:
-            raise SettingError(f"serving needs the package '{package}': pip install 'recbole-llm[serve]'")
+        require_package(package, "serving", "serve")
     from recbole_llm.runs.folder import require_finished
     from recbole_llm.serving.app import Batching, make_app
     from recbole_llm.serving.server import address, listening, serve
 
     require_finished(given["run"])
     batching = Batching(**{name: given[name] for name in ("window_ms", "max_batch", "max_waiting") if name in given})
+    search = search_of(given, given.get("search_k", _SEARCH_K))
     # It is taken before the minutes in which a large model is loaded.
     with listening(given.get("host", _HOST), given.get("port", _PORT)) as listener:
-        service = _service(given)
+        service = _service(given, search)
         url = address(listener)
 
         def ready() -> None:
             if not _is_loopback(listener.getsockname()[0]):
                 show("warning: whoever reaches this address may ask: there is no password", file=sys.stderr)
+            if service.search_summary:
+                show(service.search_summary, file=sys.stderr)
             show(f"{service.model_name} on {service.dataset_name}, {service.items} items: {url}/recommend")
             sys.stdout.flush()
 
@@ -101,7 +111,7 @@ def main(arguments: Given) -> int:
     return 0
 
 
-def _service(given: dict[str, Any]) -> Any:
+def _service(given: dict[str, Any], search: Any) -> Any:
     from recbole_llm.inference.new_items import read_new_items
     from recbole_llm.quick_start.run import load
     from recbole_llm.serving.service import Limits, Service
@@ -110,22 +120,11 @@ def _service(given: dict[str, Any]) -> Any:
     new_items = read_new_items(parts, Path(given["new_items"])) if "new_items" in given else None
     limits = Limits(k=given["max_k"]) if "max_k" in given else Limits()
     options = {name: given.get(name, False) for name in _FLAGS}
-    return Service(parts, limits, given.get("exclude_seen"), new_items, **options)
+    return Service(parts, limits, given.get("exclude_seen"), new_items, search, **options)
 
 
 def _is_loopback(host: str) -> bool:
     return ip_address(host.partition("%")[0]).is_loopback
-
-
-def _whole(name: str, least: int, most: float = math.inf) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        value = parse_value(text)
-        require_whole(name, value, least)
-        if value > most:
-            raise SettingError(f"{name}={value} is more than {most}")
-        return int(value)
-
-    return read
 
 
 def _milliseconds(text: str) -> float:

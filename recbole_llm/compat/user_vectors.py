@@ -11,6 +11,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_llm.compat.masked_items import next_item_states
+from recbole_llm.utils.item_products import ItemProducts
 
 
 def _history(model: Any, rows: Interaction) -> Tensor:
@@ -78,7 +79,7 @@ def has_item_scores(model_class: type) -> bool:
     return call_of(model_class) is not None and model_class.__name__ not in _OTHER_ITEMS
 
 
-def item_scores(model: Any, interaction: Interaction) -> Callable[[slice | Tensor], Tensor] | None:
+def item_scores(model: Any, interaction: Interaction) -> ItemProducts | None:
     """Return what scores some items for a batch, see `ModelHooks.scores_of_items`; None for an unknown model."""
     call = call_of(type(model))
     if call is None or type(model).__name__ in _OTHER_ITEMS:
@@ -90,4 +91,4 @@ def item_scores(model: Any, interaction: Interaction) -> Callable[[slice | Tenso
         found: Tensor = vectors @ table[items].T
         return found if bias is None else found.add_(bias[items])
 
-    return scores
+    return ItemProducts(scores, vectors[:, None], table.__getitem__, bias)

@@ -4,7 +4,8 @@ Every item is tokenised once; a history is its items' rows laid end to end betwe
 of a text are those of the items alone. An item by itself is written in the same form as a history of one item.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -104,12 +105,15 @@ class TextStyle:
         pooling: how hidden states become one vector.
         first_position: the position of a text's first token (RoBERTa: 2).
         marked: whether batches say of every token its kind and the place of its item.
+        multiple: what the tokens of a text are padded to a multiple of when it is read (Longformer), see
+            `recbole_llm.backbone.padded`.
     """
 
     causal: bool
     pooling: Pooling
     first_position: int = 0
     marked: bool = False
+    multiple: int = 1
 
 
 @dataclass(frozen=True)
@@ -121,25 +125,38 @@ class PackedTexts:
         segments: the rows of each text that are pooled: all.
         kinds: int64 [tokens], 0 around the history, else `NAME` or `VALUE`; None where the style asks for no marks.
         places: int64 [tokens], 0 before the history, 1 for the tokens of the first item that is written, ...; or None.
+        order: int64 [texts], which of the texts that were laid into passes together these are, on the host; None where
+            passes hold them in order.
     """
 
     packed: PackedBatch
     segments: Segments
     kinds: Tensor | None = None
     places: Tensor | None = None
+    order: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.packed.bounds.lengths)
 
     def to(self, device: torch.device | str) -> "PackedTexts":
         """Return the batch on `device`, without waiting for the copies of pinned memory."""
-        marks = (None if each is None else each.to(device, non_blocking=True) for each in (self.kinds, self.places))
-        return PackedTexts(self.packed.to(device), self.segments.to(device), *marks)
+        kinds, places = (
+            None if each is None else each.to(device, non_blocking=True) for each in (self.kinds, self.places)
+        )
+        return PackedTexts(self.packed.to(device), self.segments.to(device), kinds, places, self.order)
 
     def pin_memory(self) -> "PackedTexts":
         """Return the batch in page-locked memory."""
-        marks = (None if each is None else each.pin_memory() for each in (self.kinds, self.places))
-        return PackedTexts(self.packed.pin_memory(), self.segments.pin_memory(), *marks)
+        kinds, places = (None if each is None else each.pin_memory() for each in (self.kinds, self.places))
+        return PackedTexts(self.packed.pin_memory(), self.segments.pin_memory(), kinds, places, self.order)
+
+
+def in_order(passes: Sequence[PackedTexts], vectors: Tensor) -> Tensor:
+    """Return the vectors [texts, width] of the texts of passes, laid end to end, in the order of the texts."""
+    orders = [texts.order for texts in passes if texts.order is not None]
+    if not orders:
+        return vectors
+    return vectors.index_select(0, torch.from_numpy(np.argsort(np.concatenate(orders))).to(vectors.device))
 
 
 class HistoryTexts:
@@ -231,9 +248,17 @@ class HistoryTexts:
         return _unread(rows.ravel(), np.full(len(items), 3))
 
     def passes(self, sequences: Sequences, budget: int) -> list[PackedTexts]:
-        """Return the sequences in order, in passes of at most `budget` tokens each."""
-        groups = within_budget(sequences.tokens(self.table), budget)
-        return [self.packed(sequences.select(group)) for group in groups]
+        """Return the sequences in passes of at most `budget` tokens each, padding included.
+
+        They are in order, but for a backbone that pads: its passes hold texts of like length.
+        """
+        tokens = sequences.tokens(self.table)
+        if self.style.multiple == 1:
+            return [self.packed(sequences.select(group)) for group in within_budget(tokens, budget)]
+        padded = -(-tokens // self.style.multiple) * self.style.multiple
+        order = np.argsort(padded, kind="stable")
+        groups = [order[group] for group in within_budget(padded[order], budget)]
+        return [replace(self.packed(sequences.select(group)), order=group) for group in groups]
 
     def packed(self, sequences: Sequences) -> PackedTexts:
         """Return the sequences as one pass."""

@@ -1,6 +1,12 @@
-"""Prompts in which items are IDs, as P5 reads them."""
+"""Prompts in which items are IDs, as P5 reads them.
+
+The pieces of a prompt are tokenised once each and laid end to end. A piece that goes on a word is tokenised as it is
+behind one: SentencePiece (T5) would put a space before it.
+"""
 
 import string
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +18,7 @@ from recbole_llm.errors import SettingError, nearest
 from recbole_llm.packing.ragged import RaggedTable, ranges
 
 _PLACES = ("user", "history")
+_WORD = "a"  # any: what is tokenised behind it is tokenised as behind a word
 
 
 class IdPrompts:
@@ -22,12 +29,12 @@ class IdPrompts:
         ids: the tokens of every item's ID, row = item id, row 0 empty.
         users: number of user ids, the padding id included.
         tokenizer: of the backbone.
-        separator: the text between two items.
+        separator: the text between two items; a space at its end belongs to the next item.
         closed: whether a prompt ends with the tokens that the tokenizer puts after a text, as an encoder reads it.
 
     Attributes:
         table: row v is item v as the first of a history, and as an answer; row ``items + v`` the same after another
-            item; then a row per user, and the pieces of the templates.
+            item; then, for each way of writing them, a row per user, and the pieces of the templates.
         starts: parallel to `table`, 1 where a word begins, else 0. An ID is one word.
         reads_users: whether any template has a user in it.
 
@@ -41,42 +48,55 @@ class IdPrompts:
         self.items = len(ids)
         self._tokenizer = tokenizer
         end = special_tokens(tokenizer)[1] if closed else []
-        between = self._tokens(separator)[0]
+        between, begins = self._following(separator.removesuffix(" "))
         parts = [_parts(template) for template in templates]
         self.reads_users = any("user" in names for _, names in parts)
-        table = ids.followed_by(_with_row_starts(ids, between))
-        starts = _first_of(ids).followed_by(_with_row_starts(_first_of(ids), [1] + [0] * (len(between) - 1)))
-        if not between:
-            starts = _first_of(ids).followed_by(_first_of(ids))
-        self._first_user = len(table)
-        if self.reads_users:
-            names = [str(user) for user in range(users)]
-            written = tokenizer(names, add_special_tokens=False)["input_ids"]
-            table = table.followed_by(RaggedTable.from_rows(written))
-            starts = starts.followed_by(RaggedTable.from_rows([[0] * len(row) for row in written]))
-        self._templates: list[tuple[np.ndarray, int, np.ndarray]] = []  # rows before, the place of a user there, after
-        for literals, names in parts:
-            rows: list[int] = []
-            user = -1
-            for place, literal in enumerate(literals):
-                if place and names[place - 1] == "user":
-                    user = len(rows)
-                    rows.append(0)
-                if place == len(literals) - 1:
-                    literal = literal.rstrip()
-                elif names[place] == "history":
-                    literal = literal.removesuffix(" ")
-                tokens, begins = self._piece(literal, first=place == 0)
-                if place == len(literals) - 1:
-                    tokens, begins = [*tokens, *end], [*begins, *[1] * len(end)]
-                table, starts = table.with_row(tokens), starts.with_row(begins)
-                rows.append(len(table) - 1)
-            self._templates.append((np.array(rows[:-1]), user, np.array(rows[-1:])))
-        self.table, self.starts = table, starts
-        longest = [int(table.lengths[np.append(before, after)].sum()) for before, _, after in self._templates]
-        named = int(table.lengths[self._first_user : self._first_user + users].max(initial=0)) * self.reads_users
+        self.table = ids.followed_by(_with_row_starts(ids, between))
+        self.starts = _first_of(ids).followed_by(_with_row_starts(_first_of(ids), begins))
+        named = 0
+        first_users: dict[str, int] = {}  # the row of user 0, by what stands before
+        for before in sorted({_before_user(literals[0]) for literals, names in parts if "user" in names}):
+            first_users[before] = len(self.table)
+            rows, words = self._users(users, before)
+            self._add(rows, words)
+            named = max(named, int(rows.lengths.max(initial=0)))
+        self._templates = [self._template(*each, first_users, end) for each in parts]
+        longest = [int(self.table.lengths[np.append(each.before, each.after)].sum()) for each in self._templates]
         self._around = max(longest) + named
         self._longest_item = int(ids.lengths.max(initial=0)) + len(between)
+
+    def _add(self, rows: RaggedTable, starts: RaggedTable) -> None:
+        self.table, self.starts = self.table.followed_by(rows), self.starts.followed_by(starts)
+
+    def _users(self, users: int, before: str) -> tuple[RaggedTable, RaggedTable]:
+        """Return a row per user, and where words begin in them; `before`: see `_before_user`."""
+        space = " " if before == "space" and keeps_spaces(self._tokenizer) else ""
+        start = _WORD if before == "word" else space
+        written = self._tokenizer([f"{start}{user}" for user in range(users)], add_special_tokens=False)["input_ids"]
+        if before != "word":
+            rows = RaggedTable.from_rows(written)
+            return rows, _first_of(rows)
+        rows = RaggedTable.from_rows([row[len(self._tokens(_WORD)[0]) :] for row in written])
+        return rows, RaggedTable(np.zeros_like(rows.values), rows.offsets)
+
+    def _template(
+        self, literals: list[str], names: list[str], first_users: dict[str, int], end: list[int]
+    ) -> "_Template":
+        """Add the pieces of a template to the table."""
+        rows: list[int] = []
+        user, first_user = -1, 0
+        for place, literal in enumerate(literals):
+            if place and names[place - 1] == "user":
+                user, first_user = len(rows), first_users[_before_user(literals[place - 1])]
+                rows.append(0)
+            last = place == len(literals) - 1
+            literal = literal.rstrip() if last else literal.removesuffix(" ")  # a space belongs to what follows
+            tokens, begins = self._following(literal) if place else self._first(literal)
+            if last:
+                tokens, begins = [*tokens, *end], [*begins, *[1] * len(end)]
+            rows.append(len(self.table))
+            self._add(RaggedTable.from_rows([tokens]), RaggedTable.from_rows([begins]))
+        return _Template(np.array(rows[:-1]), np.array(rows[-1:]), user, first_user)
 
     def longest(self, items: int) -> int:
         """Return the most tokens that a prompt of so many items can take with its answer."""
@@ -99,27 +119,64 @@ class IdPrompts:
         shown = items[ranges(ends - lengths, lengths)] + self.items  # after another item
         first = np.cumsum(lengths) - lengths
         shown[first[lengths > 0]] -= self.items
-        for number, (before, user, after) in enumerate(self._templates):
+        for number, template in enumerate(self._templates):
+            before, after = template.before, template.after
             some = np.flatnonzero(templates == number)
             front = np.tile(before, (len(some), 1))
-            if user >= 0:
-                front[:, user] = self._first_user + users[some]
+            if template.user >= 0:
+                front[:, template.user] = template.first_user + users[some]
             rows += [front.ravel(), shown[ranges(first[some], lengths[some])], np.tile(after, len(some))]
             owners += [np.repeat(some, len(before)), np.repeat(some, lengths[some]), np.repeat(some, len(after))]
         owner = np.concatenate(owners)
         order = np.argsort(owner, kind="stable")
         return TextRows(np.concatenate(rows)[order], np.bincount(owner, minlength=len(ends)))
 
-    def _piece(self, literal: str, first: bool) -> tuple[list[int], list[int]]:
-        """Return the tokens of a piece of a template, and where words begin in it."""
+    def _first(self, literal: str) -> tuple[list[int], list[int]]:
+        """Return the tokens that begin a prompt, and where words begin in them."""
+        before = special_tokens(self._tokenizer)[0]
         tokens, words = self._tokens(literal)
-        before = special_tokens(self._tokenizer)[0] if first else []
-        begins = [int(place == 0 or words[place] != words[place - 1]) for place in range(len(words))]
-        return [*before, *tokens], [*[1] * len(before), *begins]
+        return [*before, *tokens], [*[1] * len(before), *_begins([None, *words])]
+
+    def _following(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the tokens of a text as they are after a word, and where words begin in them."""
+        word, _ = self._tokens(_WORD)
+        tokens, words = self._tokens(f"{_WORD}{text}")
+        if tokens[: len(word)] != word:  # both are one token
+            word, (tokens, words) = [], self._tokens(text)
+        return tokens[len(word) :], _begins([None, *words])[len(word) :]
 
     def _tokens(self, text: str) -> tuple[list[int], list[Any]]:
         encoded = self._tokenizer(text, add_special_tokens=False)
         return list(encoded["input_ids"]), list(encoded.word_ids())
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A template as rows of the table.
+
+    Attributes:
+        before: int64, the rows before a history.
+        after: int64, those after it.
+        user: the place of the user in `before`; -1 for none.
+        first_user: the row of user 0.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    user: int
+    first_user: int
+
+
+def _before_user(literal: str) -> str:
+    """Return what stands before the user in a template: nothing, a space, or a word that the user goes on."""
+    if not literal:
+        return "nothing"
+    return "space" if literal.endswith(" ") else "word"
+
+
+def _begins(words: list[Any]) -> list[int]:
+    """Return for each word number but the first whether it differs from that before."""
+    return [int(word != before) for before, word in pairwise(words)]
 
 
 def id_tokens(texts: list[str], tokenizer: Any) -> RaggedTable:

@@ -14,7 +14,7 @@ from recbole_llm.config.hooks import ScoresOfItems
 from recbole_llm.evaluation.blocks import BestItems, PairsByItem
 
 SCORES_BYTES = 256 * 1024**2  # the most that the float32 scores that are looked at together may take
-_MAX_USERS = 4096  # of one piece
+MAX_USERS = 4096  # of one piece
 
 
 def best_items(
@@ -29,7 +29,7 @@ def best_items(
         k: how many items of each row.
         seen: the item ids that each row leaves out: their scores are -inf.
     """
-    piece = min(max(SCORES_BYTES // (4 * items), 1), _MAX_USERS)
+    piece = min(max(SCORES_BYTES // (4 * items), 1), MAX_USERS)
     found = []
     for begin in range(0, rows, piece):
         scores = scores_of(begin, min(begin + piece, rows))
@@ -66,21 +66,36 @@ def best_in_blocks(
         None if `scorer_of` gave None.
     """
     found = []
-    for begin in range(0, rows, _MAX_USERS):
-        end = min(begin + _MAX_USERS, rows)
+    for begin in range(0, rows, MAX_USERS):
+        end = min(begin + MAX_USERS, rows)
         scores_of = scorer_of(begin, end)
         if scores_of is None:
             return None
-        size = block or max(SCORES_BYTES // (4 * (end - begin)), k)
-        found.append(_on_host(*_best_of_piece(scores_of, items, k, seen and seen[begin:end], size)))
+        size = block or block_size(end - begin, k)
+        found.append(_on_host(*best_of_piece(scores_of, items, k, seen and seen[begin:end], size)))
     return _joined(found)
 
 
-def _best_of_piece(
-    scores_of: ScoresOfItems, items: int, k: int, seen: Sequence[np.ndarray] | None, size: int
+def block_size(rows: int, k: int) -> int:
+    """Return how many items are scored at once for some rows: as many as `SCORES_BYTES` hold, at least `k`."""
+    return max(SCORES_BYTES // (4 * rows), k)
+
+
+def best_of_piece(
+    scores_of: ScoresOfItems, items: int, k: int, seen: Sequence[np.ndarray] | None, size: int, first: int = 0
 ) -> tuple[Tensor, Tensor]:
+    """Return scores and ids [rows, k], best first, of rows that are scored together; fewer where there are fewer items.
+
+    Args:
+        scores_of: scores a slice of the item ids, see `best_in_blocks`.
+        items: item ids, the padding id included.
+        k: how many items of each row.
+        seen: the item ids that each row leaves out: their scores are -inf.
+        size: how many items are scored at once.
+        first: the item id that is the first to be ranked.
+    """
     best, left_out = BestItems(k), None
-    for begin in range(0, items, size):
+    for begin in range(first, items, size):
         end = min(begin + size, items)
         scores = scores_of(slice(begin, end))
         if begin == 0:

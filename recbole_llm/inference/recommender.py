@@ -14,8 +14,11 @@ from torch import Tensor
 from recbole_llm.config.hooks import ScoresOfItems, hooks_of
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import DataError, SettingError, TrainingError, nearest
+from recbole_llm.inference.approximate_search import SAMPLE, ApproximateBest, ApproximateSearch
 from recbole_llm.inference.best_items import best_in_blocks, best_items
+from recbole_llm.inference.user_histories import user_histories
 
+_SAMPLE_SEED = 2020
 _NEAREST_AMONG = 50_000  # in a larger catalogue the search for a token of nearly the same name takes seconds
 
 
@@ -81,9 +84,14 @@ class Recommender:
             by id, IDLEAdapter's ID model among them. (ST2SI reads their texts alone, and always may.)
         new_items: texts of items that are not in the dataset, indexed by item token, see `read_new_items`: they are
             added to the model, ranked among the others, and may stand in histories as untrained items may.
+        search: how an index of the item vectors is searched for up to ``search.k`` items; their scores are exact, and
+            new items are all scored. None: all items are, and more items or a CUDA graph are answered so in any case.
 
     Raises:
-        SettingError: if the model does not recommend from histories, or knows items by id and there are new ones.
+        SettingError: if the model does not recommend from histories, or knows items by id and there are new ones; and
+            for a `search` that the model cannot have, or whose recall is too low.
+        TrainingError: if the model's scores are not numbers and `search` is given.
+        StorageError: if the index of `search` cannot be stored.
         DataError: if a new item is in the dataset, or has no text.
     """
 
@@ -95,6 +103,7 @@ class Recommender:
         cuda_graph: bool = False,
         allow_untrained: bool = False,
         new_items: pd.DataFrame | None = None,
+        search: ApproximateSearch | None = None,
     ) -> None:
         if getattr(model, "type", None) != ModelType.SEQUENTIAL:
             raise SettingError(
@@ -113,6 +122,7 @@ class Recommender:
         self.leaves_seen_out = leaves_seen_out(dataset)
         if new_items is not None:
             self._add(new_items)
+        self._approximate = None if search is None else self._approximate_best(search)
 
     def _add(self, new_items: pd.DataFrame) -> None:
         """Add items that the dataset does not have, to the model and to what is known here."""
@@ -134,6 +144,11 @@ class Recommender:
         return len(self._tokens) - 1
 
     @property
+    def search_summary(self) -> str | None:
+        """How much of the exact best items `search` finds, in one line; None without one."""
+        return None if self._approximate is None else self._approximate.summary
+
+    @property
     def trained(self) -> np.ndarray | None:
         """Which item ids a history may hold: bool [items]; None for all."""
         return self._trained
@@ -148,7 +163,12 @@ class Recommender:
 
     @overload  # a token is a sequence of tokens to the type checker
     def recommend(  # type: ignore[overload-overlap]
-        self, histories: Sequence[str], k: int = 10, exclude_seen: bool | None = None, users: str | None = None
+        self,
+        histories: Sequence[str],
+        k: int = 10,
+        exclude_seen: bool | None = None,
+        users: str | None = None,
+        also_seen: Sequence[str] | None = None,
     ) -> Recommendation: ...
     @overload
     def recommend(
@@ -157,8 +177,11 @@ class Recommender:
         k: int = 10,
         exclude_seen: bool | None = None,
         users: Sequence[str] | None = None,
+        also_seen: Sequence[Sequence[str]] | None = None,
     ) -> list[Recommendation]: ...
-    def recommend(self, histories: Any, k: int = 10, exclude_seen: bool | None = None, users: Any = None) -> Any:
+    def recommend(
+        self, histories: Any, k: int = 10, exclude_seen: bool | None = None, users: Any = None, also_seen: Any = None
+    ) -> Any:
         """Return the best `k` items after each history.
 
         Args:
@@ -167,6 +190,7 @@ class Recommender:
             exclude_seen: whether the items of a user's whole history are left out; fewer than `k` may then be left.
                 None: as the run was evaluated, see `repeatable`.
             users: user tokens, for models that also read who the user is (Caser, FPMC, HGN, ...): one a history.
+            also_seen: item tokens beside the history that `exclude_seen` leaves out, too: a list of them per history.
 
         Returns:
             One `Recommendation` for one history, a list for a list.
@@ -183,19 +207,22 @@ class Recommender:
         single = isinstance(histories[0], str | int | np.integer)
         if single:
             histories, users = [histories], None if users is None else [users]
+            also_seen = None if also_seen is None else [also_seen]
         ids = [self._history_ids(history) for history in histories]
+        seen = self._seen_ids(ids, also_seen) if exclude_seen else None
         user_ids = None if users is None else self._user_ids(users, len(ids))
         if self.model.training:
             self.model.eval()
-        found = self._top_of_one(ids[0], int(k), exclude_seen) if single else None
+        found = self._top_of_one(ids[0], int(k), seen) if single else None
         if found is None:
-            found = self._top(ids, int(k), exclude_seen, user_ids)
+            found = self._top(ids, int(k), seen, user_ids)
         rows = recommendations(*found, self._tokens, self.model)
         return rows[0] if single else rows
 
     # -- from tokens to ids ----------------------------------------------------------------------------------------
 
-    def _history_ids(self, history: Sequence[str]) -> np.ndarray:
+    def _history_ids(self, history: Sequence[str], read: bool = True) -> np.ndarray:
+        """Return the ids of item tokens, which the model must be able to `read` if it shall."""
         if len(history) == 0:
             raise DataError("a history is empty: there is nothing to recommend from")
         ids = np.array([self._ids.get(str(token), 0) for token in history], dtype=np.int64)
@@ -204,13 +231,24 @@ class Recommender:
             token = str(history[int(np.argmin(ids))])
             close = nearest(token, self._ids) if len(self._ids) <= _NEAREST_AMONG else ""
             raise DataError(f"there is no item '{token}' in {name}{close}")
-        if self._trained is not None and not self._trained[ids].all():
+        if read and self._trained is not None and not self._trained[ids].all():
             token = history[int(np.argmin(self._trained[ids]))]
             raise DataError(
                 f"item '{token}' of {name} was never trained on, and {type(self.model).__name__} knows items by id: "
                 f"leave it out of the history, or set allow_untrained=True"
             )
         return ids
+
+    def _seen_ids(self, ids: list[np.ndarray], also_seen: Sequence[Sequence[str]] | None) -> list[np.ndarray]:
+        """Return the ids of the items that each user has met."""
+        if also_seen is None:
+            return ids
+        if len(also_seen) != len(ids):
+            raise DataError(f"there are {len(ids)} histories but {len(also_seen)} lists of items in also_seen")
+        return [
+            np.concatenate([own, self._history_ids(tokens, False)]) if len(tokens) else own
+            for own, tokens in zip(ids, also_seen, strict=True)
+        ]
 
     def _user_ids(self, users: Sequence[str], count: int) -> np.ndarray:
         if len(users) != count:
@@ -225,24 +263,36 @@ class Recommender:
 
     @torch.no_grad()
     def _top(
-        self, ids: list[np.ndarray], k: int, exclude_seen: bool, users: np.ndarray | None
+        self, ids: list[np.ndarray], k: int, seen: list[np.ndarray] | None, users: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return scores and ids [users, k], best first."""
-        seen = ids if exclude_seen else None
 
         def scorer(begin: int, end: int) -> ScoresOfItems | None:
-            found: ScoresOfItems | None = self._asked(hooks_of(self.model).scores_of_items, interaction(begin, end))
-            return found
-
-        def interaction(begin: int, end: int) -> Interaction:
-            return self._interaction(ids[begin:end], None if users is None else users[begin:end])
+            return self._scorer(ids[begin:end], None if users is None else users[begin:end])
 
         def scores(begin: int, end: int) -> Tensor:
             return self._scores(ids[begin:end], None if users is None else users[begin:end])
 
         shape = (len(ids), len(self._tokens), k, seen)
+        if self._approximate is not None and k <= self._approximate.settings.k:
+            return self._approximate.best(scorer, *shape)
         found = best_in_blocks(scorer, *shape)
         return best_items(scores, *shape) if found is None else found
+
+    def _scorer(self, ids: list[np.ndarray], users: np.ndarray | None) -> ScoresOfItems | None:
+        found: ScoresOfItems | None = self._asked(hooks_of(self.model).scores_of_items, self._interaction(ids, users))
+        return found
+
+    @torch.no_grad()
+    def _approximate_best(self, search: ApproximateSearch) -> ApproximateBest:
+        """Return the search in an index of the catalogue, whose recall is measured for users of the dataset."""
+        histories = user_histories(self.dataset)
+        users = np.flatnonzero(histories.lengths)
+        users = np.sort(np.random.default_rng(_SAMPLE_SEED).permutation(users)[:SAMPLE])
+        ids = [histories.row(int(user)) for user in users]
+        seen = ids if self.leaves_seen_out else None
+        name = type(self.model).__name__
+        return ApproximateBest(search, self._scorer(ids, users), seen, self.dataset.item_num, name)
 
     def _scores(self, ids: list[np.ndarray], users: np.ndarray | None) -> Tensor:
         scores: Tensor = self._asked(self.model.full_sort_predict, self._interaction(ids, users))
@@ -279,12 +329,14 @@ class Recommender:
 
     # -- one user on a GPU -----------------------------------------------------------------------------------------
 
-    def _top_of_one(self, ids: np.ndarray, k: int, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    def _top_of_one(
+        self, ids: np.ndarray, k: int, seen: list[np.ndarray] | None
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """Return what `_top` does for one history, or None if there is no graph for it."""
         if self._single is None:
             return None
         recent = ids[-self.dataset.max_item_list_len :]
-        found = self._single.top(recent, k, np.unique(ids) if exclude_seen else None)
+        found = self._single.top(recent, k, None if seen is None else np.unique(seen[0]))
         return None if found is None else (found[0][None], found[1][None])
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recbole_llm.config.hooks import hooks_of
 from recbole_llm.errors import DataError, SettingError, nearest
+from recbole_llm.inference.approximate_search import ApproximateSearch
 from recbole_llm.inference.best_items import best_items
 from recbole_llm.inference.recommender import (
     Recommendation,
@@ -39,6 +40,7 @@ class UserRecommender:
         cuda_graph: as in `Recommender`.
         allow_untrained: whether items that were never trained on stay in the histories.
         new_items: as in `Recommender`.
+        search: as in `Recommender`.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class UserRecommender:
         cuda_graph: bool = False,
         allow_untrained: bool = False,
         new_items: pd.DataFrame | None = None,
+        search: ApproximateSearch | None = None,
     ) -> None:
         self.model = parts.model.eval()
         self.dataset = parts.dataset
@@ -59,6 +62,12 @@ class UserRecommender:
                 cuda_graph=cuda_graph,
                 allow_untrained=allow_untrained,
                 new_items=new_items,
+                search=search,
+            )
+        elif search is not None:
+            raise SettingError(
+                f"search=approximate needs scores that are products of a user's and an item's vector, and "
+                f"{type(self.model).__name__} is asked by the user's id: set search=exact"
             )
         elif new_items is not None:
             hooks_of(self.model).add_items(new_items)  # which refuses them: it knows items by id
@@ -77,6 +86,11 @@ class UserRecommender:
     def items(self) -> int:
         """How many items there are to recommend."""
         return self.dataset.item_num - 1 if self._sequential is None else self._sequential.items
+
+    @property
+    def search_summary(self) -> str | None:
+        """As of `Recommender`."""
+        return None if self._sequential is None else self._sequential.search_summary
 
     @property
     def from_histories(self) -> Recommender:
@@ -163,18 +177,15 @@ class UserRecommender:
         whole = [self._histories.row(user) for user in ids]
         users = self._user_tokens(ids)
         readable = [self._readable(user, history) for user, history in zip(users, whole, strict=True)]
-        # What is left out of a history has still been seen: as many items more are asked for, and it is taken out.
-        unread_items = [
-            set(self._tokens[np.setdiff1d(all_items, kept)].tolist()) if exclude_seen else set()
+        # What is left out of a history has still been seen.
+        unread = [
+            self._tokens[np.setdiff1d(all_items, kept)].tolist()
             for all_items, kept in zip(whole, readable, strict=True)
         ]
-        count = min(k + max(map(len, unread_items)), self._sequential.items)
         histories = [self._tokens[kept].tolist() for kept in readable]
         if len(ids) == 1:
-            rows = [self._sequential.recommend(histories[0], count, exclude_seen, users[0])]
-        else:
-            rows = self._sequential.recommend(histories, count, exclude_seen, users)
-        return [_without(row, seen, k) for row, seen in zip(rows, unread_items, strict=True)]
+            return [self._sequential.recommend(histories[0], k, exclude_seen, users[0], unread[0])]
+        return self._sequential.recommend(histories, k, exclude_seen, users, unread)
 
     def _readable(self, user: str, history: np.ndarray) -> np.ndarray:
         assert self._sequential is not None
@@ -240,8 +251,3 @@ class UserRecommender:
         return SettingError(
             f"{type(self.model).__name__} also reads '{column}' of an interaction: it cannot rank items for a user"
         )
-
-
-def _without(row: Recommendation, seen: set[str], k: int) -> Recommendation:
-    kept = [(item, score) for item, score in zip(row.items, row.scores, strict=True) if item not in seen][:k]
-    return Recommendation([item for item, _ in kept], [score for _, score in kept])

@@ -26,6 +26,7 @@ _WHAT = {
     "weights": "another backbone",
     "pooling": "another pooling of texts (item_pooling)",
     "further_fields": "other text fields behind the first (item_text_fields)",
+    "windows": "other windows of attention (attention_window)",
 }
 
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.loading import Backbone
 from recbole_llm.backbone.tuning import TuningSettings, prepare_for_tuning
-from recbole_llm.data.history_texts import PackedTexts
+from recbole_llm.data.history_texts import PackedTexts, in_order
 
 
 class TextTower(nn.Module):
@@ -50,7 +50,8 @@ class TextTower(nn.Module):
     def hidden_states(self, texts: PackedTexts) -> Tensor:
         """Return the last hidden states of texts on the device: [tokens, width].
 
-        Attention weights are not dropped out (BERT does so at .1): the kernel of packed sequences has no dropout.
+        Attention weights are not dropped out (BERT does so at .1): the kernel of packed sequences has no dropout. A
+        Longformer's are.
         """
         packed = replace(texts.packed, bounds=replace(texts.packed.bounds, drops_attention=False))
         with torch.autocast(texts.packed.token_ids.device.type, torch.bfloat16, enabled=self._autocast):
@@ -62,11 +63,13 @@ class TextTower(nn.Module):
         return {}
 
     def encode(self, passes: Sequence[PackedTexts]) -> Tensor:
-        """Return the vectors of all passes: [texts, width], float32.
+        """Return the vectors of all passes, in the order of the texts: [texts, width], float32.
 
         With gradients, the activations of one pass at a time are kept: where there are several, each is computed again
         in the backward pass, with the same dropout. So the number of passes changes no gradient.
         """
         if len(passes) == 1 or not torch.is_grad_enabled():
-            return torch.cat([self(texts) for texts in passes])
-        return torch.cat([checkpoint(self, texts, use_reentrant=False) for texts in passes])
+            vectors = [self(texts) for texts in passes]
+        else:
+            vectors = [checkpoint(self, texts, use_reentrant=False) for texts in passes]
+        return in_order(passes, torch.cat(vectors))

@@ -1,6 +1,6 @@
 """The base class of models that encode histories and items by text towers and compare their vectors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +15,7 @@ from recbole_llm.config.hooks import ScoresOfItems
 from recbole_llm.data.dataset import HistoryDataset, row_ends
 from recbole_llm.data.history_texts import PackedTexts
 from recbole_llm.data.targets import Targets, TrainingHistories
-from recbole_llm.errors import BackboneError, DataError, SettingError
+from recbole_llm.errors import DataError, SettingError
 from recbole_llm.model.layers.table_loss import Candidates, Similarity, loss_among_items, table_cross_entropy
 from recbole_llm.model.pretrained_state import PretrainedWeights
 from recbole_llm.model.text_recommender import TextRecommender
@@ -26,6 +26,7 @@ from recbole_llm.packing.ragged import ranges
 from recbole_llm.packing.sequences import Sequences
 from recbole_llm.runs.checkpoint import trained_state
 from recbole_llm.trainer.staged_trainer import StagedTrainer
+from recbole_llm.utils.item_products import ItemProducts
 
 _OF_STAGES = ("stage", "frozen_table")  # what belongs to one catalogue's training in two stages
 
@@ -93,7 +94,11 @@ class TowerRecommender(TextRecommender):
         super().__init__(config, dataset)
         self.settings = settings = TowerSettings.from_config(config)
         self.precision = resolve_precision(config["precision"], torch.device(self.device))
-        loaded = load_backbone(settings.backbone, dtype=settings.tuning.load_dtype(self.precision))
+        loaded = load_backbone(
+            settings.backbone,
+            dtype=settings.tuning.load_dtype(self.precision),
+            attention_window=settings.attention_window,
+        )
         self.check_backbone(loaded)
         self.histories = TrainingHistories(dataset, self.n_items)
         self.item_texts = TowerTexts(settings, loaded, self.form, type(self).__name__)
@@ -124,17 +129,12 @@ class TowerRecommender(TextRecommender):
         return 2 if self.settings.two_stage and not self.pretrains else 1
 
     def check_backbone(self, loaded: Backbone) -> None:
-        """Refuse a backbone that this model cannot use. Raises BackboneError or SettingError."""
+        """Refuse a backbone that this model cannot use. Raises SettingError, and a subclass BackboneError."""
         limit = self.settings.max_sequence_tokens
         if limit is not None and loaded.max_positions is not None and limit > loaded.max_positions:
             raise SettingError(
                 f"max_sequence_tokens={limit} is more than the {loaded.max_positions} positions of "
                 f"{self.settings.backbone}: lower it"
-            )
-        if loaded.model.config.model_type == "longformer":
-            raise BackboneError(
-                f"{self.settings.backbone} is a Longformer, whose attention has no packed form: take an encoder of a "
-                f"BERT or RoBERTa type, such as sbert-minilm, which attends to up to 512 tokens in full"
             )
 
     def make_tower(self, loaded: Backbone) -> TextTower:
@@ -227,8 +227,12 @@ class TowerRecommender(TextRecommender):
     @torch.no_grad()
     def scores_of_items(self, interaction: Interaction) -> ScoresOfItems:
         """Return the scores of some items as a function."""
-        vectors, table = self.row_vectors(interaction), self.ranking_table()
-        return torch.no_grad()(lambda items: self.similarity.matrix(vectors, table[items]))
+        vectors, table, similarity = self.row_vectors(interaction), self.ranking_table(), self.similarity
+        scores: ScoresOfItems = torch.no_grad()(lambda items: similarity.matrix(vectors, table[items]))
+        if not isinstance(similarity, Similarity):  # a crossing is no product
+            return scores
+        of_items: ScoresOfItems = torch.no_grad()(lambda items: similarity.items(table[items]))
+        return ItemProducts(scores, similarity.users(vectors)[:, None], of_items)
 
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:
@@ -268,11 +272,11 @@ class TowerRecommender(TextRecommender):
         users = self.texts.passes(sequences, self.settings.train_batch_tokens)
         if self.settings.item_loss != "table":
             return len(samples), [TowerStep(users, *self.step_items(samples))]
-        parts, begin = [], 0
+        parts, begin, none = [], 0, torch.zeros(0, dtype=torch.long)
         for part in users:  # nothing joins the rows of a step, so each pass has a loss of its own
-            labels = torch.from_numpy(samples.labels[begin : begin + len(part)])
-            none = torch.zeros(0, dtype=torch.long)
-            parts.append(TowerStep([part], [], Candidates(labels, none, none, none, none)))
+            rows = np.arange(begin, begin + len(part)) if part.order is None else part.order
+            labels = torch.from_numpy(samples.labels[rows])
+            parts.append(TowerStep([replace(part, order=None)], [], Candidates(labels, none, none, none, none)))
             begin += len(part)
         return len(samples), parts
 

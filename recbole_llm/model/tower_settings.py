@@ -14,6 +14,7 @@ class TowerSettings:
     Attributes:
         backbone: a preset, a folder or a hub id.
         tuning: how the backbone is trained.
+        attention_window: tokens of a Longformer's window; None for that of its configuration.
         item_pooling: mean, cls or last; None for the backbone's own.
         item_text_fields: columns of the `.item` file.
         max_attribute_tokens: maximum number of tokens of one field.
@@ -39,6 +40,7 @@ class TowerSettings:
 
     backbone: str
     tuning: TuningSettings
+    attention_window: int | None
     item_pooling: Any
     item_text_fields: list[str]
     max_attribute_tokens: int
@@ -75,6 +77,7 @@ class TowerSettings:
         return cls(
             backbone=str(config["backbone"]),
             tuning=TuningSettings.from_config(config),
+            attention_window=config["attention_window"],
             item_pooling=config["item_pooling"],
             item_text_fields=config["item_text_fields"],
             max_attribute_tokens=config["max_attribute_tokens"],

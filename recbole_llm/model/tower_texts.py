@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_llm.backbone.loading import Backbone, fingerprint, first_position
+from recbole_llm.backbone.padded import attention_windows, padded_multiple, reads_padded
 from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.history_texts import (
@@ -62,9 +63,15 @@ class TowerTexts:
         self._loaded_from = loaded.folder
         self._tokens = settings.max_sequence_tokens or loaded.max_positions or 1 << 20
         causal = loaded.preset.kind == "decoder"
+        config = loaded.model.config
         self._style = TextStyle(
-            causal, settings.item_pooling or loaded.preset.pooling, first_position(loaded.model), form.named
+            causal,
+            settings.item_pooling or loaded.preset.pooling,
+            first_position(loaded.model),
+            form.named,
+            padded_multiple(config),
         )
+        self._windows = attention_windows(config) if reads_padded(config) else None
         before, after = special_tokens(loaded.tokenizer)
         self._around = around_texts(before, after, loaded.tokenizer.eos_token_id, causal)
         if not form.closed:
@@ -113,6 +120,7 @@ class TowerTexts:
             "weights": fingerprint(self._loaded_from),
             "pooling": self._style.pooling,
             "further_fields": list(self._settings.item_text_fields[1:]),  # the first is each dataset's own
+            **({} if self._windows is None else {"windows": self._windows}),
         }
 
     def _written(self, texts: pd.DataFrame) -> ItemTexts:

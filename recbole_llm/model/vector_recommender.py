@@ -15,6 +15,7 @@ from recbole_llm.model.item_texts import ItemTexts
 from recbole_llm.model.layers.item_linear_projection import cross_entropy_sum
 from recbole_llm.model.layers.sequence_encoder import SequenceEncoder
 from recbole_llm.model.one_pass import OnePass
+from recbole_llm.utils.item_products import ItemProducts
 
 
 class VectorRecommender(OnePass, SequentialRecommender):
@@ -119,7 +120,14 @@ class VectorRecommender(OnePass, SequentialRecommender):
         """Return the scores of some items as a function."""
         table = self.item_table()
         users = self.users_of(table, interaction)
-        return lambda items: self.similarity(users, table[items])
+
+        def scores(items: slice | Tensor) -> Tensor:
+            return self.similarity(users, table[items])
+
+        if self.temperature is None:
+            return ItemProducts(scores, users[:, None], table.__getitem__)
+        directions = F.normalize(users, dim=1)[:, None] / self.temperature
+        return ItemProducts(scores, directions, lambda items: F.normalize(table[items], dim=1))
 
     def append_text_vectors(self, texts: pd.DataFrame) -> None:
         """Put the vectors of new items behind those of the catalogue: what `add_items` of a model begins with."""

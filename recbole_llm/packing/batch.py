@@ -20,7 +20,8 @@ class SequenceBounds:
         alone: whether there is but one sequence, for torch's own attention. (Said by who knows it: a compiled model
             that asked for the number of `lengths` would be compiled again for every number.)
         drops_attention: whether attention weights are dropped out in training at the backbone's own rate. The fast
-            kernel of packed sequences cannot: with a rate above 0 each sequence is computed by itself.
+            kernel of packed sequences cannot: with a rate above 0 each sequence is computed by itself. (A Longformer,
+            which reads padded batches, drops them out in any case.)
     """
 
     lengths: tuple[int, ...]

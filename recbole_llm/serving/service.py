@@ -2,12 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from recbole_llm.errors import DataError, RecBoleLLMError, SettingError
+from recbole_llm.inference.approximate_search import ApproximateSearch
 from recbole_llm.inference.recommender import Recommendation, check_k
 from recbole_llm.inference.titles import item_titles
 from recbole_llm.inference.users import UserRecommender
@@ -64,6 +65,7 @@ class Service:
         limits: of a question.
         exclude_seen: for questions that leave it open; None: as the run was evaluated.
         new_items: as in `Recommender`.
+        search: as in `Recommender`. Its `k` is made a power of two, from 16, as those of questions are.
         options: of `Recommender`: `cuda_graph` and `allow_untrained`.
 
     Attributes:
@@ -76,10 +78,13 @@ class Service:
         limits: Limits,
         exclude_seen: bool | None = None,
         new_items: pd.DataFrame | None = None,
+        search: ApproximateSearch | None = None,
         **options: bool,
     ) -> None:
         self._limits, self._exclude_seen = limits, exclude_seen
-        self._users = UserRecommender(parts, new_items=new_items, **options)
+        if search is not None:
+            search = replace(search, k=_power_of_two(search.k))
+        self._users = UserRecommender(parts, new_items=new_items, search=search, **options)
         self._dataset, self.model_name = parts.dataset, type(parts.model).__name__
         self._known_users = parts.dataset.field2token_id[parts.dataset.uid_field]
         titles = item_titles(parts)
@@ -91,6 +96,11 @@ class Service:
     def dataset_name(self) -> str:
         """The name of the dataset."""
         return str(self._dataset.dataset_name)
+
+    @property
+    def search_summary(self) -> str | None:
+        """As of `Recommender`."""
+        return self._users.search_summary
 
     @property
     def items(self) -> int:
@@ -167,4 +177,8 @@ class Service:
 
     def _rounded(self, k: int) -> int:
         """Return a power of two that is no less, from 16, if there are as many items: a CUDA graph is made for each."""
-        return min(max(1 << (k - 1).bit_length(), 16), self.items)
+        return min(_power_of_two(k), self.items)
+
+
+def _power_of_two(k: int) -> int:
+    return max(1 << (k - 1).bit_length(), 16)

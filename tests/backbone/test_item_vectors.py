@@ -43,15 +43,24 @@ def alone(folder, pooling):
         if not text:
             rows.append(torch.zeros(rows[-1].shape if rows else model.config.hidden_size))
             continue
+        tokens = tokenizer(text, return_tensors="pt")
+        if model.config.model_type == "longformer":  # <s> sees all and is seen by all
+            tokens["global_attention_mask"] = (torch.arange(tokens["input_ids"].shape[1]) == 0)[None].long()
         with torch.no_grad():
-            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+            states = model(**tokens).last_hidden_state[0]
         rows.append({"mean": states.mean(dim=0), "cls": states[0], "last": states[-1]}[pooling])
     return torch.stack(rows)
 
 
 @pytest.mark.parametrize(
     ("folder", "pooling", "own"),
-    [("bert", None, "mean"), ("bert", "cls", "cls"), ("opt", None, "last"), ("llama", "mean", "mean")],
+    [
+        ("bert", None, "mean"),
+        ("bert", "cls", "cls"),
+        ("opt", None, "last"),
+        ("llama", "mean", "mean"),
+        ("longformer", None, "mean"),
+    ],
     indirect=["folder"],
 )
 def test_vectors_are_those_of_transformers_alone(folder, pooling, own):

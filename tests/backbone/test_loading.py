@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import spiece_model, t5_pieces, t5_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM, BertModel, RobertaConfig, RobertaModel
 
 from recbole_llm.backbone import loading
@@ -73,6 +74,20 @@ def test_roberta_counts_only_positions_that_tokens_get(tiny, cache, tmp_path):
         backbone.model(input_ids=torch.full((1, 32), 5))
         with pytest.raises((IndexError, RuntimeError)):
             backbone.model(input_ids=torch.full((1, 33), 5))
+
+
+def test_a_sentencepiece_file_alone_needs_the_package_that_reads_it(tiny, cache, tmp_path):
+    """A T5 without tokenizer.json: the same tokens where `sentencepiece` is installed, else one sentence."""
+    folder = shutil.copytree(tiny["t5"], tmp_path / "t5")
+    (folder / "tokenizer.json").unlink()
+    (folder / "spiece.model").write_bytes(spiece_model(t5_pieces()))
+    if importlib.util.find_spec("sentencepiece") is None:
+        with pytest.raises(BackboneError, match=r"is spiece\.model alone, which .* reads: pip install sentencepiece"):
+            load_backbone(str(folder), encoder_decoder=True)
+        return
+    tokenizer = load_backbone(str(folder), encoder_decoder=True).tokenizer
+    for text in (*TEXTS, "User_12 chose 1001, 1011 <extra_id_0>."):
+        assert tokenizer(text)["input_ids"] == t5_tokenizer()(text)["input_ids"]
 
 
 def test_the_tokenizer_cuts_and_pads_only_when_asked(tiny, cache):

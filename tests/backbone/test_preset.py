@@ -72,6 +72,7 @@ def test_shipped_presets():
         "llama-3.2-1b": ("meta-llama/Llama-3.2-1B", "decoder", "last", 16),
         "llama-3.2-3b": ("meta-llama/Llama-3.2-3B", "decoder", "last", 28),
         "llama-7b": ("huggyllama/llama-7b", "decoder", "last", 32),
+        "longformer-base-4096": ("allenai/longformer-base-4096", "encoder", "cls", 12),
         "mistral-7b": ("mistralai/Mistral-7B-v0.1", "decoder", "last", 32),
         "opt-1.3b": ("facebook/opt-1.3b", "decoder", "last", 24),
         "opt-125m": ("facebook/opt-125m", "decoder", "last", 12),

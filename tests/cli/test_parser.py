@@ -17,7 +17,8 @@ VALUES = {
     "seeds": "3", "papers": "true", "significance": "false", "algo": "bayes", "pruner": "none", "trials": "5",
     "max_evals": "5", "early_stop": "2", "defaults_first": "true", "exclude_seen": "true", "allow_untrained": "true",
     "cuda_graph": "false", "rule": "strict", "format": "csv", "dry_run": "all", "port": "80", "max_batch": "8",
-    "max_waiting": "8", "max_k": "8", "window_ms": "0.5",
+    "max_waiting": "8", "max_k": "8", "window_ms": "0.5", "search": "approximate", "min_recall": "0.9", "nprobe": "4",
+    "search_k": "8",
 }  # fmt: skip
 OPTIONS = [(verb, name) for verb in VERBS for name in parser_of(verb).names]
 

@@ -19,6 +19,7 @@ from small_data import TITLES, small_settings, write_dataset
 from recbole_llm.cli import serve
 from recbole_llm.cli.main import main
 from recbole_llm.quick_start.run import recommender, run
+from recbole_llm.utils import packages
 
 CLIENTS, REQUESTS = 64, 5
 ITEMS = list(TITLES)
@@ -142,7 +143,7 @@ def refused(capsys, code, *arguments):
 
 
 def test_a_missing_package_is_told(finished, capsys, monkeypatch, workdir):
-    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "uvicorn" else object())
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "uvicorn" else object())
     told = refused(capsys, 2, f"--run={finished}")
     assert told == "serving needs the package 'uvicorn': pip install 'recbole-llm[serve]'"
 

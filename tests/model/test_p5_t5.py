@@ -9,7 +9,7 @@ from small_data import build_parts, small_settings
 from test_p5 import P5, stirred, written
 from tiny_models import tiny_t5
 from torch.nn import functional as F
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Tokenizer
 
 from recbole_llm.config.config import Config
 from recbole_llm.errors import BackboneError, SettingError
@@ -75,7 +75,7 @@ def test_scores_are_sums_of_transformers_log_probabilities(small, tmp_path, sett
             path = path_of(model, item)
             logs = plain.log_probabilities(tokens, words, path)
             expected = sum(float(logs[place, token]) for place, token in enumerate(path))
-            assert float(found[row, item]) == pytest.approx(expected, abs=1e-3)
+            assert float(found[row, item]) == pytest.approx(expected, abs=1e-3, rel=1e-5)
 
 
 def test_loss_is_the_cross_entropy_of_the_answers_tokens(small, tiny):
@@ -98,6 +98,26 @@ def test_loss_is_the_cross_entropy_of_the_answers_tokens(small, tiny):
     assert count == tokens_of_answers
     found = sum(float(model.pass_loss_sum(part)) for part in passes)
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_answers_are_t5s_own_tokens_of_the_numbers(small, tiny):
+    """Several digits in one piece, no special token, and no </s>: no ID begins another.
+
+    Tokens that IDs add to the vocabulary come behind the rows of T5's embeddings that no token has.
+    """
+    model = parts_of(small, tiny["t5"], indexing="random").model
+    tokenizer = AutoTokenizer.from_pretrained(tiny["t5"])
+    assert type(tokenizer) is T5Tokenizer and tokenizer.convert_ids_to_tokens(1) == "</s>"
+    assert tokenizer.convert_tokens_to_ids("<extra_id_0>") == len(tokenizer) - 1
+    paths = [path_of(model, item) for item in range(1, model.n_items)]
+    for path in paths:
+        whole = tokenizer(tokenizer.decode(path))["input_ids"]
+        assert whole == [*path, 1]
+        assert not set(path) & set(tokenizer.all_special_ids)
+        assert sum(path == other[: len(path)] for other in paths) == 1
+    assert min(map(len, paths)) < 4  # digits
+    added = parts_of(small, tiny["t5"]).model
+    assert added.ids[added.ids >= 0].min() == len(tokenizer) + 3
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

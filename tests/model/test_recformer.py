@@ -1,8 +1,11 @@
 """Recformer's four-fold sum of embeddings by hand, and its attention against transformers' Longformer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from plain_longformer import PlainLongformer
 from recbole.data.interaction import Interaction
 from small_data import build_parts, write_dataset
 from st2si_parts import prefix_rows
@@ -40,8 +43,10 @@ def by_hand(parts, items):
     """Tokens, kinds and places of a history of item ids, the oldest first, written out."""
     tokenizer = AutoTokenizer.from_pretrained(parts.model.settings.backbone)
 
+    space = " " if tokenizer.mask_token == "<mask>" else ""  # which RoBERTa's tokenizer keeps
+
     def encode(text):
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokenizer(space + text, add_special_tokens=False)["input_ids"]
 
     tokens, kinds, places = [tokenizer.cls_token_id], [0], [0]
     for place, item in enumerate(reversed(items), start=1):
@@ -132,6 +137,49 @@ def test_full_attention_is_a_longformer_whose_window_sees_all(data, longformer):
             torch.testing.assert_close(vector, output.last_hidden_state[0, 0], atol=1e-4, rtol=1e-4)
 
 
+def test_a_longformer_reads_histories_in_windows(data, rough_models):
+    """Every user vector by layers in numpy: the four-fold sum, windows shorter than the text, <s> global."""
+    parts = build_eval(
+        data, rough_models["longformer"], attention_window=4, max_sequence_tokens=128, eval_batch_tokens=300
+    )
+    model = parts.model
+    plain = PlainLongformer(model.tower.backbone)
+    words = plain.weights["embeddings.word_embeddings.weight"]
+    kinds_of, places_of = (each.weight.detach().double().numpy() for each in (model.tower.kinds, model.tower.places))
+    longest = 0
+    for rows, _ in prefix_rows(parts.test):
+        for row, vector in enumerate(model.row_vectors(rows)):
+            items = rows["item_id_list"][row][: rows["item_length"][row]].tolist()
+            while len(by_hand(parts, items)[0]) > 128:
+                items = items[1:]
+            tokens, kinds, places = by_hand(parts, items)
+            states = plain.states(words[tokens] + kinds_of[kinds] + places_of[places], [4, 4])
+            np.testing.assert_allclose(vector.detach().numpy(), states[0], atol=1e-4, rtol=1e-4)
+            longest = max(longest, len(tokens))
+    assert longest > 100
+
+
+def test_passes_of_a_longformer_hold_texts_of_like_length(data, rough_models):
+    """Bounded with their padding; a step in one pass and one in many have the same loss and gradient."""
+    model = build_eval(data, rough_models["longformer"], max_sequence_tokens=128, two_stage=False).model
+    samples = model.training_samples(np.random.default_rng(0))
+    for item_loss in ("full", "table"):
+        found = []
+        for budget in (4096, 64):
+            model.settings = replace(model.settings, item_loss=item_loss, train_batch_tokens=budget)
+            rows, steps = model.prepared_step(samples)
+            users = [texts for step in steps for texts in step.users]
+            padded = [-(-np.array(texts.packed.bounds.lengths) // 8) * 8 for texts in users]
+            assert all(lengths.sum() <= budget or len(lengths) == 1 for lengths in padded)
+            assert (len(users) > 1) == (budget == 64) and (np.diff(np.concatenate(padded)) >= 0).all()
+            model.zero_grad()
+            loss = torch.stack([model.pass_loss_sum(step) for step in steps]).sum() / rows
+            loss.backward()
+            gradients = {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
+            found.append({"": loss.detach(), **gradients})
+        torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+
+
 def test_kinds_begin_where_the_authors_code_begins_and_places_at_random(data, tiny):
     """At first every kind has the backbone's own row of token types: the table of kinds adds nothing."""
     model = build_parts(data, model="Recformer", backbone=str(tiny["bert"]), MAX_ITEM_LIST_LENGTH=7).model
@@ -169,7 +217,7 @@ def test_too_long_a_history_loses_its_oldest_items_whole(data, tiny):
     assert found == list(expected)
 
 
-def test_bad_input_is_one_sentence(data, tiny, longformer, tmp_path):
+def test_bad_input_is_one_sentence(data, tiny):
     def refused(error, match, **settings):
         given = {"model": "Recformer", "backbone": str(tiny["bert"]), "item_text_fields": FIELDS, **settings}
         with pytest.raises(error, match=match) as caught:
@@ -179,10 +227,16 @@ def test_bad_input_is_one_sentence(data, tiny, longformer, tmp_path):
     refused(
         BackboneError, "Recformer reads a history in both directions, but .*opt is a decoder", backbone=str(tiny["opt"])
     )
-    long, folder = longformer
-    long.save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
-    refused(BackboneError, "is a Longformer, whose attention has no packed form", backbone=str(tmp_path))
+    refused(SettingError, "attention_window=64 is of a Longformer, but .* is of type 'bert'", attention_window=64)
+    refused(SettingError, "attention_window=7 must be an even whole number from 2", attention_window=7)
+    refused(
+        SettingError, "max_sequence_tokens=129 is more than the 128 positions of .*longformer",
+        backbone=str(tiny["longformer"]), max_sequence_tokens=129,
+    )  # fmt: skip
+    refused(
+        BackboneError, "is a Longformer, whose attention has no packed form, so IDLEAdapter cannot reach into",
+        model="IDLEAdapter", id_model="SASRec", backbone=str(tiny["longformer"]), item_text_fields=["title"],
+    )  # fmt: skip
     refused(DataError, "has no column 'colour'", item_text_fields=["title", "colour"])
     refused(SettingError, "item_loss=in-batch has no table of item vectors", item_loss="in-batch")
     refused(SettingError, "max_sequence_tokens=200 is more than the 128 positions", max_sequence_tokens=200)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,6 +10,7 @@ from recbole.data.interaction import Interaction
 from safetensors.torch import load_file
 from small_data import SHORT, build_parts, small_settings, write_dataset
 from st2si_parts import prefix_rows
+from transformers import LongformerModel
 
 from recbole_llm.errors import CheckpointError, DataError
 from recbole_llm.inference.recommender import Recommender
@@ -146,6 +148,53 @@ def test_a_pretraining_is_where_a_target_starts(model, settings, tiny):
     refused("other text fields behind the first", item_text_fields=["title", "brand"])
 
 
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", [pytest.param("LLMRec", marks=SLOW), pytest.param("MoRec", marks=SLOW), "TwinBERT"])
+def test_items_of_a_longformer_are_read_as_transformers_reads_them(small, rough_models, name):
+    """One text at a time, <s> global; and a step trains its weights, those of the global projections among them."""
+    own = {"MoRec": SIZES, "TwinBERT": {"item_loss": "sampled"}}.get(name, {})
+    folder = rough_models["longformer"]
+    model = build_parts(small, model=name, backbone=str(folder), item_pooling="mean", **own).model.eval()
+    plain = LongformerModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    singles = model.texts.singles(np.arange(1, model.n_items))
+    with torch.no_grad():
+        found = model.tower.encode(model.texts.passes(singles, 40))
+        for item, vector in enumerate(found):
+            tokens = torch.from_numpy(model.texts.table.gather(singles.rows[3 * item : 3 * item + 3])[0])[None]
+            assert tokens[0, 0] == 0 and tokens[0, -1] == 2
+            first = torch.zeros_like(tokens)
+            first[0, 0] = 1
+            states = plain(input_ids=tokens, global_attention_mask=first).last_hidden_state[0]
+            torch.testing.assert_close(vector, states.mean(dim=0), atol=1e-4, rtol=1e-4)
+    model.train()
+    samples = model.training_samples(np.random.default_rng(0))
+    _, passes = model.prepared_step(samples.select(np.arange(4)))
+    model.pass_loss_sum(passes[0]).backward()
+    grads = {name: each.grad for name, each in model.named_parameters() if "value_global" in name}
+    assert grads and all(grad.abs().max() > 0 for grad in grads.values())
+
+
+@pytest.mark.slow
+def test_a_longformer_is_pretrained_and_tuned(settings, tiny):
+    """Masked words and contrast, then two stages from these weights; windows of other sizes read otherwise."""
+
+    def own(**more):
+        return settings("Recformer", backbone=str(tiny["longformer"]), attention_window=4, **more)
+
+    folder = quick_start.pretrain("Recformer", settings=own())
+    result = quick_start.run(settings=own(epochs=4, first_stage_epochs=2))
+    assert result["pretraining"]["folder"] == str(folder)
+    assert len(result["history"]) >= 3
+    with pytest.raises(CheckpointError, match="read items with other windows of attention"):
+        quick_start.run(settings=own(pretrain_datasets=None, pretrained_state=str(folder)) | {"attention_window": 8})
+    lora = quick_start.run(settings=own(pretrain_datasets=None, tuning="lora", gradient_checkpointing=True))
+    assert all(entry["train_loss"] > 0 for entry in lora["history"])
+    loaded = quick_start.load(lora["path"])
+    assert loaded.model.tower.backbone.config.attention_window == [4, 4]
+
+
 def test_rows_by_hand_need_no_place_in_the_dataset(make):
     """An ID model is asked for histories alone, on any device, without where they end."""
     for name in MODELS:
@@ -157,13 +206,14 @@ def test_rows_by_hand_need_no_place_in_the_dataset(make):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "Longformer"])
 def test_training_and_ranking_on_a_gpu(small, tiny, name, precision):
     """Two epochs through pinned memory and the kernel of packed sequences; the CPU ranks by the weights as the GPU."""
     write_dataset(small, titles=SHORT)
-    own, backbone = MODELS[name]
+    own, backbone = MODELS.get(name, ({"attention_window": 4}, "longformer"))
+    model = name.removeprefix("Frozen") if name in MODELS else "Recformer"
     given = {
-        "model": name.removeprefix("Frozen"), "backbone": str(tiny[backbone]), "epochs": 2, "precision": precision,
+        "model": model, "backbone": str(tiny[backbone]), "epochs": 2, "precision": precision,
         "train_batch_size": 4, **own,
     }  # fmt: skip
     result = quick_start.run(settings=small_settings(small, **{**given, "use_gpu": True}))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from recbole_llm.config.kinds import FROM_ZERO, POSITIVE, RATE, SHARE, SIZE, Choice, Flag, Maybe, Text
+from recbole_llm.config.kinds import FROM_ZERO, POSITIVE, RATE, SHARE, SIZE, Choice, Flag, Matching, Maybe, Text
 from recbole_llm.config.schema import Role, Section, Setting
 from recbole_llm.config.settings import text_models
 from recbole_llm.config.settings.vector_models import pretraining_of_state
@@ -17,7 +17,14 @@ _LOSSES = {
 }
 
 
-def backbone(default: str, remark: str, tuning: str, tunings: tuple[str, ...], pooling: str | None) -> Section:
+def backbone(
+    default: str,
+    remark: str,
+    tuning: str,
+    tunings: tuple[str, ...],
+    pooling: str | None,
+    more: tuple[Setting, ...] = (),
+) -> Section:
     """Return the section of the language model.
 
     Args:
@@ -26,6 +33,7 @@ def backbone(default: str, remark: str, tuning: str, tunings: tuple[str, ...], p
         tuning: its default.
         tunings: its values.
         pooling: the default of `item_pooling`.
+        more: further settings.
     """
     return Section(
         "The language model",
@@ -43,6 +51,7 @@ def backbone(default: str, remark: str, tuning: str, tunings: tuple[str, ...], p
                 Role.TRAINING,
                 "How the last hidden states of a text become its vector; ~: as the backbone asks.",
             ),
+            *more,
         ),
     )
 
@@ -318,11 +327,29 @@ TWINBERT = (
 
 RECFORMER_TITLE = (
     "Recformer (Li et al., KDD 2023): a bidirectional encoder of names and values, and two stages around a table.\n"
-    "The authors' settings, but for the backbone, of which their Longformer is not one, and 512 tokens for 1,024."
+    "The authors' settings, but for the backbone and 512 tokens for 1,024; theirs are backbone: longformer-base-4096,\n"
+    "attention_window: 64 and max_sequence_tokens: 1024."
+)
+_EVEN = Matching(
+    "an even whole number from 2", lambda value: type(value) is int and value > 0 and value % 2 == 0, type="int"
+)
+_WINDOW = Setting(
+    "attention_window",
+    Maybe(_EVEN),
+    None,
+    Role.TRAINING,
+    "Tokens of a Longformer's window, half of them to either side of a token (the authors: 64); ~: as the backbone "
+    "has it. Shorter windows are quicker: texts are padded to a multiple.",
+    since="0.3.0",
 )
 _RECFORMER = (
     backbone(
-        "sbert-minilm", "full: all weights. lora: low-rank adapters (peft) alone.", "full", ("full", "lora"), "cls"
+        "sbert-minilm",
+        "full: all weights. lora: low-rank adapters (peft) alone.",
+        "full",
+        ("full", "lora"),
+        "cls",
+        (_WINDOW,),
     ),
     inputs(
         ("max_attribute_tokens", SIZE, 32, "Maximum number of tokens of one field, its name included."),

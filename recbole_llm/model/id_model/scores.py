@@ -14,6 +14,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender, SequentialRecommender
 from torch import Tensor, nn
 
+from recbole_llm.config import registry
 from recbole_llm.config.hooks import ScoresOfItems, hooks_of
 from recbole_llm.data.dataset import HISTORY_END
 from recbole_llm.errors import SettingError
@@ -21,6 +22,7 @@ from recbole_llm.evaluation.blocks import ItemBlocks
 from recbole_llm.evaluation.counting import leave_out
 from recbole_llm.evaluation.ranks import gain_of_rank
 from recbole_llm.evaluation.split_blocks import SplitItemBlocks
+from recbole_llm.model.id_model.frozen import FrozenIdModel
 from recbole_llm.model.id_model.histories import resized_histories
 from recbole_llm.model.id_model.memory import RowMemory
 from recbole_llm.model.id_model.mixed_ranks import mixed_ranks, mixed_ranks_in_blocks
@@ -97,6 +99,15 @@ class IdScores(nn.Module):
         if width is not None and width != rows[self.fields[0]].shape[1]:
             rows.update(resized_histories(rows, *self.fields, width))
         return rows
+
+    def result(self, run: FrozenIdModel) -> dict[str, Any]:
+        """Return what `result.json` says of an ID model: its name, its weight and its own test metrics.
+
+        Args:
+            run: that it came from.
+        """
+        weight = round(float(self.weight), 4)
+        return {"id_model": {"model": type(self.model).__name__, "weight": weight, "test": run.test_metrics()}}
 
     def mix(self, scores: Tensor, interaction: Interaction) -> Tensor:
         """Return the mixed scores [batch, items] of a model's own `scores` [batch, items]."""
@@ -218,6 +229,18 @@ def _own_rows(batch: Any) -> Any:
     interaction, place, _, items = batch
     own = own_part(len(interaction))
     return interaction[own], place, torch.arange(own.stop - own.start), items[own]
+
+
+def check_mixed_id_model(config: Any) -> None:
+    """Refuse, before an ID model is made in vain, settings under which its scores cannot be mixed in.
+
+    Raises:
+        SettingError: if `valid_metric` cannot choose the weight, or the model does not score all items.
+    """
+    if config["id_weight"] is None:
+        validation_gain(config)
+    if not config["id_model_path"]:
+        require_scores_of_all_items(registry.model_class(config["id_model"]))
 
 
 def given_id_weight(value: Any) -> float | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_llm.model.layers.block_softmax import BlockSoftmax
+from recbole_llm.utils.item_products import ItemProducts
 
 _LOGITS_BYTES = 512 * 1024**2  # the most that the float32 logits of one piece may take
 # Cut by queries, each piece reads W and adds to its whole gradient: that pays while a piece has this many queries, and
@@ -70,7 +71,11 @@ class ItemLinearProjection(nn.Module):
 
     def in_blocks(self, states: Tensor) -> Callable[[slice | Tensor], Tensor]:
         """Return what gives the logits of some item ids, see `of_items`."""
-        return partial(self.of_items, states)
+        return ItemProducts(partial(self.of_items, states), states[:, None], self.rows)
+
+    def rows(self, items: slice | Tensor) -> Tensor:
+        """Return the rows of W [n, width] of some item ids, a slice or int64 [n]."""
+        return self.weight[items]
 
     def of_pairs(self, states: Tensor, items: Tensor) -> Tensor:
         """Return the logit [queries] of one item [queries] for each state."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from recbole_llm.config.hooks import ModelHooks, ScoresOfItems
 from recbole_llm.model.layers.next_item_loss import NextItemLoss
+from recbole_llm.utils.item_products import ItemProducts
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class ComiRec(ModelHooks, SequentialRecommender):
                 scores = torch.maximum(scores, interests[:, k] @ items.T)
             return scores
 
-        return scores_of
+        return ItemProducts(scores_of, interests, self.item_embedding.weight.__getitem__)
 
 
 class SelfAttentiveExtraction(nn.Module):

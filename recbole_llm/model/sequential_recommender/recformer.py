@@ -6,8 +6,9 @@ word, of the token's position, of its kind (before the items, name, value) and o
 score is cos(u, v) / .05. Fine-tuning has two stages around a table of item vectors that takes no gradient: made again
 for every epoch; then, from the best weights, never again. See `StagedTrainer`.
 
-A deviation: the paper's Longformer restricts attention to a window of 64 tokens and reads 1,024; here an encoder of a
-BERT or RoBERTa type attends in full to what its positions allow, mostly 512 tokens.
+The paper's backbone is a Longformer, which attends within windows of 64 tokens and reads 1,024. It is read here too,
+with ``attention_window: 64``; see `recbole_llm.backbone.padded`. A deviation is the default: an encoder of a BERT or
+RoBERTa type, which attends in full to what its positions allow, mostly 512 tokens.
 
 A pre-training on other datasets contrasts a history with its next item, one of the second half of the user's items,
 within a batch, and adds .1 of the loss of masked words in the history and .1 of that in the items; the word embeddings
@@ -115,7 +116,7 @@ class Recformer(TowerRecommender):
         start: pre-trained weights to start from; None for the backbone's.
 
     Raises:
-        BackboneError: if the backbone cannot be had, is a decoder, or a Longformer.
+        BackboneError: if the backbone cannot be had, or is a decoder.
         DataError: if items have no text, or all the same.
         SettingError: for values that do not go together.
     """

@@ -22,12 +22,11 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_llm.config import registry
 from recbole_llm.config.hooks import ModelHooks
 from recbole_llm.data.dataset import HISTORY_END, HistoryDataset
 from recbole_llm.errors import SettingError
 from recbole_llm.model.id_model.frozen import FrozenIdModel
-from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items, validation_gain
+from recbole_llm.model.id_model.scores import IdScores, check_mixed_id_model
 from recbole_llm.model.item_texts import ItemTexts
 from recbole_llm.model.layers.item_transitions import decayed_sum, item_transitions
 from recbole_llm.model.layers.text_table import principal_directions
@@ -103,10 +102,7 @@ class TextSLIT(ModelHooks, SequentialRecommender):
                 f"items: it takes {_MAX_ITEMS - 1} at most; choose another model, such as TextInitSASRec"
             )
         if config["id_model"]:
-            if config["id_weight"] is None:
-                validation_gain(config)
-            if not config["id_model_path"]:
-                require_scores_of_all_items(registry.model_class(config["id_model"]))
+            check_mixed_id_model(config)
 
     @torch.no_grad()
     def solve(self, dataset: HistoryDataset) -> float:
@@ -167,11 +163,7 @@ class TextSLIT(ModelHooks, SequentialRecommender):
 
     def extra_results(self) -> dict[str, Any]:
         """Return the ID model, its weight and its own test metrics, for `result.json`; nothing without one."""
-        if self.id_scores is None or self.id_run is None:
-            return {}
-        weight = round(float(self.id_scores.weight), 4)
-        name = type(self.id_scores.model).__name__
-        return {"id_model": {"model": name, "weight": weight, "test": self.id_run.test_metrics()}}
+        return {} if self.id_scores is None or self.id_run is None else self.id_scores.result(self.id_run)
 
     def stored_state(self) -> dict[str, Tensor]:
         """Return the transitions, and the weight of an ID model's scores."""

@@ -20,7 +20,9 @@ from torch.nn import functional as F
 
 from recbole_llm.backbone.attention import use_packed_attention
 from recbole_llm.backbone.loading import Backbone, first_position, load_backbone
+from recbole_llm.backbone.padded import require_packed
 from recbole_llm.backbone.precision import resolve_precision
+from recbole_llm.backbone.preset import read_config
 from recbole_llm.backbone.resolve import resolve
 from recbole_llm.backbone.tuning import prepare_for_tuning
 from recbole_llm.backbone.virtual_tokens import (
@@ -69,7 +71,7 @@ class IDLEAdapter(ProjectedRecommender):
         id_scores: the ID model's scores that are mixed in, None with ``id_weight: 0``.
 
     Raises:
-        BackboneError: if the backbone cannot be had.
+        BackboneError: if the backbone cannot be had, or is a Longformer.
         CheckpointError: if the ID model belongs to other data, or is broken.
         DataError: if a column is missing, or no item has a text.
         SettingError: for a value that is not allowed, or an ID model without a user vector.
@@ -126,7 +128,7 @@ class IDLEAdapter(ProjectedRecommender):
     def check_before_stages(cls, config: Any, dataset: Any) -> None:
         """Refuse what an ID model would be trained in vain for."""
         settings = IDLEAdapterSettings.from_config(config)
-        resolve(settings.backbone)
+        require_packed(read_config(resolve(settings.backbone).folder), settings.backbone, cls.__name__)
         dataset.item_texts(settings.template.fields, _names_columns(config))
         if settings.id_weight is None:
             validation_gain(config)

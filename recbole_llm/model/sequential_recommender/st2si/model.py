@@ -26,13 +26,12 @@ from recbole_llm.backbone.precision import resolve_precision
 from recbole_llm.backbone.query_token import query_token_id
 from recbole_llm.backbone.resolve import resolve
 from recbole_llm.backbone.tuning import prepare_for_tuning
-from recbole_llm.config import registry
 from recbole_llm.data.dataset import HistoryDataset, row_ends
 from recbole_llm.data.item_text import tokenize_items
 from recbole_llm.data.windows import WindowLimits
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.model.id_model.frozen import FrozenIdModel
-from recbole_llm.model.id_model.scores import IdScores, require_scores_of_all_items, validation_gain
+from recbole_llm.model.id_model.scores import IdScores, check_mixed_id_model
 from recbole_llm.model.layers.item_projections import item_projection
 from recbole_llm.model.needs import IdModel, PretrainedBackbone
 from recbole_llm.model.sequential_recommender.st2si.inputs import ST2SIInputs
@@ -118,10 +117,7 @@ class ST2SI(StoredStates):
         settings = ST2SISettings.from_config(config)
         if settings.id_model:
             require_decoder(settings.backbone, resolve(settings.backbone).preset)
-            if config["id_weight"] is None:
-                validation_gain(config)
-            if not config["id_model_path"]:
-                require_scores_of_all_items(registry.model_class(config["id_model"]))
+            check_mixed_id_model(config)
 
     def _inputs(self, dataset: HistoryDataset, loaded: Backbone) -> ST2SIInputs:
         settings = self.settings
@@ -297,11 +293,7 @@ class ST2SI(StoredStates):
         if self.settings.pretraining:
             results["pretraining"] = self.settings.pretraining
         if self.id_scores is not None and self.id_run is not None:
-            results["id_model"] = {
-                "model": type(self.id_scores.model).__name__,
-                "weight": round(float(self.id_scores.weight), 4),
-                "test": self.id_run.test_metrics(),
-            }
+            results.update(self.id_scores.result(self.id_run))
         return results
 
     def _alignment_states(self, aligned: Sequences) -> Iterator[tuple[np.ndarray, Tensor]]:
