@@ -131,6 +131,9 @@ READ = {
     "test_towers_together.py trains a tiny one",
     "torchrun --standalone --nproc_per_node=2 -m recbole_llm run --model=ST2SI --dataset=Scientific": "two processes; "
     "tests/test_several_processes.py starts them",
+    "torchrun --standalone --nproc_per_node=2 -m recbole_llm run --model=ST2SI --dataset=Scientific "
+    "--backbone=llama-7b --weights=bf16 --gradient_checkpointing=True --shard=backbone": "a tiny one in "
+    "tests/test_split_backbone.py",
     "recbole-llm compare --runs=results/runs/Scientific.parquet "
     "--models=TextInitSASRec,TwinBERT,AlphaFuse,SASRec-one-pass,GRU4Rec-one-pass --protocols=both --show=ndcg@10 "
     "--significance=False": "tests/test_results.py compares the page's table with the kept runs",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from recbole_llm.config import registry
 from recbole_llm.config.hooks import ScoresOfItems, scores_in_blocks
+from recbole_llm.errors import SettingError
 from recbole_llm.evaluation.blocks import BestItems
 from recbole_llm.evaluation.split_blocks import SplitItemBlocks
 from recbole_llm.model.id_model.mixed_scores import MixedScores
@@ -37,6 +38,13 @@ class ProjectedRecommender(TextRecommender):
     precision: torch.dtype
     id_scores: IdScores | None
 
+    @classmethod
+    def check_processes(cls, config: Any) -> None:
+        """Refuse to split compiled layers, beside what other models refuse. See `ModelHooks`."""
+        super().check_processes(config)
+        if config["compile"] and config["shard"] == "backbone":
+            raise SettingError("compile=True and shard=backbone do not go together: leave out one of the two")
+
     def share_over_processes(self) -> list[SplitRows]:
         """Split the projection by items; one of codes is small and is not."""
         if isinstance(self.projection, CodedProjection):
@@ -52,8 +60,17 @@ class ProjectedRecommender(TextRecommender):
     def empty_pass_loss(self) -> Tensor:
         """Return 0: this process has no queries, but its items are those of the others' softmax, too."""
         none = torch.zeros(0, self.projection.width, device=self.device)
+        if self.backbone_is_sharded:
+            none = self.states_of_least()[:0]
         labels = torch.zeros(0, dtype=torch.long, device=self.device)
         return self.projection.loss(none, labels, self.precision)
+
+    def states_of_least(self) -> Tensor:
+        """Return the states [queries, width] of a pass of the fewest tokens, for a process that has none of its own.
+
+        Asked of a model with `layers_to_shard`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no states_of_least")
 
     def row_states(self, interaction: Interaction) -> Tensor:
         """Return the hidden state from which the next item of each row is predicted: [batch, width], float32."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_llm.backbone.feature_cache import QueryStateCache
 from recbole_llm.config.hooks import ModelHooks
@@ -28,10 +28,13 @@ class TextRecommender(ModelHooks, SequentialRecommender):
     Attributes:
         state_cache: the stored hidden states that training takes the place of its samples, once `fill_state_cache` was
             called; else None.
+        backbone_is_sharded: whether several processes split `backbone`, see `trainer.sharded_backbone`: they then
+            compute the same number of passes, and an empty one goes through the backbone, too.
     """
 
     input_type = InputType.POINTWISE
     state_cache: QueryStateCache | None = None
+    backbone_is_sharded: bool = False
 
     @property
     def states_never_change(self) -> bool:
@@ -93,6 +96,13 @@ class TextRecommender(ModelHooks, SequentialRecommender):
             samples: selected from those of the epoch.
         """
         return np.ones(len(samples), dtype=np.int64)
+
+    def layers_to_shard(self) -> list[nn.Module]:
+        """Return the layers of `backbone` that several processes split one by one; none (the default) if they cannot.
+
+        Asked before the backbone is split.
+        """
+        return []
 
     def empty_pass_loss(self) -> Tensor:
         """Return 0, for a pass without samples: it takes part in what processes exchange during a pass."""

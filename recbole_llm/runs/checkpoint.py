@@ -25,6 +25,7 @@ from recbole_llm.utils.hashing import hash_of_tokens
 
 WEIGHTS = "model.safetensors"
 RESUME = "resume.pt"
+_MAPPED_BYTES = 2**32  # a larger state is not read, but mapped: processes of one machine share its memory
 _OTHER = "other:"  # prefix of what a model keeps beside its parameters (RecBole's `other_parameter`)
 
 
@@ -315,7 +316,8 @@ def load_resume(path: Path, description: dict[str, str]) -> dict[str, Any]:
 
 def _read_resume(path: Path) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = path.stat().st_size > _MAPPED_BYTES
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         return {**state, "description": state["description"]}
     except Exception as error:  # torch reports a broken archive in many ways
         raise CheckpointError(

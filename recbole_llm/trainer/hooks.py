@@ -44,6 +44,15 @@ class TrainerHooks(Trainer):
         """Return a context in which the model is whole where several processes split it; by default it always is."""
         return contextlib.nullcontext()
 
+    def whole_backbone(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which a backbone that several processes split is whole; by default it always is.
+
+        Args:
+            written: whether what the block writes into the backbone stays.
+        """
+        del written
+        return contextlib.nullcontext()
+
     def after_training(self) -> None:
         """Make the model whole for good where several processes split it and cannot rank so; by default it is."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +22,11 @@ from recbole_llm.trainer.graphed_step import GraphedStep
 from recbole_llm.trainer.hooks import TrainerHooks
 from recbole_llm.trainer.master_weights import MasterWeights
 from recbole_llm.trainer.row_sparse import ROWS, RowSparse, with_rows
+from recbole_llm.trainer.sharded_backbone import is_sharded
 from recbole_llm.trainer.shared_steps import SharedSteps, seed_epoch
 from recbole_llm.trainer.split_rows import SplitState
 from recbole_llm.trainer.weight_average import WeightAverage
-from recbole_llm.utils.collectives import sum_
+from recbole_llm.utils.collectives import exchanged_by_torch, sum_
 from recbole_llm.utils.processes import world
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -58,10 +60,12 @@ class PackedTrainer(TrainerHooks):
         )
 
     def _build_optimizer(self, **_: Any) -> torch.optim.Optimizer:
-        self.shared = SharedSteps(self.model, ranks_in_blocks(self.config)) if world().is_shared else None
+        self.shared = self._shared_steps() if world().is_shared else None
         groups = self.model.parameter_groups()
         weights = _weights(groups)
-        self.masters = MasterWeights(groups)
+        self.masters = MasterWeights(groups) if self.shared is None else self.shared.masters(groups)
+        if self.shared is not None and self.shared.backbone is not None:
+            weights = _weights(groups)  # rows of float32, which become the model's weights where it is evaluated
         self.average: WeightAverage | None = None
         if self.config["weight_average"] is not None:
             self.average = WeightAverage(weights, _weights(groups), self.config["weight_average"])
@@ -71,6 +75,12 @@ class PackedTrainer(TrainerHooks):
             kind = with_rows(kind)
         optimizer: torch.optim.Optimizer = kind(groups, weight_decay=self.weight_decay, fused=on_gpu, capturable=on_gpu)
         return optimizer
+
+    def _shared_steps(self) -> SharedSteps:
+        sharded = is_sharded(self.config["shard"], self.model, torch.device(self.device))
+        if sharded:
+            logging.getLogger().info("The backbone is split over %d processes", world().size)
+        return SharedSteps(self.model, ranks_in_blocks(self.config), sharded)
 
     def _samples(self, epoch: int) -> Any:
         # The epoch's own generator: a resumed run draws what the uninterrupted one draws.
@@ -92,7 +102,8 @@ class PackedTrainer(TrainerHooks):
 
         # Where a process ranks rows of its own, it asks for their states when others may not.
         in_parts = self.shared is not None and self.shared.ranks_split
-        self.model.fill_state_cache(parts, self.run_folder, bar, in_parts)
+        with self.whole_backbone():
+            self.model.fill_state_cache(parts, self.run_folder, bar, in_parts)
         if self._replays():
             queries = self.model.state_cache.samples.lengths
             # Room for a step of average samples and a half; the rare larger one is taken without the graph.
@@ -164,10 +175,11 @@ class PackedTrainer(TrainerHooks):
 
     def _update(self, passes: list[Any], queries: int | Tensor) -> Tensor:
         total = torch.zeros((), device=self.device)
-        for part in passes:
-            loss = (self.model.empty_pass_loss() if part is None else self.model.pass_loss_sum(part)) / queries
-            loss.backward()
-            total += loss.detach()
+        with exchanged_by_torch():
+            for part in passes:
+                loss = (self.model.empty_pass_loss() if part is None else self.model.pass_loss_sum(part)) / queries
+                loss.backward()
+                total += loss.detach()
         self.masters.take_gradients()
         if self.shared is not None:
             self.shared.add_gradients(_weights(self.optimizer.param_groups))
@@ -195,10 +207,10 @@ class PackedTrainer(TrainerHooks):
     def evaluated_weights(self) -> Iterator[None]:
         """Return a context in which the model has the average of its weights, if `weight_average` asks for one.
 
-        What several processes split is whole in it, unless each can rank its own items.
+        What several processes split is whole in it, but for items if each can rank its own.
         """
         ranks_split = self.shared is not None and self.shared.ranks_split
-        with self.stored_weights(), contextlib.nullcontext() if ranks_split else self.joined_weights():
+        with self.stored_weights(), self.whole_backbone() if ranks_split else self.joined_weights():
             yield
 
     def stored_weights(self) -> contextlib.AbstractContextManager[None]:
@@ -213,9 +225,15 @@ class PackedTrainer(TrainerHooks):
         """Return a context in which the model has all rows of what several processes split."""
         return contextlib.nullcontext() if self.shared is None else self.shared.joined()
 
+    def whole_backbone(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model has all rows of a split backbone. See `TrainerHooks`."""
+        return contextlib.nullcontext() if self.shared is None else self.shared.joined_backbone(written)
+
     def after_training(self) -> None:
-        """Join what several processes split for good, unless each can rank its own items."""
-        if self.shared is not None and not self.shared.ranks_split:
+        """Join what several processes split for good, but for items if each can rank its own."""
+        if self.shared is not None and self.shared.ranks_split:
+            self.shared.join_backbone()
+        elif self.shared is not None:
             self.shared.join()
 
     def before_storing(self) -> None:
@@ -226,7 +244,7 @@ class PackedTrainer(TrainerHooks):
 
     def own_rows(self) -> dict[str, slice]:
         """Return which rows of split weights this process has. See `TrainerHooks`."""
-        splits = {} if self.shared is None else self.shared.split_weights(self.model)
+        splits = {} if self.shared is None else self.shared.split_items(self.model)
         return {name: slice(split.begin, split.end) for name, split in splits.items()}
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -240,7 +240,8 @@ class RunFolderMixin(TrainerHooks):
             weights = {**self.weights_of_more(state["more"]), **state["model"]}
             for name, rows in self.own_rows().items():
                 weights[name] = weights[name][rows]
-            checkpoint.load_state(path, self.model, weights, hooks_of(self.model))
+            with self.whole_backbone(written=True):
+                checkpoint.load_state(path, self.model, weights, hooks_of(self.model))
             for name, stored in state["optimizers"].items():
                 self.load_optimizer_state(getattr(self, name), stored)
             self.load_more_resume_state(state["more"])

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from recbole_llm.config.hooks import hooks_of
-from recbole_llm.trainer.split_rows import SplitRows
+from recbole_llm.trainer.master_weights import MasterWeights
+from recbole_llm.trainer.sharded_backbone import ShardedBackbone
+from recbole_llm.trainer.split_rows import SplitRows, SplitWeight
 from recbole_llm.utils.collectives import from_first_, max_, numbers_of_all, sum_
 from recbole_llm.utils.processes import world
 
@@ -53,17 +55,27 @@ class SharedSteps:
     Args:
         model: its weights are those of process 0 afterwards, and what its `share_over_processes` says is split.
         ranks_split: see below.
+        sharded: whether its backbone is split, too, see `ShardedBackbone`.
 
     Attributes:
         splits: weights whose rows are split.
-        ranks_split: whether they stay split while items are ranked: a process then scores its own.
+        ranks_split: whether the rows of items stay split while items are ranked: a process then scores its own.
+        backbone: the split backbone; None if every process has all of it.
     """
 
-    def __init__(self, model: Any, ranks_split: bool = False) -> None:
+    def __init__(self, model: Any, ranks_split: bool = False, sharded: bool = False) -> None:
         from_first_([parameter.data for parameter in model.parameters() if parameter.requires_grad])
-        self.splits: list[SplitRows] = hooks_of(model).share_over_processes()
-        self.ranks_split = ranks_split and bool(self.splits)
+        self._rows: list[SplitRows] = hooks_of(model).share_over_processes()
+        self.ranks_split = ranks_split and bool(self._rows)
+        self.backbone = ShardedBackbone(model) if sharded else None
+        self.splits: list[SplitWeight] = [*self._rows]
+        if self.backbone is not None:
+            self.splits += self.backbone.splits.values()
         self._with_gradient: list[bool] | None = None
+
+    def masters(self, groups: list[dict[str, Any]]) -> MasterWeights:
+        """Return the float32 masters of low-precision weights in optimiser groups, which are changed in place."""
+        return MasterWeights(groups) if self.backbone is None else self.backbone.masters(groups)
 
     def own(self, sizes: np.ndarray) -> np.ndarray:
         """Return the indices of the samples of a step that are this process's; see `shares`."""
@@ -130,19 +142,34 @@ class SharedSteps:
     def joined(self) -> Iterator[None]:
         """Give split weights all of their rows until the block ends. All processes call it together."""
         with contextlib.ExitStack() as stack:
-            for split in self.splits:
-                stack.enter_context(split.joined())
+            for rows in self._rows:
+                stack.enter_context(rows.joined())
+            stack.enter_context(self.joined_backbone())
             yield
+
+    def joined_backbone(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Return a context as `joined`, of the backbone alone.
+
+        Args:
+            written: whether what the block writes into it stays.
+        """
+        return contextlib.nullcontext() if self.backbone is None else self.backbone.joined(written)
 
     def join(self) -> None:
         """Give split weights all of their rows, for good."""
-        for split in self.splits:
-            split.join()
+        for rows in self._rows:
+            rows.join()
+        self.join_backbone()
+
+    def join_backbone(self) -> None:
+        """Give the backbone all of its rows, for good."""
+        if self.backbone is not None:
+            self.backbone.join()
 
     def join_in_first(self) -> None:
         """Give split weights all of their rows in process 0, for good. All processes call it together."""
-        for split in self.splits:
-            split.join_in_first()
+        for rows in self._rows:
+            rows.join_in_first()
 
     def in_first(self, model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return weights with all of their rows in process 0, which stores them; nothing in the others.
@@ -154,13 +181,21 @@ class SharedSteps:
             state: by name.
         """
         splits = self.split_weights(model)
-        found = {name: splits[name].in_first(value) if name in splits else value for name, value in state.items()}
+        found = {
+            name: splits[name].in_first(splits[name].rounded()) if name in splits else value
+            for name, value in state.items()
+        }
         return found if world().is_first else {}
 
-    def split_weights(self, model: Any) -> dict[str, SplitRows]:
-        """Return how weights of the model are split now, by name; without those that are joined."""
+    def split_items(self, model: Any) -> dict[str, SplitRows]:
+        """Return how weights of the model are split by items now, by name; without those that are joined."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        return {names[id(split.weight)]: split for split in self.splits if split.is_split}
+        return {names[id(rows.weight)]: rows for rows in self._rows if rows.is_split}
+
+    def split_weights(self, model: Any) -> dict[str, SplitWeight]:
+        """Return how weights of the model are split now, by name, those of its backbone, too."""
+        found: dict[str, SplitWeight] = {**self.split_items(model)}
+        return found if self.backbone is None else {**found, **self.backbone.splits}
 
 
 def _norm(weights: Sequence[Tensor], norm_type: float, device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
 """A weight whose rows are split over the processes of a run while it is trained, its optimiser's state with it."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,16 +11,17 @@ from recbole_llm.utils.collectives import rows_of_all, rows_to_first
 from recbole_llm.utils.processes import world
 
 
-class SplitRows:
-    """Splits a weight [rows, ...]: every process keeps ceil(rows / processes) rows, the last ones fewer or none.
-
-    The parameter stays the same object; its data become the rows of this process, in `joined` all of them again.
+class SplitWeight:
+    """A weight [rows, ...] of which every process trains ceil(rows / processes) rows, the last ones fewer or none.
 
     Args:
-        weight: the same in every process.
+        weight: the rows of this process, which the optimiser updates.
+        rows: how many there are in all.
+        dtype: of the weight in the model and its checkpoints; None for that of `weight`.
 
     Attributes:
-        weight: the parameter.
+        weight: as given.
+        dtype: as given.
         bounds: the first row of each process, and how many rows there are.
         counts: how many rows each process has.
         begin: the first row of this process.
@@ -28,14 +29,14 @@ class SplitRows:
         is_split: whether the parameter has the rows of this process now, and not all of them.
     """
 
-    def __init__(self, weight: nn.Parameter) -> None:
-        own, rows = world(), len(weight)
+    def __init__(self, weight: Tensor, rows: int, dtype: torch.dtype | None = None) -> None:
+        own = world()
         each = -(-rows // own.size)
         self.weight = weight
+        self.dtype = dtype or weight.dtype
         self.bounds = [min(rank * each, rows) for rank in range(own.size + 1)]
         self.counts = [end - begin for begin, end in zip(self.bounds, self.bounds[1:], strict=False)]
         self.begin, self.end = self.bounds[own.rank], self.bounds[own.rank + 1]
-        weight.data = self.own(weight.data)
         self.is_split = True
 
     def own(self, whole: Tensor) -> Tensor:
@@ -53,6 +54,26 @@ class SplitRows:
         """
         whole = rows_to_first(own.contiguous(), self.counts)
         return own if whole is None else whole
+
+    def rounded(self) -> Tensor:
+        """Return the rows of this process in `dtype`."""
+        return self.weight.data.to(self.dtype)
+
+
+class SplitRows(SplitWeight):
+    """Splits a weight that is whole.
+
+    The parameter stays the same object; its data become the rows of this process, in `joined` all of them again.
+
+    Args:
+        weight: the same in every process.
+    """
+
+    weight: nn.Parameter
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__(weight, len(weight))
+        weight.data = self.own(weight.data)
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
@@ -93,19 +114,24 @@ class SplitState:
         weights: what the optimiser updates, in the order of its groups.
     """
 
-    def __init__(self, splits: Sequence[SplitRows], weights: Sequence[Tensor]) -> None:
+    def __init__(self, splits: Sequence[SplitWeight], weights: Sequence[Tensor]) -> None:
         of_weight = {id(split.weight): split for split in splits}
         self._splits = {index: of_weight[id(w)] for index, w in enumerate(weights) if id(w) in of_weight}
 
     def whole_optimizer(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return an optimiser's `state_dict` with whole tensors in process 0. All processes call it together."""
-        return self._optimizer(state, SplitRows.in_first, lambda split: split.end - split.begin)
+        return self._optimizer(state, SplitWeight.in_first, lambda split: split.end - split.begin)
 
     def own_optimizer(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return a whole `state_dict` with the rows of this process."""
-        return self._optimizer(state, lambda split, tensor: split.own(tensor), lambda split: split.bounds[-1])
+        return self._optimizer(state, SplitWeight.own, lambda split: split.bounds[-1])
 
-    def _optimizer(self, state: dict[str, Any], turned: Any, rows: Any) -> dict[str, Any]:
+    def _optimizer(
+        self,
+        state: dict[str, Any],
+        turned: Callable[[SplitWeight, Tensor], Tensor],
+        rows: Callable[[SplitWeight], int],
+    ) -> dict[str, Any]:
         found = dict(state["state"])
         for index, split in self._splits.items():
             if index in found:

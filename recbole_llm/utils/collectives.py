@@ -29,6 +29,21 @@ def _others_there() -> Iterator[None]:
         raise ended() from error
 
 
+@contextlib.contextmanager
+def exchanged_by_torch() -> Iterator[None]:
+    """Return a context in which torch exchanges tensors by itself, as FSDP2 does in a pass, among other computations.
+
+    Raises:
+        ProcessEndedError: if another process ended meanwhile.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "/gloo/" not in str(error):
+            raise  # of a computation
+        raise ended() from error
+
+
 def sum_(tensor: Tensor) -> Tensor:
     """Add up a tensor over all processes, in place, and return it."""
     if world().is_shared and tensor.numel():

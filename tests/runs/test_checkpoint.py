@@ -72,3 +72,22 @@ def test_state_of_other_users_is_refused(tmp_path):
     assert checkpoint.load_resume(path, mine)["epoch"] == 4
     with pytest.raises(CheckpointError, match="its catalogue is c, this run's is d"):
         checkpoint.load_resume(path, {**mine, "catalogue": "d"})
+
+
+def test_a_large_state_is_mapped(tmp_path, monkeypatch):
+    path, weights = tmp_path / "resume.pt", torch.arange(5.0)
+    checkpoint.save_resume(path, {"description": {}, "more": weights})
+    load, mapped = torch.load, []
+
+    def noting(*arguments, mmap, **options):
+        mapped.append(mmap)
+        return load(*arguments, mmap=mmap, **options)
+
+    monkeypatch.setattr(torch, "load", noting)
+    for most in (checkpoint._MAPPED_BYTES, path.stat().st_size - 1):
+        monkeypatch.setattr(checkpoint, "_MAPPED_BYTES", most)
+        found = checkpoint.load_resume(path, {})["more"]
+        assert torch.equal(found, weights)
+    assert mapped == [False, True]
+    found += 1  # in memory: the file stays as it is
+    assert torch.equal(checkpoint.load_resume(path, {})["more"], weights)

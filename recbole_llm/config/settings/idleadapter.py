@@ -18,6 +18,7 @@ _BACKBONE = Section(
         text_models.backbone(
             "sbert-minilm", "A preset of properties/backbone/, a local folder, or a hub ID; encoder or decoder."
         ),
+        text_models.SHARD,
         text_models.COMPILE,
         replace(text_models.CHECKPOINTING, since="0.3.0"),
     ),

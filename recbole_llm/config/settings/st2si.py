@@ -29,6 +29,7 @@ _BACKBONE = Section(
         *text_models.lora(0.05),
         text_models.WEIGHTS,
         text_models.CHECKPOINTING,
+        text_models.SHARD,
         text_models.COMPILE,
     ),
 )

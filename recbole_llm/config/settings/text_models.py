@@ -67,6 +67,16 @@ CHECKPOINTING = Setting(
     "Compute activations again instead of storing them: less memory, a third slower.",
     pretraining=True,
 )
+SHARD = Setting(
+    "shard",
+    Choice("auto", "none", "backbone"),
+    "auto",
+    Role.MACHINE,
+    "Of a run in several processes. none: each has the whole backbone; backbone: they split its weights, gradients and "
+    "optimiser state; auto: if these take more than a quarter of a GPU's memory.",
+    pretraining=True,
+    since="0.3.0",
+)
 COMPILE = Setting(
     "compile",
     Flag(),

@@ -103,6 +103,7 @@ class IDLEAdapter(ProjectedRecommender):
         use_packed_attention(self.backbone)
         prepare_for_tuning(loaded, settings.tuning)
         visit_layers(loaded.layers)
+        self._layers = tuple(loaded.layers)  # no ModuleList: their weights have a name already
         if settings.compile:
             compile_layers(loaded.layers)
         if settings.gradient_checkpointing:
@@ -267,12 +268,30 @@ class IDLEAdapter(ProjectedRecommender):
         """Return how many items the history of each prefix has, in the place of its tokens. See `TextRecommender`."""
         return self.inputs.lengths[samples.rows]
 
+    def layers_to_shard(self) -> list[nn.Module]:
+        """Return the layers of the language model, if they are not compiled. See `TextRecommender`."""
+        return [] if self.settings.compile else list(self._layers)
+
+    def _least_batch(self) -> AdapterBatch:
+        shortest = self.inputs.lengths.argmin(keepdims=True)
+        return self.prepared_step(self.inputs.training_prefixes().select(shortest))[1][0]
+
+    def states_of_least(self) -> Tensor:
+        """Return the pooled state of the shortest prefix. See `ProjectedRecommender`."""
+        batch = self._least_batch()
+        tokens = self.virtual_tokens(self.inputs.vectors.index_select(0, batch.rows.to(self.device)))
+        return self.pooled_states(batch.prompts.to(self.device), tokens)
+
     def empty_pass_loss(self) -> Tensor:
         """Return 0, see `ProjectedRecommender`; the median distance is that of the other processes."""
         loss = super().empty_pass_loss()
         if self.settings.mmd_weight:
             if self.inputs.language_states is not None:  # of which other processes ask for rows of this one
                 self.inputs.language_states.take(torch.zeros(0, dtype=torch.long, device=self.device))
+            elif self.backbone_is_sharded:
+                plain = self._least_batch().plain
+                assert plain is not None
+                self.language_states(plain.to(self.device))
             none = torch.empty(0, self.layers, self.width, device=self.device)
             median_rho(none, none)
         return loss

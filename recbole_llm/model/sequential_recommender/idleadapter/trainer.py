@@ -32,7 +32,8 @@ class AdapterTrainer(PackedTrainer):
             return
         with torch.no_grad():
             self._user_vectors(show_progress)
-            self._language_states(show_progress)
+            with self.whole_backbone():
+                self._language_states(show_progress)
 
     def _user_vectors(self, show_progress: bool) -> None:
         inputs = self.model.inputs

@@ -70,6 +70,13 @@ class CatalogueInputs:
         query_mask = np.tile([False, True], len(items))
         return Sequences(rows, np.full(len(items), 2), query_mask, np.where(query_mask, rows - self._aligned, 0))
 
+    def least_sequence(self) -> Sequences:
+        """Return a sequence of the shortest item text alone, with a query and no label."""
+        lengths = self.text.lengths[1:]
+        item = 1 + np.argmin(np.where(lengths > 0, lengths, lengths.max() + 1))
+        one = np.ones(1, dtype=np.int64)
+        return Sequences(item * one, one, one.astype(bool), 0 * one)
+
     def prefix_sequences(self, histories: np.ndarray, lengths: np.ndarray) -> Sequences:
         """Return the windows of given histories, read at their last query.
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
@@ -100,6 +100,7 @@ class ST2SI(StoredStates):
         self.inputs = self._inputs(dataset, loaded)
         use_packed_attention(self.backbone)
         prepare_for_tuning(loaded, self.settings.tuning)
+        self._layers = tuple(loaded.layers)  # no ModuleList: their weights have a name already
         self.projection = item_projection(config, loaded.width, self.inputs.label_counts())
         self._ilp_accuracy: dict[str, float] | None = None
         self.id_run = id_model
@@ -165,6 +166,14 @@ class ST2SI(StoredStates):
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=autocast):
             hidden = packed_hidden_states(self.backbone, batch)
         return hidden.index_select(0, batch.query_index)
+
+    def layers_to_shard(self) -> list[nn.Module]:
+        """Return the layers of the backbone, if they are not compiled. See `TextRecommender`."""
+        return [] if self.settings.tuning.compile else list(self._layers)
+
+    def states_of_least(self) -> Tensor:
+        """Return the state of a pass of the shortest item text. See `ProjectedRecommender`."""
+        return self.query_states(pack(self.inputs.least_sequence(), self.inputs.table))
 
     def pass_loss_sum(self, part: PackedBatch | CachedQueries) -> Tensor:
         """Return the sum of -log p over all queries of one pass (eq. 7), or of queries whose states are stored.

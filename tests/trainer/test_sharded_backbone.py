@@ -1,0 +1,146 @@
+"""A backbone that two processes split by FSDP2, against one process that has all of it."""
+
+import numpy as np
+import pytest
+import torch
+from several_processes import together
+from transformers import AutoModel
+
+from recbole_llm.config.hooks import ModelHooks
+from recbole_llm.errors import SettingError
+from recbole_llm.model.sequential_recommender.idleadapter import IDLEAdapter
+from recbole_llm.model.sequential_recommender.st2si import ST2SI
+from recbole_llm.trainer import sharded_backbone
+from recbole_llm.trainer.sharded_backbone import is_sharded, training_bytes
+from recbole_llm.trainer.shared_steps import SharedSteps
+from recbole_llm.utils.processes import world
+
+STEPS = 3
+# Adapters are float32, beside frozen weights in bfloat16. Bounds are those of the arithmetic's rounding.
+KINDS = {"fp32": 1e-6, "bf16": 2**-8, "adapters": 2**-8}
+
+
+class Reader(ModelHooks, torch.nn.Module):
+    """A language model, whose states are brought near 0."""
+
+    def __init__(self, folder, kind):
+        super().__init__()
+        self.backbone = AutoModel.from_pretrained(folder, dtype=torch.float32 if kind == "fp32" else torch.bfloat16)
+        if kind == "adapters":
+            for name, parameter in self.backbone.named_parameters():
+                parameter.requires_grad_("norm" in name)
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+
+    def layers_to_shard(self):
+        return list(self.backbone.layers)
+
+    def loss(self, tokens):
+        # Norms of float32 among weights of bfloat16 are how adapters are mixed; autocast multiplies what is mixed.
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.backbone.norm.weight.dtype != self.dtype):
+            return self.backbone(input_ids=tokens, use_cache=False).last_hidden_state.float().square().sum()
+
+    @property
+    def dtype(self):
+        return self.backbone.embed_tokens.weight.dtype
+
+
+def trained(folder, kind, sharded=True):
+    """Train a few steps, the last one clipped, and return what is left.
+
+    Called in a process, which has its part of each step. AdamW's eps is so large that the size of gradients counts.
+    """
+    torch.manual_seed(0)
+    batches = torch.randint(3, 300, (STEPS, 5, 9))
+    model = Reader(folder, kind)
+    shared = SharedSteps(model, sharded=sharded and world().is_shared)
+    groups = [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
+    masters = shared.masters(groups)
+    weights = groups[0]["params"]
+    optimizer = torch.optim.AdamW(groups, lr=0.01, eps=0.1)
+    losses = []
+    for tokens in batches.unbind():
+        loss = model.loss(tokens[world().rank :: world().size]) / tokens.numel()
+        loss.backward()
+        losses.append(loss.item())
+        masters.take_gradients()
+        shared.add_gradients(weights)
+        if len(losses) == STEPS:
+            shared.clip(weights, max_norm=0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        masters.give_weights()
+    held = sum(getattr(parameter, "_local_tensor", parameter).numel() for parameter in model.parameters())
+    moments = sum(state["exp_avg"].numel() for state in optimizer.state.values())
+    stored = {name: weight.float().numpy() for name, weight in shared.in_first(model, model.state_dict()).items()}
+    low = [weight.numpy() for weight in masters.state()]
+    with shared.joined():
+        whole = {name: weight.float().numpy() for name, weight in model.state_dict().items()}
+    return {"losses": losses, "held": held, "moments": moments, "masters": low, "whole": whole, "stored": stored}
+
+
+@pytest.mark.parametrize(
+    "kind", ["fp32", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("bf16", "adapters"))]
+)
+def test_a_split_backbone_is_trained_as_a_whole_one(tiny, kind):
+    folder, tolerance = str(tiny["llama"]), KINDS[kind]
+    one, (first, second) = trained(folder, kind), together(trained, 2, folder, kind)
+    np.testing.assert_allclose(np.add(first["losses"], second["losses"]), one["losses"], rtol=max(tolerance, 1e-5))
+    assert first["stored"].keys() == one["stored"].keys()
+    for name, weight in one["stored"].items():
+        np.testing.assert_allclose(first["stored"][name], weight, rtol=tolerance, atol=tolerance, err_msg=name)
+        np.testing.assert_array_equal(first["whole"][name], first["stored"][name])
+        np.testing.assert_array_equal(second["whole"][name], first["stored"][name])
+    assert second["stored"] == {}
+    for found, known in zip(first["masters"], one["masters"], strict=True):
+        np.testing.assert_allclose(found, known, rtol=tolerance, atol=tolerance)
+        assert (found != torch.from_numpy(found).bfloat16().float().numpy()).any(), "rounded: it is no master"
+    assert (len(first["masters"]) > 0) == (kind == "bf16")
+    # No process has more than half of the weights, and of what trains them.
+    for size in ("held", "moments"):
+        assert first[size] + second[size] == one[size]
+        assert max(first[size], second[size]) < 0.51 * one[size]
+
+
+class Named(torch.nn.Module):
+    """A backbone of 10 trained and 6 frozen weights, and a layer of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = torch.nn.Linear(5, 2)
+        self.backbone.frozen = torch.nn.Parameter(torch.zeros(6), requires_grad=False)
+
+    def layers_to_shard(self):
+        return [self.backbone]
+
+
+class NoLayers(Named):
+    def layers_to_shard(self):
+        return []
+
+
+@pytest.mark.parametrize("model", [ST2SI, IDLEAdapter])
+def test_compiled_layers_are_not_split(model):
+    config = {"model": model.__name__, "loss_type": "CE", "compile": True, "shard": "auto", "mmd_weight": 0}
+    model.check_processes(config)
+    with pytest.raises(SettingError, match="compile=True and shard=backbone do not go together"):
+        model.check_processes({**config, "shard": "backbone"})
+
+
+def test_what_shard_means(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert training_bytes(Named().backbone) == 16 * 12 + 2 * 6
+    assert is_sharded("backbone", Named(), cpu)
+    for setting in (None, "none", "auto"):
+        assert not is_sharded(setting, Named(), cpu)
+    assert not is_sharded("backbone", NoLayers(), cpu)
+    for memory, expected in ((4 * 204, False), (4 * 204 - 1, True)):
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda _, memory=memory: type("", (), {"total_memory": memory})
+        )
+        assert is_sharded("auto", Named(), gpu) is expected
+        assert not is_sharded("none", Named(), gpu)
+    monkeypatch.setattr(sharded_backbone, "_has_fsdp", lambda: False)
+    assert not is_sharded("auto", Named(), gpu)
+    with pytest.raises(SettingError, match=r"shard=backbone adds up gradients, .* set shard=none, or install a later"):
+        is_sharded("backbone", Named(), cpu)
