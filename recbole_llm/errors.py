@@ -46,6 +46,12 @@ def require_whole(name: str, value: object, least: int = 1) -> None:
         raise SettingError(f"{name}={value} must be a whole number from {least}")
 
 
+def require_share(name: str, value: object) -> None:
+    """Refuse a setting that is not a number above 0, and 1 at most. Raises SettingError."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
+        raise SettingError(f"{name}={value} must be a number above 0, and 1 at most")
+
+
 def require_flag(name: str, value: object) -> None:
     """Refuse a setting that is neither True nor False: the text "no" would count as True. Raises SettingError."""
     if not isinstance(value, bool):

@@ -105,8 +105,8 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm run --model=TextSLIT --dataset=Scientific": {"backbone": "TINY_BERT"},
     "recbole-llm run --model=TextSLIT --dataset=Scientific --rerank=150 --repeatable=False": {"backbone": "TINY_BERT"},
     "recbole-llm run --config_files=properties/recommended/scientific-textslit.yaml": {
-        **{"backbone": "TINY_BERT", "item_text_fields": "[title]"},  # a dataset of the tests has titles alone
-        **{"id_model": "SASRec", "id_model_settings": "{'epochs': 1}"},
+        **{"backbone": "TINY_BERT", "id_model": "SASRec", "id_model_settings": "{'epochs': 1}"},
+        "repeatable": False,  # a dataset of the tests has repeats, Scientific none
     },
     "recbole-llm --model=UniSRec --dataset=Scientific --backbone=sbert-minilm": {"backbone": "TINY_BERT"},
     "recbole-llm --model=UniSRec --dataset=Scientific --pretrain_datasets=Games": {"backbone": "TINY_BERT"},

@@ -189,11 +189,14 @@ def stored_or_computed(
         assert known is not None
         if bounds is None or size > in_memory * world().size:
             return FeatureStore.of(known, device, in_memory if bounds is None else 0)  # one file for all processes
-        own = FeatureStore(_own_rows(bounds), shape[1], dtype, device, folder, in_memory=size)
+        own = FeatureStore(_rows_of(bounds, world().rank), shape[1], dtype, device, folder, in_memory=size)
         for begin, end in itertools.islice(itertools.pairwise(bounds), world().rank, None, world().size):
             own.append(known[begin:end])
         return SharedStore(own, bounds)
-    own = FeatureStore(shape[0] if bounds is None else _own_rows(bounds), shape[1], dtype, device, folder, in_memory)
+    rows = [shape[0]] if bounds is None else [_rows_of(bounds, rank) for rank in range(world().size)]
+    # All in memory or none: what processes exchange must lie on the same kind of device.
+    limit_of_all = in_memory if max(rows) * shape[1] * dtype.itemsize <= in_memory else 0
+    own = FeatureStore(rows[world().rank % len(rows)], shape[1], dtype, device, folder, limit_of_all)
     for states in parts():
         own.append(states)
     if bounds is None:
@@ -210,6 +213,6 @@ def stored_or_computed(
     return SharedStore(own, bounds)
 
 
-def _own_rows(bounds: Sequence[int]) -> int:
+def _rows_of(bounds: Sequence[int], rank: int) -> int:
     counts = [end - begin for begin, end in itertools.pairwise(bounds)]
-    return sum(counts[world().rank :: world().size])
+    return sum(counts[rank :: world().size])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.loading import Backbone, fingerprint, first_position, load_backbone
-from recbole_llm.backbone.padded import padded_multiple
+from recbole_llm.backbone.padded import padded_lengths, padded_multiple
 from recbole_llm.backbone.pooling import segments
 from recbole_llm.backbone.preset import Pooling
 from recbole_llm.backbone.pretrained import release_device_memory
@@ -123,7 +123,7 @@ def compute_vectors(
     rows = np.flatnonzero(framed.lengths)
     vectors = torch.zeros(len(framed), backbone.width)
     multiple = padded_multiple(backbone.model.config)
-    padded = -(-framed.lengths[rows] // multiple) * multiple
+    padded = padded_lengths(framed.lengths[rows], multiple)
     if multiple > 1:  # texts of like length are read together
         order = np.argsort(padded, kind="stable")
         rows, padded = rows[order], padded[order]

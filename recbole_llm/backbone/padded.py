@@ -66,6 +66,11 @@ def require_packed(config: PretrainedConfig, backbone: str, model: str) -> None:
         )
 
 
+def padded_lengths(lengths: np.ndarray, multiple: int) -> np.ndarray:
+    """Return lengths rounded up to a multiple."""
+    return -(-lengths // multiple) * multiple
+
+
 def padded_hidden_states(model: nn.Module, batch: PackedBatch, inputs_embeds: Tensor | None = None) -> Tensor:
     """Return the last-layer hidden states [tokens, width] of a packed batch, computed in padded ones.
 
@@ -77,7 +82,7 @@ def padded_hidden_states(model: nn.Module, batch: PackedBatch, inputs_embeds: Te
     lengths = np.asarray(batch.bounds.lengths)
     begins = np.cumsum(lengths) - lengths
     multiple = padded_multiple(model.config)
-    padded = -(-lengths // multiple) * multiple
+    padded = padded_lengths(lengths, multiple)
     states, places = [], []
     for columns in np.unique(padded).tolist():
         rows = np.flatnonzero(padded == columns)

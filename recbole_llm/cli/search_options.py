@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from recbole_llm.cli.arguments import one_of, whole
-from recbole_llm.errors import SettingError
+from recbole_llm.errors import SettingError, require_share
 from recbole_llm.utils.packages import require_faiss
 from recbole_llm.utils.values import parse_value
 
@@ -56,11 +56,10 @@ def search_of(given: dict[str, Any], k: int) -> "ApproximateSearch | None":
     require_faiss()  # before the minutes in which a large model is loaded
     from recbole_llm.inference.approximate_search import ApproximateSearch
 
-    return ApproximateSearch(k, **{name: given[name] for name in ("min_recall", "nprobe") if name in given})
+    return ApproximateSearch(k, **{name: given[name] for name in (*_OWN[:2], "exclude_seen") if name in given})
 
 
 def _share(text: str) -> float:
     value = parse_value(text)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
-        raise SettingError(f"min_recall={text} must be a number above 0, and 1 at most")
+    require_share("min_recall", value)
     return float(value)

@@ -84,11 +84,5 @@ def item_scores(model: Any, interaction: Interaction) -> ItemProducts | None:
     call = call_of(type(model))
     if call is None or type(model).__name__ in _OTHER_ITEMS:
         return None
-    vectors, table = call(model, interaction), model.item_embedding.weight
     bias = getattr(model, "output_bias", None)  # BERT4Rec's
-
-    def scores(items: slice | Tensor) -> Tensor:
-        found: Tensor = vectors @ table[items].T
-        return found if bias is None else found.add_(bias[items])
-
-    return ItemProducts(scores, vectors[:, None], table.__getitem__, bias)
+    return ItemProducts(call(model, interaction)[:, None], model.item_embedding.weight.__getitem__, bias)

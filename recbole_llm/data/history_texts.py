@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from recbole_llm.backbone.padded import padded_lengths
 from recbole_llm.backbone.pooling import Segments, segments
 from recbole_llm.backbone.preset import Pooling
 from recbole_llm.data.item_text import tokenize_items
@@ -255,7 +256,7 @@ class HistoryTexts:
         tokens = sequences.tokens(self.table)
         if self.style.multiple == 1:
             return [self.packed(sequences.select(group)) for group in within_budget(tokens, budget)]
-        padded = -(-tokens // self.style.multiple) * self.style.multiple
+        padded = padded_lengths(tokens, self.style.multiple)
         order = np.argsort(padded, kind="stable")
         groups = [order[group] for group in within_budget(padded[order], budget)]
         return [replace(self.packed(sequences.select(group)), order=group) for group in groups]

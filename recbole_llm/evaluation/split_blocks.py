@@ -13,7 +13,7 @@ from torch import Tensor
 from recbole_llm.config.hooks import ScoresOfItems
 from recbole_llm.evaluation.blocks import BestItems, ItemBlocks
 from recbole_llm.evaluation.counting import require_numbers
-from recbole_llm.utils.collectives import max_, numbers_of_all, rows_of_all, sum_
+from recbole_llm.utils.collectives import max_, numbers_of_all, rows_of_all, stacked_of_all, sum_
 from recbole_llm.utils.processes import world
 
 
@@ -84,8 +84,7 @@ class SplitItemBlocks(ItemBlocks):
         items = torch.zeros(self.rows, found.k, dtype=torch.int64, device=self.device)
         if found.values is not None:
             values[:, : found.values.shape[1]], items[:, : found.items.shape[1]] = found.values.float(), found.items
-        each = [1] * world().size
-        return merged_best(rows_of_all(values[None], each), rows_of_all(items[None], each))
+        return merged_best(stacked_of_all(values), stacked_of_all(items))
 
     def require_numbers(self, largest: Tensor) -> None:
         """Raise TrainingError in all processes if the largest score of one is not a number."""

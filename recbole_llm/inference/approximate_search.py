@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recbole_llm.config.hooks import ScoresOfItems
-from recbole_llm.errors import SettingError, TrainingError, require_whole
+from recbole_llm.errors import SettingError, TrainingError, require_share, require_whole
 from recbole_llm.inference.best_items import MAX_USERS, best_in_blocks, best_of_piece, block_size
 from recbole_llm.inference.item_index import ItemIndex
 from recbole_llm.inference.item_lists import ItemVectors
@@ -30,6 +30,8 @@ class ApproximateSearch:
         k: the recall is measured for that many items; whoever asks for more is answered exactly.
         min_recall: the least share of the exact best `k` items that the search must find, from above 0 to 1.
         nprobe: how many of the index' lists are read for a user; None: as few as reach `min_recall`.
+        exclude_seen: whether the recall is measured for users who leave their own items out; None: as the run was
+            evaluated.
 
     Raises:
         SettingError: for a value out of range.
@@ -38,13 +40,13 @@ class ApproximateSearch:
     k: int = 10
     min_recall: float = 0.99
     nprobe: int | None = None
+    exclude_seen: bool | None = None
 
     def __post_init__(self) -> None:
         require_whole("k", self.k)
         if self.nprobe is not None:
             require_whole("nprobe", self.nprobe)
-        if isinstance(self.min_recall, bool) or not 0 < self.min_recall <= 1:
-            raise SettingError(f"min_recall={self.min_recall} must be a number above 0, and 1 at most")
+        require_share("min_recall", self.min_recall)
 
 
 class ApproximateBest:
@@ -85,10 +87,7 @@ class ApproximateBest:
         require_faiss()
         self.settings, self._items = settings, items
         if not isinstance(sample, ItemProducts):
-            raise SettingError(
-                f"search=approximate needs scores that are products of a user's and an item's vector, and those of "
-                f"{model_name} with these settings are not: set search=exact"
-            )
+            raise no_products(f"those of {model_name} with these settings are not")
         vectors = ItemVectors(sample.with_bias, items)
         if not (math.isfinite(vectors.longest) and bool(sample.users.isfinite().all())):
             raise TrainingError(f"the scores of {model_name} are not numbers: its training diverged")
@@ -207,9 +206,12 @@ class ApproximateBest:
         k = min(settings.k, self._items - 1)
         exact = best_in_blocks(lambda begin, end: sample, users, self._items, k, seen)
         assert exact is not None
+        # Scored as what is found will be: a product of many items at once is summed in another order.
+        best = sample.of_pairs(torch.from_numpy(exact[1]).to(sample.users.device)).float().cpu().numpy()
+        best[np.isneginf(exact[0])] = -np.inf
 
         def recall(nprobe: int) -> float:
-            return recall_of(self._best(sample, self._items, k, seen, nprobe, False)[0], exact[0])
+            return recall_of(self._best(sample, self._items, k, seen, nprobe, False)[0], best)
 
         if settings.nprobe is not None:
             found = recall(settings.nprobe)
@@ -228,6 +230,14 @@ class ApproximateBest:
                 )
             nprobe = min(2 * nprobe, most)
         return nprobe, found
+
+
+def no_products(what: str) -> SettingError:
+    """Return the error for scores that an index cannot search; `what` says whose."""
+    return SettingError(
+        f"search=approximate needs scores that are products of a user's and an item's vector, and {what}: "
+        f"set search=exact"
+    )
 
 
 def recall_of(values: np.ndarray, exact: np.ndarray) -> float:

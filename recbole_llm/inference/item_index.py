@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from recbole_llm.inference.item_lists import ItemVectors, lists_of
-from recbole_llm.utils.packages import require_faiss
 
 
 class ItemIndex:
@@ -22,16 +21,15 @@ class ItemIndex:
         vectors: of the catalogue.
 
     Raises:
-        SettingError: if the package is missing.
         StorageError: if the lists cannot be stored.
     """
 
     def __init__(self, vectors: ItemVectors) -> None:
-        require_faiss()
-        faiss = importlib.import_module("faiss")
-        faiss.omp_set_num_threads(torch.get_num_threads())
+        self._faiss = importlib.import_module("faiss")
+        self._threads = torch.get_num_threads()
+        self._faiss.omp_set_num_threads(self._threads)
         self._lists = lists_of(vectors)
-        self._index = _filled(faiss, vectors, self._lists.list_of.numpy(), len(self._lists))
+        self._index = _filled(self._faiss, vectors, self._lists.list_of.numpy(), len(self._lists))
 
     @property
     def lists(self) -> int:
@@ -46,6 +44,7 @@ class ItemIndex:
             count: how many.
             nprobe: how many lists are read for each.
         """
+        self._faiss.omp_set_num_threads(self._threads)  # it holds for the thread that calls
         self._index.nprobe = nprobe
         nearest = self._lists.nearest(users, nprobe).numpy()
         found: np.ndarray = self._index.search_preassigned(users.numpy(), count, nearest, None)[1]

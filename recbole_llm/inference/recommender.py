@@ -86,6 +86,7 @@ class Recommender:
             added to the model, ranked among the others, and may stand in histories as untrained items may.
         search: how an index of the item vectors is searched for up to ``search.k`` items; their scores are exact, and
             new items are all scored. None: all items are, and more items or a CUDA graph are answered so in any case.
+            The index is of the weights as they are now: further training is not seen.
 
     Raises:
         SettingError: if the model does not recommend from histories, or knows items by id and there are new ones; and
@@ -290,7 +291,8 @@ class Recommender:
         users = np.flatnonzero(histories.lengths)
         users = np.sort(np.random.default_rng(_SAMPLE_SEED).permutation(users)[:SAMPLE])
         ids = [histories.row(int(user)) for user in users]
-        seen = ids if self.leaves_seen_out else None
+        left_out = self.leaves_seen_out if search.exclude_seen is None else search.exclude_seen
+        seen = ids if left_out else None
         name = type(self.model).__name__
         return ApproximateBest(search, self._scorer(ids, users), seen, self.dataset.item_num, name)
 

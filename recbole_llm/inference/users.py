@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recbole_llm.config.hooks import hooks_of
 from recbole_llm.errors import DataError, SettingError, nearest
-from recbole_llm.inference.approximate_search import ApproximateSearch
+from recbole_llm.inference.approximate_search import ApproximateSearch, no_products
 from recbole_llm.inference.best_items import best_items
 from recbole_llm.inference.recommender import (
     Recommendation,
@@ -65,10 +65,7 @@ class UserRecommender:
                 search=search,
             )
         elif search is not None:
-            raise SettingError(
-                f"search=approximate needs scores that are products of a user's and an item's vector, and "
-                f"{type(self.model).__name__} is asked by the user's id: set search=exact"
-            )
+            raise no_products(f"{type(self.model).__name__} is asked by the user's id")
         elif new_items is not None:
             hooks_of(self.model).add_items(new_items)  # which refuses them: it knows items by id
         self._items = parts.train._dataset.get_item_feature() if self._sequential is None else None

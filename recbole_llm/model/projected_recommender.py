@@ -19,8 +19,8 @@ from recbole_llm.model.layers.item_projections import DrawnItemsProjection
 from recbole_llm.model.layers.split_item_projection import SplitDrawnItems, SplitItemProjection
 from recbole_llm.model.text_recommender import TextRecommender
 from recbole_llm.trainer.split_rows import SplitRows
-from recbole_llm.utils.collectives import rows_of_all
-from recbole_llm.utils.processes import part_counts, world
+from recbole_llm.utils.collectives import rows_of_all, stacked_of_all
+from recbole_llm.utils.processes import part_counts
 
 _BLOCK_BYTES = 512 * 2**20  # of the scores of some items at a time, where no setting says how much
 
@@ -126,7 +126,7 @@ class ProjectedRecommender(TextRecommender):
         assert of_id_model is not None  # else the trainer has joined the projection
 
         def of_all(log_sums: Tensor) -> Tensor:
-            return rows_of_all(log_sums[None], [1] * world().size).logsumexp(dim=0)
+            return stacked_of_all(log_sums).logsumexp(dim=0)
 
         shape = (self.id_scores.weight, len(states), split.end, split.begin)
         return MixedScores(own, of_id_model, *shape, of_all), split.bounds

@@ -232,7 +232,7 @@ class TowerRecommender(TextRecommender):
         if not isinstance(similarity, Similarity):  # a crossing is no product
             return scores
         of_items: ScoresOfItems = torch.no_grad()(lambda items: similarity.items(table[items]))
-        return ItemProducts(scores, similarity.users(vectors)[:, None], of_items)
+        return ItemProducts(similarity.users(vectors)[:, None], of_items, scores=scores)
 
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:

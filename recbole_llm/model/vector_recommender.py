@@ -125,9 +125,9 @@ class VectorRecommender(OnePass, SequentialRecommender):
             return self.similarity(users, table[items])
 
         if self.temperature is None:
-            return ItemProducts(scores, users[:, None], table.__getitem__)
+            return ItemProducts(users[:, None], table.__getitem__, scores=scores)
         directions = F.normalize(users, dim=1)[:, None] / self.temperature
-        return ItemProducts(scores, directions, lambda items: F.normalize(table[items], dim=1))
+        return ItemProducts(directions, lambda items: F.normalize(table[items], dim=1), scores=scores)
 
     def append_text_vectors(self, texts: pd.DataFrame) -> None:
         """Put the vectors of new items behind those of the catalogue: what `add_items` of a model begins with."""

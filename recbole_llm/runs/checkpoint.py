@@ -7,7 +7,7 @@
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -22,6 +22,7 @@ from torch import Tensor
 from recbole_llm.errors import CheckpointError
 from recbole_llm.utils.files import replacing
 from recbole_llm.utils.hashing import hash_of_tokens
+from recbole_llm.utils.processes import world
 
 WEIGHTS = "model.safetensors"
 RESUME = "resume.pt"
@@ -91,11 +92,19 @@ def snapshot(model: Any, state: Mapping[str, Tensor]) -> Snapshot:
         model: the model.
         state: its weights that a checkpoint holds, by name, see `StoredWeights`.
     """
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+    live = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    tensors = {name: _copy(tensor.detach(), live) for name, tensor in state.items()}
     others: dict[str, Any] = {}
     for name, value in (model.other_parameter() or {}).items():
         others[name] = _flatten(f"{_OTHER}{name}", value, tensors)
     return Snapshot(tensors, others)
+
+
+def _copy(tensor: Tensor, live: Collection[int]) -> Tensor:
+    """Return a copy on the CPU; what several processes were gathered into is one, unless its storage is `live`."""
+    found = tensor.cpu()
+    copied = world().is_shared and found.untyped_storage().data_ptr() not in live
+    return (found if copied else found.clone()).contiguous()
 
 
 def save_weights(path: Path, weights: Snapshot, description: dict[str, str]) -> None:
@@ -161,7 +170,8 @@ def load_weights(
         CheckpointError: if the file is missing or broken, or belongs to another model, another catalogue or, where the
             model has something of every user, to other users.
     """
-    found, tensors = read_weights(path, rows)
+    older = {old: rows[new] for old, new in hooks.renamed_weights.items() if rows and new in rows}
+    found, tensors = read_weights(path, {**(rows or {}), **older})
     for key, what in (("model", "the model"), ("catalogue", "the item catalogue")):
         if found.get(key) != description[key]:
             raise CheckpointError(
@@ -182,13 +192,18 @@ def load_weights(
     model.load_other_parameter(others or None)
 
 
+def renamed(state: Mapping[str, Tensor], hooks: StoredWeights) -> dict[str, Tensor]:
+    """Return weights under the names that they have in this version."""
+    return {hooks.renamed_weights.get(name, name): weights for name, weights in state.items()}
+
+
 def load_state(path: Path, model: Any, state: dict[str, Tensor], hooks: StoredWeights) -> None:
     """Put `state` into `model`; weights that a checkpoint of this model never holds (a frozen backbone) are left.
 
     Raises:
         CheckpointError: if names or shapes differ.
     """
-    state = {hooks.renamed_weights.get(name, name): weights for name, weights in state.items()}
+    state = renamed(state, hooks)
     expected = hooks.stored_state()
     wrong = sorted(set(expected) ^ set(state)) or sorted(n for n in state if state[n].shape != expected[n].shape)
     if wrong:

@@ -83,7 +83,8 @@ class Service:
     ) -> None:
         self._limits, self._exclude_seen = limits, exclude_seen
         if search is not None:
-            search = replace(search, k=_power_of_two(search.k))
+            search = replace(search, k=_power_of_two(search.k), exclude_seen=exclude_seen)
+        self._searched = None if search is None else search.k
         self._users = UserRecommender(parts, new_items=new_items, search=search, **options)
         self._dataset, self.model_name = parts.dataset, type(parts.model).__name__
         self._known_users = parts.dataset.field2token_id[parts.dataset.uid_field]
@@ -139,11 +140,12 @@ class Service:
         """Return one recommendation for each question that `check` lets pass, or the error of that question alone.
 
         Questions of one kind are one batch of the model's; of those with different `k` the largest decides, and the
-        others get the first of it.
+        others get the first of it. Those for more items than are searched for approximately are a kind of their own.
         """
         kinds: dict[Any, list[int]] = defaultdict(list)
         for number, question in enumerate(questions):
-            kinds[question.history is None, question.user is None, question.exclude_seen].append(number)
+            exact = self._searched is not None and question.k > self._searched
+            kinds[question.history is None, question.user is None, question.exclude_seen, exact].append(number)
         found: list[Any] = [None] * len(questions)
         for places in kinds.values():
             for place, row in zip(places, self._of_one_kind([questions[place] for place in places]), strict=True):

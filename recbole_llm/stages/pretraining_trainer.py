@@ -39,7 +39,7 @@ class KeepingMixin(RunFolderMixin):
             return
         done = epoch + 1
         if done in self.save_epochs:
-            with self.joined_weights():
+            with self.whole_backbone():
                 if world().is_first:
                     self.keep(done, {"epoch": done, "seconds": round(self.fit_seconds(), 2)})
         self._last_valid: dict[str, float] = {}

@@ -143,6 +143,7 @@ class RunFolderMixin(TrainerHooks):
             state = self._resume_state(stopped)
             if world().is_first:
                 checkpoint.save_resume(self.run_folder / checkpoint.RESUME, state)
+            meet()  # a collective would not wait as long for the first
 
     def fit_seconds(self) -> float:
         """Return the seconds of training so far, those before an interruption included."""
@@ -151,6 +152,7 @@ class RunFolderMixin(TrainerHooks):
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        self._best = None  # before there are two
         with self.stored_weights():
             state = self.in_first(hooks_of(self.model).stored_state())
             if world().is_first:
@@ -238,8 +240,8 @@ class RunFolderMixin(TrainerHooks):
         state = checkpoint.load_resume(path, self.description)
         if not state["finished"]:
             weights = {**self.weights_of_more(state["more"]), **state["model"]}
-            for name, rows in self.own_rows().items():
-                weights[name] = weights[name][rows]
+            weights = checkpoint.renamed(weights, hooks_of(self.model))
+            weights.update({name: weights[name][rows] for name, rows in self.own_rows().items() if name in weights})
             with self.whole_backbone(written=True):
                 checkpoint.load_state(path, self.model, weights, hooks_of(self.model))
             for name, stored in state["optimizers"].items():

@@ -231,7 +231,9 @@ def _fully_shard(backbone: nn.Module, layers: list[nn.Module]) -> None:
 
     trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     low = [parameter.dtype for parameter in trained if parameter.dtype != torch.float32]
-    policy = MixedPrecisionPolicy(param_dtype=low[0], reduce_dtype=torch.float32) if low else MixedPrecisionPolicy()
+    # Inputs are cast where they are used: FSDP2 would hand copies of them to the layers, which write states into them.
+    dtypes: dict[str, Any] = {"param_dtype": low[0], "reduce_dtype": torch.float32} if low else {}
+    policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
     device = next(backbone.parameters()).device
     options: dict[str, Any] = {"mesh": init_device_mesh(device.type, (world().size,)), "mp_policy": policy}
     if not trained:  # no backward pass would free what the last module gathered

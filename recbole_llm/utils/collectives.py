@@ -1,7 +1,7 @@
 """What the processes of a run exchange: tensors and small objects, see `utils.processes`.
 
-With one process each function returns what it was given. All processes call the same functions in the same order. On a
-GPU tensors go by NCCL, on the CPU by gloo.
+With one process each function returns what it was given, in the form that it says. All processes call the same
+functions in the same order. On a GPU tensors go by NCCL, on the CPU by gloo.
 """
 
 import contextlib
@@ -117,6 +117,11 @@ def rows_of_all(own: Tensor, counts: Sequence[int]) -> Tensor:
     with _others_there():
         distributed.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def stacked_of_all(own: Tensor) -> Tensor:
+    """Return what each process gives, [processes, ...], by rank: tensors of one shape."""
+    return rows_of_all(own[None], [1] * world().size)
 
 
 def rows_in_first(own: Tensor, parts: Iterable[tuple[int, int]]) -> Iterator[Tensor]:

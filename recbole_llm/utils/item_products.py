@@ -17,20 +17,27 @@ class ItemProducts:
     models.
 
     Attributes:
-        scores: takes item ids, a slice or int64 [n], and returns the model's own scores, float [batch, n].
         users: [batch, K, size].
         vectors: takes item ids, a slice or int64 [n], and returns their vectors, [n, size].
         bias: of items, [items]; None without one.
+        scores: takes item ids, a slice or int64 [n], and returns the model's own scores, float [batch, n], where they
+            are computed in another way; None: they are the products.
     """
 
-    scores: Callable[[slice | Tensor], Tensor]
     users: Tensor
     vectors: Callable[[slice | Tensor], Tensor]
     bias: Tensor | None = None
+    scores: Callable[[slice | Tensor], Tensor] | None = None
 
     def __call__(self, items: slice | Tensor) -> Tensor:
         """Return the scores, float [batch, n], of item ids, a slice or int64 [n]."""
-        return self.scores(items)
+        if self.scores is not None:
+            return self.scores(items)
+        turned = self.vectors(items).T
+        found = self.users[:, 0] @ turned
+        for k in range(1, self.users.shape[1]):  # one after the other: never [batch, K, items] at once
+            found = torch.maximum(found, self.users[:, k] @ turned)
+        return found if self.bias is None else found.add_(self.bias[items])
 
     def with_bias(self, items: slice | Tensor) -> Tensor:
         """Return the vectors [n, size or size + 1] of item ids whose products with `users_with_one` are the scores."""
@@ -45,16 +52,7 @@ class ItemProducts:
 
     def of_rows(self, rows: Tensor) -> "ItemProducts":
         """Return the products of some users, int64 [n], of the batch."""
-        users = self.users[rows]
-
-        def scores(items: slice | Tensor) -> Tensor:
-            turned = self.vectors(items).T
-            found = users[:, 0] @ turned
-            for k in range(1, users.shape[1]):  # one after the other: never [batch, K, items] at once
-                found = torch.maximum(found, users[:, k] @ turned)
-            return found if self.bias is None else found.add_(self.bias[items])
-
-        return ItemProducts(scores, users, self.vectors, self.bias)
+        return ItemProducts(self.users[rows], self.vectors, self.bias)
 
     def of_pairs(self, items: Tensor) -> Tensor:
         """Return the scores [batch, n] of items of each user's own, int64 [batch, n]."""

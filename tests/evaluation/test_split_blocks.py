@@ -34,7 +34,7 @@ class Together:
         self._barrier, self._slots = threading.Barrier(count, timeout=10), [None] * count
 
     def patch(self, monkeypatch):
-        for name in ("world", "rows_of_all", "numbers_of_all", "sum_", "max_"):
+        for name in ("world", "rows_of_all", "stacked_of_all", "numbers_of_all", "sum_", "max_"):
             monkeypatch.setattr(split_blocks, name, getattr(self, name))
 
     def world(self):
@@ -50,6 +50,9 @@ class Together:
     def rows_of_all(self, own, counts):
         assert len(own) == counts[self._own.rank]
         return torch.cat(self._of_all(own))
+
+    def stacked_of_all(self, own):
+        return torch.stack(self._of_all(own))
 
     def numbers_of_all(self, values):
         return torch.stack(self._of_all(torch.tensor(values)))
@@ -183,7 +186,7 @@ def test_denominators_of_a_mix_are_summed_over_the_items_of_all(case):
     own, other, weight = table(5, ties=False), table(6, ties=False) * 30, torch.tensor(0.3)
 
     def of_all(sums):
-        return together.rows_of_all(sums[None], [1] * together.count).logsumexp(dim=0)
+        return together.stacked_of_all(sums).logsumexp(dim=0)
 
     def scores(rank):
         shape = (weight, ROWS, bounds[rank + 1], bounds[rank], of_all)

@@ -42,7 +42,7 @@ class Catalogue:
             found = torch.einsum("uks,is->kui", users, table[items]).amax(dim=0)
             return found if bias is None else found + bias[items]
 
-        return ItemProducts(scores, users, table.__getitem__, bias)
+        return ItemProducts(users, table.__getitem__, bias, scores)
 
     def scores(self, left_out=None):
         found = np.einsum("uks,is->kui", self.users.astype(np.float64), self.items.astype(np.float64)).max(axis=0)

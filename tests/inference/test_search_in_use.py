@@ -1,6 +1,7 @@
 """Approximate search behind `Recommender`, `recommend` and `serve`: with all lists it is the exact one."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ from recbole_llm.inference.recommender import Recommendation, Recommender
 from recbole_llm.inference.users import UserRecommender
 from recbole_llm.quick_start.run import load, run
 from recbole_llm.serving.app import Batching, make_app
-from recbole_llm.serving.service import Limits, Service
+from recbole_llm.serving.service import Limits, Question, Service
 from recbole_llm.utils import packages
 
 LISTS = 6  # of 8 items: twice the root
@@ -106,9 +107,12 @@ def test_the_sample_is_the_users_as_they_are_evaluated(finished, monkeypatch):
     for repeatable in (True, False):
         parts = load(finished)
         parts.train._dataset.item_protocol = type("Protocol", (), {"repeatable": repeatable})
-        Recommender(parts.model, parts.train._dataset, search=SEARCH)
-    (first, seen), (second, left_out) = made
-    assert first == second == 4 and seen is None
+        for exclude_seen in (None, not repeatable, repeatable):
+            search = replace(SEARCH, exclude_seen=exclude_seen)
+            Recommender(parts.model, parts.train._dataset, search=search)
+    assert [users for users, _ in made] == [4] * 6
+    assert [seen is None for _, seen in made] == [True, True, False, False, False, True], "as asked, or as evaluated"
+    left_out = made[3][1]
     rows = ["".join(parts.dataset.id2token("item_id", row)) for row in left_out]
     # Each is what a user did before what is held out.
     assert len(set(rows)) == 4
@@ -132,6 +136,14 @@ def test_requests_are_answered(parts, searched):
         answer = client.post("/recommend", json={"history": ["a", "b"], "k": 3}).json()["items"]
     assert [item["item"] for item in answer] == parts.recommend(["a", "b"], 3).items
     assert searched == [8]  # the 16 that the server makes of 3, or all
+
+
+def test_who_asks_for_more_than_is_searched_for_slows_nobody_else(parts, searched):
+    service = Service(parts, Limits(), search=SEARCH)
+    service._searched = 3  # of a catalogue this small the server would search for all
+    found = service.answer([Question(("a", "b"), None, k) for k in (3, 5, 2)])
+    assert [len(row.items) for row in found] == [3, 5, 2]
+    assert len(searched) == 2, "two in one batch, and one alone"
 
 
 def test_the_command_recommend(finished, searched, capsys):

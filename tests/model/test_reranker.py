@@ -155,6 +155,21 @@ def test_training_rows_have_scores_that_have_not_seen_their_user(small, tiny, mo
         del left[int(np.argmin(errors))]
 
 
+def test_a_feature_that_training_rows_share_decides_nothing_later():
+    """Such as the length of histories where every user has as many items, which is another at evaluation."""
+    torch.manual_seed(2)
+    features = torch.randn(1000, 4, len(FEATURES))
+    features[:, :, [0, 9]] = 0
+    places = features[:, :, 1].argmax(dim=1)  # the second feature tells the target
+    model = Reranker(ITEMS, 4, 16)
+    model.train_on(features, places, epochs=40, learning_rate=0.02, seed=0)
+    longer = features.clone()
+    longer[:, :, 9] = np.log(2)
+    with torch.no_grad():
+        shares = [(model.corrections(x).argmax(dim=1) == places).float().mean() for x in (features, longer)]
+    assert min(shares) > 0.98, shares
+
+
 def test_a_stored_run_orders_items_as_it_did(small, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run(settings=small_settings(small, model="TextSLIT", backbone=str(tiny["bert"]), **SETTINGS))

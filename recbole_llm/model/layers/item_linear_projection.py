@@ -71,7 +71,7 @@ class ItemLinearProjection(nn.Module):
 
     def in_blocks(self, states: Tensor) -> Callable[[slice | Tensor], Tensor]:
         """Return what gives the logits of some item ids, see `of_items`."""
-        return ItemProducts(partial(self.of_items, states), states[:, None], self.rows)
+        return ItemProducts(states[:, None], self.rows, scores=partial(self.of_items, states))
 
     def rows(self, items: slice | Tensor) -> Tensor:
         """Return the rows of W [n, width] of some item ids, a slice or int64 [n]."""

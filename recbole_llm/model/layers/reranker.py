@@ -33,6 +33,7 @@ FEATURES = (
 _ROWS = 256  # whose texts of candidates are held at once
 _BATCH = 256
 _WEIGHT_DECAY = 1e-4
+_SAME = 1e-5
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,9 @@ class Reranker(nn.Module):
             seed: of the order of rows.
         """
         self.mean.copy_(features.mean(dim=(0, 1)))
-        self.deviation.copy_(features.std(dim=(0, 1)).clamp(min=1e-6))
+        deviation = features.std(dim=(0, 1), correction=0)
+        # What is the same in all training rows, but for rounding, tells nothing: it stays small where it differs later.
+        self.deviation.copy_(torch.where(deviation > _SAME, deviation, 1.0))
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=learning_rate, weight_decay=_WEIGHT_DECAY)
         steps = epochs * -(-len(places) // _BATCH)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)

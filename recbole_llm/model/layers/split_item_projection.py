@@ -15,7 +15,7 @@ from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.layers.position_loss import PositionLoss
 from recbole_llm.model.layers.split_table import SplitTable
 from recbole_llm.trainer.split_rows import SplitRows
-from recbole_llm.utils.collectives import numbers_of_all, rows_of_all, sum_
+from recbole_llm.utils.collectives import numbers_of_all, rows_of_all, stacked_of_all, sum_
 from recbole_llm.utils.processes import world
 
 
@@ -49,9 +49,15 @@ class SplitItemProjection(ItemLinearProjection):
 
     def of_items(self, states: Tensor, items: slice | Tensor) -> Tensor:
         """Return the logits [queries, n] of some items that this process has. See `ItemLinearProjection`."""
+        return super().of_items(states, self._own(items))
+
+    def rows(self, items: slice | Tensor) -> Tensor:
+        """Return the rows of W [n, width] of some items that this process has."""
+        return super().rows(self._own(items))
+
+    def _own(self, items: slice | Tensor) -> slice | Tensor:
         begin = self.split.begin if self.split.is_split else 0
-        own = slice(items.start - begin, items.stop - begin) if isinstance(items, slice) else items - begin
-        return super().of_items(states, own)
+        return slice(items.start - begin, items.stop - begin) if isinstance(items, slice) else items - begin
 
     def of_pairs(self, states: Tensor, items: Tensor) -> Tensor:
         """Return the logit of one item for each state, while the rows are joined."""
@@ -111,7 +117,7 @@ class _SplitCrossEntropy(torch.autograd.Function):
         low_states = rows_of_all(states.detach().to(dtype), counts)
         all_labels = rows_of_all(labels, counts)
         normaliser, label_logits = _over_own_items(low_states, weight, split).normaliser(all_labels)
-        both = rows_of_all(torch.stack([normaliser, label_logits])[None], [1] * world().size)
+        both = stacked_of_all(torch.stack([normaliser, label_logits]))
         normaliser = both[:, 0].logsumexp(dim=0)
         ctx.save_for_backward(low_states, weight, all_labels, normaliser)
         ctx.counts, ctx.split, ctx.state_dtype = counts, split, states.dtype
@@ -123,7 +129,7 @@ class _SplitCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         low_states, weight, labels, normaliser = ctx.saved_tensors
         counts = torch.tensor(ctx.counts, device=labels.device)
-        of_each = rows_of_all(output_gradient.reshape(1), [1] * world().size)
+        of_each = stacked_of_all(output_gradient.reshape(()))
         scale = of_each.repeat_interleave(counts, output_size=len(labels)) * (labels > 0)
         weight_gradient = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         take = None if weight_gradient is None else weight_gradient.__setitem__

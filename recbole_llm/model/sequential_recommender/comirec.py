@@ -109,16 +109,7 @@ class ComiRec(ModelHooks, SequentialRecommender):
 
     def scores_of_items(self, interaction: Interaction) -> ScoresOfItems:
         """Return the scores of some items as a function."""
-        interests = self.user_vectors(interaction)
-
-        def scores_of(ids: slice | Tensor) -> Tensor:
-            items = self.item_embedding.weight[ids]
-            scores = interests[:, 0] @ items.T
-            for k in range(1, interests.shape[1]):  # one interest after the other: never [batch, K, items] at once
-                scores = torch.maximum(scores, interests[:, k] @ items.T)
-            return scores
-
-        return ItemProducts(scores_of, interests, self.item_embedding.weight.__getitem__)
+        return ItemProducts(self.user_vectors(interaction), self.item_embedding.weight.__getitem__)
 
 
 class SelfAttentiveExtraction(nn.Module):

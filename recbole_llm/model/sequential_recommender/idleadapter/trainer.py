@@ -32,8 +32,9 @@ class AdapterTrainer(PackedTrainer):
             return
         with torch.no_grad():
             self._user_vectors(show_progress)
-            with self.whole_backbone():
-                self._language_states(show_progress)
+            if self.model.settings.mmd_weight:
+                with self.whole_backbone():
+                    self._language_states(show_progress)
 
     def _user_vectors(self, show_progress: bool) -> None:
         inputs = self.model.inputs
@@ -51,8 +52,6 @@ class AdapterTrainer(PackedTrainer):
 
     def _language_states(self, show_progress: bool) -> None:
         model, inputs = self.model, self.model.inputs
-        if not model.settings.mmd_weight:
-            return
         first, index, content = inputs.distinct_prompts()
         device, width = torch.device(self.device), model.layers * model.width
         budget = storing_budget(device, model.settings.eval_batch_tokens)
