@@ -7,7 +7,7 @@
 
 import json
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -22,7 +22,6 @@ from torch import Tensor
 from recbole_llm.errors import CheckpointError
 from recbole_llm.utils.files import replacing
 from recbole_llm.utils.hashing import hash_of_tokens
-from recbole_llm.utils.processes import world
 
 WEIGHTS = "model.safetensors"
 RESUME = "resume.pt"
@@ -85,26 +84,21 @@ class Snapshot:
     others: dict[str, Any]
 
 
-def snapshot(model: Any, state: Mapping[str, Tensor]) -> Snapshot:
+def snapshot(model: Any, state: MutableMapping[str, Tensor]) -> Snapshot:
     """Copy weights of `model`, and what RecBole calls its other parameters.
 
     Args:
         model: the model.
-        state: its weights that a checkpoint holds, by name, see `StoredWeights`.
+        state: its weights that a checkpoint holds, by name, see `StoredWeights`. It is emptied, so that what was
+            gathered for it is not kept twice.
     """
-    live = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    tensors = {name: _copy(tensor.detach(), live) for name, tensor in state.items()}
+    tensors = {}
+    for name in list(state):
+        tensors[name] = state.pop(name).detach().cpu().clone().contiguous()
     others: dict[str, Any] = {}
     for name, value in (model.other_parameter() or {}).items():
         others[name] = _flatten(f"{_OTHER}{name}", value, tensors)
     return Snapshot(tensors, others)
-
-
-def _copy(tensor: Tensor, live: Collection[int]) -> Tensor:
-    """Return a copy on the CPU; what several processes were gathered into is one, unless its storage is `live`."""
-    found = tensor.cpu()
-    copied = world().is_shared and found.untyped_storage().data_ptr() not in live
-    return (found if copied else found.clone()).contiguous()
 
 
 def save_weights(path: Path, weights: Snapshot, description: dict[str, str]) -> None:
