@@ -48,6 +48,7 @@ def command_line(
             * between: after the weights are written, before the state to resume from
             * state: in the middle of writing the state to resume from
             * result: after all is done, before result.json
+            * unstored: never; IDLEAdapter has no room to store what its language model says
 
         largest_file: bytes beyond which the system refuses to let a file grow.
         by: the signal that ends the process.
@@ -175,6 +176,10 @@ def _kill_at(moment: str, count: int, by: int) -> None:
             torch.save = save
         case "between":
             checkpoint.save_resume = save_resume
+        case "unstored":
+            from recbole_llm.model.sequential_recommender.idleadapter import trainer
+
+            trainer._HOST_BYTES = 0
         case "result":
             result.write_json = lambda *_: end()
         case _:

@@ -91,6 +91,21 @@ def test_a_backbone_in_bfloat16_has_the_same_masters_split_or_not(workspace, tin
         torch.testing.assert_close(weights[name], weight, rtol=2**-6, atol=2**-8)
 
 
+def test_layers_of_bfloat16_write_their_states_for_who_asked(workspace, tiny, tmp_path):
+    """IDLEAdapter reads the states of all layers in every step, where it has no room to store those of before."""
+    losses = {}
+    for shard in ("backbone", "none"):
+        arguments = sharded_arguments("trained IDLEAdapter", tiny, tmp_path / shard, shard)
+        arguments = [one for one in arguments if one != "--precision=fp32"]
+        ended = command_lines(
+            workspace, [*arguments, "--precision=bf16"], kill={rank: ("unstored", 1) for rank in (0, 1)}
+        )
+        assert [one.code for one in ended] == [0, 0], ended[0].error + ended[1].error
+        result = json.loads((only_run(tmp_path / shard) / "result.json").read_text())
+        losses[shard] = [epoch["train_loss"] for epoch in result["history"]]
+    assert losses["backbone"] == pytest.approx(losses["none"], rel=2**-8)
+
+
 def test_an_error_of_one_process_ends_all_that_split_a_backbone(workspace, tiny, tmp_path):
     arguments = sharded_arguments("lora", tiny, tmp_path / "saved")
     first, second = command_lines(workspace, arguments, kill={1: ("fail", 3)})

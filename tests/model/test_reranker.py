@@ -194,6 +194,11 @@ def test_items_that_users_meet_again_are_refused(small, tiny):
         build_parts(small, model="TextSLIT", **given)
 
 
+def test_one_item_has_no_order(small, tiny):
+    with pytest.raises(SettingError, match="rerank=1 puts one item into another order, which is none: set 2 or more"):
+        build_parts(small, model="TextSLIT", **{**SETTINGS, "rerank": 1, "backbone": str(tiny["bert"])})
+
+
 def test_one_user_is_too_few(tmp_path, tiny):
     data = write_dataset(tmp_path, {"u1": "abcdefgh"})
     parts = build_parts(data, model="TextSLIT", backbone=str(tiny["bert"]), **SETTINGS)

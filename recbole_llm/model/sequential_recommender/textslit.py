@@ -118,6 +118,8 @@ class TextSLIT(ModelHooks, SequentialRecommender):
                 f"TextSLIT solves for a table of items by items, and {config['dataset']} has {dataset.item_num - 1} "
                 f"items: it takes {_MAX_ITEMS - 1} at most; choose another model, such as TextInitSASRec"
             )
+        if config["rerank"] == 1:
+            raise SettingError("rerank=1 puts one item into another order, which is none: set 2 or more, or 0")
         if config["rerank"] and config["repeatable"] is not False and (repeats := count_repeats(dataset)):
             raise SettingError(
                 f"rerank orders items anew that a history does not hold, and {repeats} interactions of "
