@@ -33,6 +33,7 @@ def main(names: list[str]) -> int:
     if unknown:
         sys.exit(f"error: there is no benchmark {unknown[0]} on the CPU, but {', '.join(CASES)}")
     without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    without_gpu.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # RecBole's, of pandas
     failed = 0
     for name in names or CASES:
         print(f"== {name}", flush=True)

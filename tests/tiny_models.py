@@ -36,6 +36,7 @@ TITLES = [
     "Please give the index of the following item: a microscope.",
 ]
 MAX_POSITIONS = 128
+_SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def _save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Path:
@@ -96,10 +97,7 @@ def tiny_llama(folder: Path, *, seed: int = 0) -> Path:
     tokenizer.pad_token = tokenizer.eos_token
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        **_SIZES,
         num_key_value_heads=2,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
@@ -146,10 +144,7 @@ def tiny_bert(folder: Path, *, seed: int = 0) -> Path:
     tokenizer = _word_tokenizer()
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        **_SIZES,
         max_position_embeddings=MAX_POSITIONS,
         pad_token_id=0,
     )
@@ -165,10 +160,7 @@ def tiny_longformer(folder: Path, *, seed: int = 0, window: int | list[int] = 8)
     tokenizer = RobertaTokenizer(vocab=trained["vocab"], merges=merges, model_max_length=MAX_POSITIONS)
     config = LongformerConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        **_SIZES,
         max_position_embeddings=MAX_POSITIONS + 2,  # rows for the padding token and before it
         type_vocab_size=1,
         layer_norm_eps=1e-5,

@@ -27,7 +27,7 @@ from recbole_llm.backbone.special_tokens import special_tokens
 from recbole_llm.errors import SettingError
 from recbole_llm.packing.batch import PackedBatch, sequence_bounds
 from recbole_llm.packing.ragged import RaggedTable, ranges
-from recbole_llm.packing.sequences import within_budget
+from recbole_llm.packing.sequences import alike_within_budget, within_budget
 from recbole_llm.utils.files import replacing
 from recbole_llm.utils.paths import cache_folder
 
@@ -123,11 +123,8 @@ def compute_vectors(
     rows = np.flatnonzero(framed.lengths)
     vectors = torch.zeros(len(framed), backbone.width)
     multiple = padded_multiple(backbone.model.config)
-    padded = padded_lengths(framed.lengths[rows], multiple)
-    if multiple > 1:  # texts of like length are read together
-        order = np.argsort(padded, kind="stable")
-        rows, padded = rows[order], padded[order]
-    for group in within_budget(padded, budget):
+    grouped = within_budget if multiple == 1 else alike_within_budget  # what is padded is read with its like
+    for group in grouped(padded_lengths(framed.lengths[rows], multiple), budget):
         tokens, lengths = framed.gather(rows[group])
         batch = PackedBatch(
             token_ids=torch.from_numpy(tokens),

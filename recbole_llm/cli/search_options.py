@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from recbole_llm.inference.approximate_search import ApproximateSearch
 
 SEARCHES = ("exact", "approximate")
-_OWN = ("min_recall", "nprobe", "search_k")
+_OWN = ("min_recall", "nprobe")
 
 
 def add_search(group: Any) -> None:
@@ -49,14 +49,14 @@ def search_of(given: dict[str, Any], k: int) -> "ApproximateSearch | None":
         SettingError: for options of an approximate search without one, and a missing package.
     """
     if given.get("search", "exact") == "exact":
-        for name in _OWN:
+        for name in (*_OWN, "search_k"):
             if name in given:
                 raise SettingError(f"--{name} is of an approximate search: give --search=approximate, too")
         return None
     require_faiss()  # before the minutes in which a large model is loaded
     from recbole_llm.inference.approximate_search import ApproximateSearch
 
-    return ApproximateSearch(k, **{name: given[name] for name in (*_OWN[:2], "exclude_seen") if name in given})
+    return ApproximateSearch(k, **{name: given[name] for name in (*_OWN, "exclude_seen") if name in given})
 
 
 def _share(text: str) -> float:

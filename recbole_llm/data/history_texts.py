@@ -23,7 +23,7 @@ from recbole_llm.data.windows import WindowLimits
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.packing.batch import PackedBatch
 from recbole_llm.packing.ragged import RaggedTable, ranges
-from recbole_llm.packing.sequences import Sequences, pack, within_budget
+from recbole_llm.packing.sequences import Sequences, alike_within_budget, pack, within_budget
 
 NAME, VALUE = 1, 2  # kinds of tokens; 0 is what stands around a history
 
@@ -256,9 +256,7 @@ class HistoryTexts:
         tokens = sequences.tokens(self.table)
         if self.style.multiple == 1:
             return [self.packed(sequences.select(group)) for group in within_budget(tokens, budget)]
-        padded = padded_lengths(tokens, self.style.multiple)
-        order = np.argsort(padded, kind="stable")
-        groups = [order[group] for group in within_budget(padded[order], budget)]
+        groups = alike_within_budget(padded_lengths(tokens, self.style.multiple), budget)
         return [replace(self.packed(sequences.select(group)), order=group) for group in groups]
 
     def packed(self, sequences: Sequences) -> PackedTexts:

@@ -76,7 +76,8 @@ class IdPrompts:
         if before != "word":
             rows = RaggedTable.from_rows(written)
             return rows, _first_of(rows)
-        rows = RaggedTable.from_rows([row[len(self._tokens(_WORD)[0]) :] for row in written])
+        within = len(self._tokens(_WORD)[0])
+        rows = RaggedTable.from_rows([row[within:] for row in written])
         return rows, RaggedTable(np.zeros_like(rows.values), rows.offsets)
 
     def _template(

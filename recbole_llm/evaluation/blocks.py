@@ -237,7 +237,7 @@ def rank_in_blocks(
             drawn.add(begin, scores)
         in_front += (scores >= own[:, None]).sum(dim=1, dtype=torch.int32)
         rows, places = candidates.left_out(begin, scores)
-        left_out_in_front += torch.bincount(rows[scores[rows, places] >= own[rows]], minlength=len(targets))
+        left_out_in_front.index_add_(0, rows, (scores[rows, places] >= own[rows]).long())
         for repeatable, list_of_best in zip(protocols if k else (), best, strict=True):
             if not repeatable:
                 scores[rows, places] = -torch.inf

@@ -1,7 +1,6 @@
 """A search for the settings that are best on validation: by hyperopt, or by Optuna if it has a storage."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from recbole_llm.hyper_search.choices import ALGOS, PRUNERS
 from recbole_llm.hyper_search.space import default_file, read_space
 from recbole_llm.hyper_search.study import Study
 from recbole_llm.utils.interruption import noting_what_is_stored
+from recbole_llm.utils.packages import require_package
 
 
 def tune(
@@ -78,9 +78,7 @@ def search(
         if value is not None:
             require_whole(name, value)
     _require_engine(algo, early_stop, storage, pruner, defaults_first)
-    package = "hyperopt" if storage is None else "optuna"
-    if find_spec(package) is None:
-        raise SettingError(f"tuning needs the package '{package}': pip install 'recbole-llm[tune]'")
+    require_package("hyperopt" if storage is None else "optuna", "tuning", "tune")
     space = read_space(params_file or default_file(base["model"]))
     space.check(base, base.given)
     first = {"first": "defaults"} if defaults_first else {}

@@ -53,6 +53,7 @@ class ItemIndex:
 
 def _filled(faiss: Any, vectors: ItemVectors, list_of: np.ndarray, lists: int) -> Any:
     """Return faiss' index with all vectors in their lists, of which another than faiss' own quantiser decides."""
+    add_preassigned = importlib.import_module("faiss.contrib.ivf_tools").add_preassigned
     nothing = faiss.IndexFlatIP(vectors.size)  # the index keeps it
     index = faiss.IndexIVFScalarQuantizer(
         nothing, vectors.size, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
@@ -67,5 +68,5 @@ def _filled(faiss: Any, vectors: ItemVectors, list_of: np.ndarray, lists: int) -
         points = (block / vectors.longest).numpy()
         ids = np.arange(begin, begin + len(points))
         own = list_of[begin - 1 : begin - 1 + len(points)].astype(np.int64)
-        index.add_core(len(points), faiss.swig_ptr(points), faiss.swig_ptr(ids), faiss.swig_ptr(own))
+        add_preassigned(index, points, own, ids)
     return index

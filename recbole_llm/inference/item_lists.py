@@ -6,6 +6,7 @@ al., "Speeding Up the Xbox Recommender System Using a Euclidean Transformation f
 Long vectors, which win many products, then lie together in lists near to many users.
 """
 
+import functools
 import hashlib
 import logging
 import math
@@ -85,11 +86,15 @@ class ItemLists:
         """Return the number of lists."""
         return len(self.centroids)
 
+    @functools.cached_property
+    def _half_squares(self) -> Tensor:
+        return _half_squares(self.centroids)
+
     def nearest(self, users: Tensor, nprobe: int) -> Tensor:
         """Return the lists to be read for users float32 [n, size]: int64 [n, nprobe], the nearest first."""
         directions = torch.nn.functional.normalize(users, dim=1)
         # |c|^2 - 2 u . c, turned round.
-        nearness = torch.addmm(_half_squares(self.centroids), directions, self.centroids[:, :-1].T)
+        nearness = torch.addmm(self._half_squares, directions, self.centroids[:, :-1].T)
         return nearness.topk(nprobe, dim=1).indices
 
 

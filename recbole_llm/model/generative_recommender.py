@@ -31,7 +31,7 @@ from recbole_llm.errors import DataError, SettingError
 from recbole_llm.model.layers.answer_loss import answer_loss_sum
 from recbole_llm.model.text_recommender import TextRecommender
 from recbole_llm.packing.ragged import RaggedTable
-from recbole_llm.packing.sequences import within_budget
+from recbole_llm.packing.sequences import alike_within_budget, within_budget
 from recbole_llm.runs.checkpoint import trained_state
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 
@@ -223,9 +223,7 @@ class GenerativeRecommender(TextRecommender):
 
     def _split_step(self, prompts: TextRows, answers: np.ndarray) -> tuple[int, list[Any]]:
         """Return what `prepared_step` does for an encoder-decoder: prompts of like length together, padded."""
-        tokens = prompts.tokens(self.table)
-        order = np.argsort(tokens, kind="stable")
-        groups = [order[group] for group in within_budget(tokens[order], self.train_batch_tokens)]
+        groups = alike_within_budget(prompts.tokens(self.table), self.train_batch_tokens)
         start, parts = start_token(self.backbone), []
         for group in groups:
             some = prompts.select(group)

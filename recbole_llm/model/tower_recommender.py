@@ -228,11 +228,11 @@ class TowerRecommender(TextRecommender):
     def scores_of_items(self, interaction: Interaction) -> ScoresOfItems:
         """Return the scores of some items as a function."""
         vectors, table, similarity = self.row_vectors(interaction), self.ranking_table(), self.similarity
-        scores: ScoresOfItems = torch.no_grad()(lambda items: similarity.matrix(vectors, table[items]))
         if not isinstance(similarity, Similarity):  # a crossing is no product
+            scores: ScoresOfItems = torch.no_grad()(lambda items: similarity.matrix(vectors, table[items]))
             return scores
         of_items: ScoresOfItems = torch.no_grad()(lambda items: similarity.items(table[items]))
-        return ItemProducts(similarity.users(vectors)[:, None], of_items, scores=scores)
+        return ItemProducts(similarity.users(vectors)[:, None], of_items)
 
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:

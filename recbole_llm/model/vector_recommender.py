@@ -120,12 +120,12 @@ class VectorRecommender(OnePass, SequentialRecommender):
         """Return the scores of some items as a function."""
         table = self.item_table()
         users = self.users_of(table, interaction)
+        if self.temperature is None:
+            return ItemProducts(users[:, None], table.__getitem__)
 
         def scores(items: slice | Tensor) -> Tensor:
             return self.similarity(users, table[items])
 
-        if self.temperature is None:
-            return ItemProducts(users[:, None], table.__getitem__, scores=scores)
         directions = F.normalize(users, dim=1)[:, None] / self.temperature
         return ItemProducts(directions, lambda items: F.normalize(table[items], dim=1), scores=scores)
 

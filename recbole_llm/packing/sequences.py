@@ -118,6 +118,12 @@ def within_budget(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
     return even_groups if len(even_groups) == len(groups) else groups
 
 
+def alike_within_budget(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Return groups as `within_budget`, of sequences of like length: shorter ones first, equal ones in their order."""
+    order = np.argsort(tokens, kind="stable")
+    return [order[group] for group in within_budget(tokens[order], budget)]
+
+
 def _greedy(tokens: np.ndarray, limit: int) -> list[np.ndarray]:
     before = np.concatenate([[0], np.cumsum(tokens)])
     groups, start = [], 0

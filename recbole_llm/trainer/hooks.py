@@ -40,10 +40,6 @@ class TrainerHooks(Trainer):
         """
         return state if world().is_first else {}
 
-    def joined_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the model is whole where several processes split it; by default it always is."""
-        return contextlib.nullcontext()
-
     def whole_backbone(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
         """Return a context in which a backbone that several processes split is whole; by default it always is.
 

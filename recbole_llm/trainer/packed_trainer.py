@@ -209,8 +209,7 @@ class PackedTrainer(TrainerHooks):
 
         What several processes split is whole in it, but for items if each can rank its own.
         """
-        ranks_split = self.shared is not None and self.shared.ranks_split
-        with self.stored_weights(), self.whole_backbone() if ranks_split else self.joined_weights():
+        with self.stored_weights(), contextlib.nullcontext() if self.shared is None else self.shared.joined():
             yield
 
     def stored_weights(self) -> contextlib.AbstractContextManager[None]:
@@ -221,19 +220,13 @@ class PackedTrainer(TrainerHooks):
         """Return weights, whole in process 0. See `TrainerHooks`."""
         return super().in_first(state) if self.shared is None else self.shared.in_first(self.model, state)
 
-    def joined_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the model has all rows of what several processes split."""
-        return contextlib.nullcontext() if self.shared is None else self.shared.joined()
-
     def whole_backbone(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the model has all rows of a split backbone. See `TrainerHooks`."""
         return contextlib.nullcontext() if self.shared is None else self.shared.joined_backbone(written)
 
     def after_training(self) -> None:
         """Join what several processes split for good, but for items if each can rank its own."""
-        if self.shared is not None and self.shared.ranks_split:
-            self.shared.join_backbone()
-        elif self.shared is not None:
+        if self.shared is not None:
             self.shared.join()
 
     def before_storing(self) -> None:

@@ -25,7 +25,6 @@ from recbole_llm.utils.processes import world
 
 BACKBONE = "backbone"  # the value of the setting `shard`, and the model's attribute
 _TRAINED_BYTES = 16  # a trained weight in float32, its gradient and AdamW's two moments
-_FROZEN_BYTES = 2
 _SHARE = 0.25  # of a device's memory that a whole backbone may take for training
 
 
@@ -53,9 +52,10 @@ def is_sharded(setting: str | None, model: Any, device: torch.device) -> bool:
 
 def training_bytes(backbone: nn.Module) -> int:
     """Return how much memory a whole backbone takes with all that trains it."""
-    trained = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
-    frozen = sum(parameter.numel() for parameter in backbone.parameters()) - trained
-    return _TRAINED_BYTES * trained + _FROZEN_BYTES * frozen
+    return sum(
+        parameter.numel() * (_TRAINED_BYTES if parameter.requires_grad else parameter.element_size())
+        for parameter in backbone.parameters()
+    )
 
 
 def _has_fsdp() -> bool:

@@ -140,15 +140,18 @@ class SharedSteps:
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
-        """Give split weights all of their rows until the block ends. All processes call it together."""
+        """Give the model what ranking takes until the block ends: whole weights, but for items that are ranked split.
+
+        All processes call it together.
+        """
         with contextlib.ExitStack() as stack:
-            for rows in self._rows:
+            for rows in self._joined_to_rank():
                 stack.enter_context(rows.joined())
             stack.enter_context(self.joined_backbone())
             yield
 
     def joined_backbone(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Return a context as `joined`, of the backbone alone.
+        """Return a context in which the backbone has all of its rows.
 
         Args:
             written: whether what the block writes into it stays.
@@ -156,15 +159,14 @@ class SharedSteps:
         return contextlib.nullcontext() if self.backbone is None else self.backbone.joined(written)
 
     def join(self) -> None:
-        """Give split weights all of their rows, for good."""
-        for rows in self._rows:
+        """As `joined`, for good."""
+        for rows in self._joined_to_rank():
             rows.join()
-        self.join_backbone()
-
-    def join_backbone(self) -> None:
-        """Give the backbone all of its rows, for good."""
         if self.backbone is not None:
             self.backbone.join()
+
+    def _joined_to_rank(self) -> Sequence[SplitRows]:
+        return () if self.ranks_split else self._rows
 
     def join_in_first(self) -> None:
         """Give split weights all of their rows in process 0, for good. All processes call it together."""

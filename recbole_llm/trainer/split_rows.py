@@ -26,7 +26,6 @@ class SplitWeight:
         counts: how many rows each process has.
         begin: the first row of this process.
         end: the row after its last.
-        is_split: whether the parameter has the rows of this process now, and not all of them.
     """
 
     def __init__(self, weight: Tensor, rows: int, dtype: torch.dtype | None = None) -> None:
@@ -37,7 +36,6 @@ class SplitWeight:
         self.bounds = [min(rank * each, rows) for rank in range(own.size + 1)]
         self.counts = [end - begin for begin, end in zip(self.bounds, self.bounds[1:], strict=False)]
         self.begin, self.end = self.bounds[own.rank], self.bounds[own.rank + 1]
-        self.is_split = True
 
     def own(self, whole: Tensor) -> Tensor:
         """Return a copy of the rows of this process, of a tensor with all rows."""
@@ -67,12 +65,16 @@ class SplitRows(SplitWeight):
 
     Args:
         weight: the same in every process.
+
+    Attributes:
+        is_split: whether the parameter has the rows of this process now, and not all of them.
     """
 
     weight: nn.Parameter
 
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__(weight, len(weight))
+        self.is_split = True
         weight.data = self.own(weight.data)
 
     @contextlib.contextmanager

@@ -147,7 +147,7 @@ def rows_in_first(own: Tensor, parts: Iterable[tuple[int, int]]) -> Iterator[Ten
             yield mine
 
 
-def rows_to_first(own: Tensor, counts: Sequence[int], piece_bytes: int = _PIECE_BYTES) -> Tensor | None:
+def rows_to_first(own: Tensor, counts: Sequence[int]) -> Tensor | None:
     """Return the rows of all processes in process 0, [sum of counts, ...] on the CPU; None in the others.
 
     They are sent in pieces, so that no device holds all of them.
@@ -155,11 +155,10 @@ def rows_to_first(own: Tensor, counts: Sequence[int], piece_bytes: int = _PIECE_
     Args:
         own: the rows of this process, [counts[rank], ...].
         counts: how many rows each process has.
-        piece_bytes: the most that a process sends at once.
     """
     if not world().is_shared:
         return own.cpu()
-    size = min(max(piece_bytes // (own.shape[1:].numel() * own.element_size()), 1), max(counts))
+    size = min(max(_PIECE_BYTES // (own.shape[1:].numel() * own.element_size()), 1), max(counts))
     whole = own.new_empty(sum(counts), *own.shape[1:], device="cpu") if world().is_first else None
     begins = [sum(counts[:rank]) for rank in range(len(counts))]
     for begin in range(0, max(counts), max(size, 1)):

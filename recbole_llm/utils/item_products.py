@@ -51,7 +51,7 @@ class ItemProducts:
         return torch.cat([self.users, self.users.new_ones(*self.users.shape[:2], 1)], dim=2)
 
     def of_rows(self, rows: Tensor) -> "ItemProducts":
-        """Return the products of some users, int64 [n], of the batch."""
+        """Return the products of some users, int64 [n], of the batch; they may differ from `scores` in the last bit."""
         return ItemProducts(self.users[rows], self.vectors, self.bias)
 
     def of_pairs(self, items: Tensor) -> Tensor:

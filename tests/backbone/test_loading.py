@@ -3,6 +3,7 @@ import importlib.util
 import os
 import pickle
 import shutil
+import sys
 
 import pytest
 import torch
@@ -76,15 +77,15 @@ def test_roberta_counts_only_positions_that_tokens_get(tiny, cache, tmp_path):
             backbone.model(input_ids=torch.full((1, 33), 5))
 
 
-def test_a_sentencepiece_file_alone_needs_the_package_that_reads_it(tiny, cache, tmp_path):
+def test_a_sentencepiece_file_alone_needs_the_package_that_reads_it(tiny, cache, tmp_path, monkeypatch):
     """A T5 without tokenizer.json: the same tokens where `sentencepiece` is installed, else one sentence."""
     folder = shutil.copytree(tiny["t5"], tmp_path / "t5")
     (folder / "tokenizer.json").unlink()
     (folder / "spiece.model").write_bytes(spiece_model(t5_pieces()))
-    if importlib.util.find_spec("sentencepiece") is None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "sentencepiece", None)  # as if it were not installed
         with pytest.raises(BackboneError, match=r"is spiece\.model alone, which .* reads: pip install sentencepiece"):
             load_backbone(str(folder), encoder_decoder=True)
-        return
     tokenizer = load_backbone(str(folder), encoder_decoder=True).tokenizer
     for text in (*TEXTS, "User_12 chose 1001, 1011 <extra_id_0>."):
         assert tokenizer(text)["input_ids"] == t5_tokenizer()(text)["input_ids"]

@@ -1,5 +1,7 @@
 """A backbone that two processes split by FSDP2, against one process that has all of it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -113,7 +115,7 @@ def test_a_split_backbone_is_trained_as_a_whole_one(tiny, kind):
 
 
 class Named(torch.nn.Module):
-    """A backbone of 10 trained and 6 frozen weights, and a layer of it."""
+    """A backbone of 12 trained and 6 frozen weights, and a layer of it."""
 
     def __init__(self):
         super().__init__()
@@ -133,18 +135,21 @@ class NoLayers(Named):
 def test_compiled_layers_are_not_split(model):
     config = {"model": model.__name__, "loss_type": "CE", "compile": True, "shard": "auto", "mmd_weight": 0}
     model.check_processes(config)
+    settings = {"compile": True, "tuning": SimpleNamespace(compile=True)}
+    assert model.layers_to_shard(SimpleNamespace(settings=SimpleNamespace(**settings), _layers=["a layer"])) == []
     with pytest.raises(SettingError, match="compile=True and shard=backbone do not go together"):
         model.check_processes({**config, "shard": "backbone"})
 
 
 def test_what_shard_means(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert training_bytes(Named().backbone) == 16 * 12 + 2 * 6
+    assert training_bytes(Named().backbone) == 16 * 12 + 4 * 6
+    assert training_bytes(Named().backbone.bfloat16()) == 16 * 12 + 2 * 6
     assert is_sharded("backbone", Named(), cpu)
     for setting in (None, "none", "auto"):
         assert not is_sharded(setting, Named(), cpu)
     assert not is_sharded("backbone", NoLayers(), cpu)
-    for memory, expected in ((4 * 204, False), (4 * 204 - 1, True)):
+    for memory, expected in ((4 * 216, False), (4 * 216 - 1, True)):
         monkeypatch.setattr(
             torch.cuda, "get_device_properties", lambda _, memory=memory: type("", (), {"total_memory": memory})
         )

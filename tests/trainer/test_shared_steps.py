@@ -62,7 +62,11 @@ def clipped(norm_type):
     weights = list(model.parameters())
     shared.add_gradients(weights)
     shared.clip(weights, max_norm=1.0, norm_type=norm_type)
-    return model.vector.grad.tolist(), shared.splits[0].whole(model.table.grad).tolist(), model.unused.grad is None
+    found = model.vector.grad.tolist(), shared.splits[0].whole(model.table.grad).tolist(), model.unused.grad is None
+    model.vector.grad.fill_(float("inf"))
+    with pytest.raises(RuntimeError, match="gradients is non-finite"):
+        shared.clip(weights, 1.0, norm_type, error_if_nonfinite=True)
+    return found
 
 
 @pytest.mark.parametrize("norm_type", [2.0, float("inf")])
@@ -81,8 +85,10 @@ def adam_state():
     """Return whether an optimiser's state survives being stored whole by process 0; called in a process."""
     from recbole_llm.trainer.shared_steps import SharedSteps
     from recbole_llm.trainer.split_rows import SplitState
+    from recbole_llm.utils import collectives
     from recbole_llm.utils.collectives import object_from_first
 
+    collectives._PIECE_BYTES = 4  # a row at a time goes to process 0
     model = Halved()
     shared = SharedSteps(model)
     weights = [model.vector, model.table]

@@ -98,12 +98,14 @@ class BlockSoftmax:
         for start in range(0, self.rows, size):
             block = slice(start, min(start + size, self.rows))
             rows = self.rows_of(block).detach().to(self.states.dtype)
-            with torch.autocast(rows.device.type, enabled=False):  # the backward pass, which makes them again, has none
-                logits = (self.states @ rows.T).float()
-            if self.first + start == 0 and not self.padding_class:
-                logits[:, 0] = float("-inf")
-            yield block, logits, rows
-            del logits  # before the next block's are made
+            yield block, self._logits(block, rows), rows  # without a name: who has used them can let them go
+
+    def _logits(self, block: slice, rows: Tensor) -> Tensor:
+        with torch.autocast(rows.device.type, enabled=False):  # the backward pass, which makes them again, has none
+            logits = (self.states @ rows.T).float()
+        if self.first + block.start == 0 and not self.padding_class:
+            logits[:, 0] = float("-inf")
+        return logits
 
     def _places(self, labels: Tensor, block: slice) -> tuple[Tensor, Tensor]:
         """Return where in a block each label is, and whether it is there; nothing waits for a GPU."""

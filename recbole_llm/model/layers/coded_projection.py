@@ -120,10 +120,6 @@ class CodedProjection(ItemLinearProjection):
         """Return the rows of W [n, width] of some item ids, put together."""
         return _rows(self.codebooks, self.codes[items])
 
-    def of_pairs(self, states: Tensor, items: Tensor) -> Tensor:
-        """Return the logit [queries] of one item [queries] for each state."""
-        return (states * self.rows(items)).sum(dim=1)
-
     def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the sum over queries of -log p(label), float32. See `ItemLinearProjection.loss`."""
         loss: Tensor = _CodedCrossEntropy.apply(states, self.codebooks, self.codes, labels, dtype)

@@ -1,7 +1,8 @@
 """The item linear projection (ILP) of ST2SI, eq. 5, and its cross-entropy, eq. 7."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,6 +37,8 @@ class ItemLinearProjection(nn.Module):
 
     linear: ClassVar[bool] = True
 
+    options: Mapping[str, Any] = MappingProxyType({})  # of the optimiser's group, beside the learning rate
+
     def __init__(self, width: int, items: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(items, width))
@@ -67,7 +70,7 @@ class ItemLinearProjection(nn.Module):
 
     def of_items(self, states: Tensor, items: slice | Tensor) -> Tensor:
         """Return the logits [queries, n] of some item ids, a slice or int64 [n], that of id 0 as any other."""
-        return F.linear(states.to(self.weight.dtype), self.weight[items])
+        return F.linear(states.to(self.weight.dtype), self.rows(items))
 
     def in_blocks(self, states: Tensor) -> Callable[[slice | Tensor], Tensor]:
         """Return what gives the logits of some item ids, see `of_items`."""
@@ -79,11 +82,11 @@ class ItemLinearProjection(nn.Module):
 
     def of_pairs(self, states: Tensor, items: Tensor) -> Tensor:
         """Return the logit [queries] of one item [queries] for each state."""
-        return (states * self.weight[items]).sum(dim=1)
+        return (states * self.rows(items)).sum(dim=1)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Return the optimiser's groups of the weights."""
-        return [{"params": list(self.parameters()), "lr": learning_rate}]
+        return [{"params": list(self.parameters()), "lr": learning_rate, **self.options}]
 
     def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the sum over queries of -log p(label), float32.

@@ -32,10 +32,6 @@ class DrawnItemsProjection(ItemLinearProjection):
         self.position_loss = position_loss
         self.options = options
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Return the group of W."""
-        return [{"params": [self.weight], "lr": learning_rate, **self.options}]
-
     def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the sum of the losses of all queries, float32, in products of float32 whatever `dtype` is.
 

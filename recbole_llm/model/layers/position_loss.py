@@ -180,17 +180,15 @@ class PositionLoss(nn.Module):
         """
         return self.summed(states, table, labels) / (labels > 0).sum().clamp(min=1)
 
-    def summed(self, states: Tensor, table: Tensor, labels: Tensor) -> Tensor:
-        """Return the sum over the labelled queries; see `forward`."""
-        if self.loss_type == "CE":
-            return cross_entropy_sum(states, table, labels, table.dtype, padding_class=True)
-        return self._drawn(states.to(table.dtype), table, labels).masked_fill(labels == 0, 0).sum()
+    def summed(self, states: Tensor, table: Tensor | SplitTable, labels: Tensor) -> Tensor:
+        """Return the sum over the labelled queries; see `forward`.
 
-    def summed_over_split(self, states: Tensor, table: SplitTable, labels: Tensor) -> Tensor:
-        """Return what `summed` does of the queries of this process, in a loss on drawn items.
-
-        All processes call it together. They have the items of SampledCE in common; for the others each draws its own.
+        With a `SplitTable`, in a loss on drawn items, it is that of the queries of this process, and all processes call
+        it together. They have the items of SampledCE in common; for the others each draws its own.
         """
+        if self.loss_type == "CE":
+            assert isinstance(table, Tensor)
+            return cross_entropy_sum(states, table, labels, table.dtype, padding_class=True)
         return self._drawn(states.to(table.dtype), table, labels).masked_fill(labels == 0, 0).sum()
 
     def _drawn(self, states: Tensor, table: Tensor | SplitTable, labels: Tensor) -> Tensor:

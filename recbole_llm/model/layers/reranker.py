@@ -163,9 +163,9 @@ class Reranker(nn.Module):
         steps = epochs * -(-len(places) // _BATCH)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
         generator = torch.Generator().manual_seed(seed)
-        total = 0.0
+        total = torch.zeros((), device=features.device)
         for _ in range(epochs):
-            total = 0.0
+            total.zero_()
             for rows in torch.randperm(len(places), generator=generator).to(places.device).split(_BATCH):
                 logits = features[rows, :, 0] + self.corrections(features[rows])
                 loss = F.cross_entropy(logits, places[rows])
@@ -173,8 +173,8 @@ class Reranker(nn.Module):
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                total += float(loss.detach()) * len(rows)
-        return total / len(places)
+                total += loss.detach() * len(rows)
+        return float(total) / len(places)
 
 
 def linear_scores(

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from recbole_llm.model.layers.block_softmax import BlockSoftmax
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.layers.position_loss import PositionLoss
-from recbole_llm.model.layers.split_table import SplitTable
+from recbole_llm.model.layers.split_table import SplitTable, states_of_all
 from recbole_llm.trainer.split_rows import SplitRows
-from recbole_llm.utils.collectives import numbers_of_all, rows_of_all, stacked_of_all, sum_
-from recbole_llm.utils.processes import world
+from recbole_llm.utils.collectives import rows_of_all, stacked_of_all, sum_
 
 
 class SplitItemProjection(ItemLinearProjection):
@@ -47,17 +46,12 @@ class SplitItemProjection(ItemLinearProjection):
         loss: Tensor = _SplitCrossEntropy.apply(states, self.weight, labels, dtype, self.split)
         return loss
 
-    def of_items(self, states: Tensor, items: slice | Tensor) -> Tensor:
-        """Return the logits [queries, n] of some items that this process has. See `ItemLinearProjection`."""
-        return super().of_items(states, self._own(items))
-
     def rows(self, items: slice | Tensor) -> Tensor:
-        """Return the rows of W [n, width] of some items that this process has."""
-        return super().rows(self._own(items))
-
-    def _own(self, items: slice | Tensor) -> slice | Tensor:
+        """Return the rows of W [n, width] of some items that this process has, which it scores alone."""
         begin = self.split.begin if self.split.is_split else 0
-        return slice(items.start - begin, items.stop - begin) if isinstance(items, slice) else items - begin
+        return super().rows(
+            slice(items.start - begin, items.stop - begin) if isinstance(items, slice) else items - begin
+        )
 
     def of_pairs(self, states: Tensor, items: Tensor) -> Tensor:
         """Return the logit of one item for each state, while the rows are joined."""
@@ -90,14 +84,10 @@ class SplitDrawnItems(SplitItemProjection):
         super().__init__(weight, split)
         self.position_loss, self.options = position_loss, options
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Return the group of W."""
-        return [{"params": [self.weight], "lr": learning_rate, **self.options}]
-
     def loss(self, states: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the sum of the losses of own queries, float32. See `SplitItemProjection`; `dtype` has no effect."""
         table = SplitTable(self.weight, self.split, self.position_loss.sparse)
-        return self.position_loss.summed_over_split(states, table, labels)
+        return self.position_loss.summed(states, table, labels)
 
 
 class _SplitCrossEntropy(torch.autograd.Function):
@@ -112,18 +102,15 @@ class _SplitCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, split: SplitRows
     ) -> Tensor:
-        found = numbers_of_all([len(states), int(ctx.needs_input_grad[0])])
-        counts = found[:, 0].tolist()
-        low_states = rows_of_all(states.detach().to(dtype), counts)
-        all_labels = rows_of_all(labels, counts)
+        low_states = states_of_all(ctx, states.to(dtype), split)
+        all_labels = rows_of_all(labels, ctx.counts)
         normaliser, label_logits = _over_own_items(low_states, weight, split).normaliser(all_labels)
         both = stacked_of_all(torch.stack([normaliser, label_logits]))
         normaliser = both[:, 0].logsumexp(dim=0)
         ctx.save_for_backward(low_states, weight, all_labels, normaliser)
-        ctx.counts, ctx.split, ctx.state_dtype = counts, split, states.dtype
-        ctx.states_need_gradient = bool(found[:, 1].any())
+        ctx.state_dtype = states.dtype
         losses = (normaliser - both[:, 1].sum(dim=0)).masked_fill(all_labels == 0, 0)
-        return losses[_own_queries(counts)].sum()
+        return losses[ctx.own].sum()
 
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
@@ -137,14 +124,9 @@ class _SplitCrossEntropy(torch.autograd.Function):
         state_gradient = softmax.gradients(labels, normaliser, scale, ctx.states_need_gradient, take)
         own = None
         if state_gradient is not None:
-            own = sum_(state_gradient)[_own_queries(ctx.counts)].to(ctx.state_dtype)
+            own = sum_(state_gradient)[ctx.own].to(ctx.state_dtype)
         return own if ctx.needs_input_grad[0] else None, weight_gradient, None, None, None
 
 
 def _over_own_items(low_states: Tensor, weight: Tensor, split: SplitRows) -> BlockSoftmax:
     return BlockSoftmax(low_states, weight.__getitem__, len(weight), first=split.begin)
-
-
-def _own_queries(counts: list[int]) -> slice:
-    begin = sum(counts[: world().rank])
-    return slice(begin, begin + counts[world().rank])

@@ -58,7 +58,7 @@ class SplitTable:
 class _PairScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, items: Tensor, split: SplitRows, sparse: bool) -> Tensor:
-        all_states = _states_of_all(ctx, states, split)
+        all_states = states_of_all(ctx, states, split)
         ctx.sparse = sparse
         all_items = rows_of_all(items, ctx.counts)
         ctx.save_for_backward(all_states, weight, all_items)
@@ -83,7 +83,7 @@ class _PairScores(torch.autograd.Function):
 class _CommonScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, items: Tensor, split: SplitRows, sparse: bool) -> Tensor:
-        all_states = _states_of_all(ctx, states, split)
+        all_states = states_of_all(ctx, states, split)
         ctx.sparse = sparse
         columns = ((items >= split.begin) & (items < split.end)).nonzero()[:, 0]
         rows = items[columns] - split.begin
@@ -101,7 +101,7 @@ class _CommonScores(torch.autograd.Function):
         return _gradients(ctx, gradient @ weight[rows], of_weight)
 
 
-def _states_of_all(ctx: Any, states: Tensor, split: SplitRows) -> Tensor:
+def states_of_all(ctx: Any, states: Tensor, split: SplitRows) -> Tensor:
     """Return the states of all processes, and remember who has which, for the backward pass."""
     found = numbers_of_all([len(states), int(ctx.needs_input_grad[0])])
     ctx.counts, ctx.split = found[:, 0].tolist(), split
