@@ -121,16 +121,14 @@ def build_run(
     root = Path(tempfile.mkdtemp())
     write_catalogue(root, users, items, history)
     folder = backbone or write_backbone(shape, root / shape, framed=framed)
-    config = Config(
-        model,
-        "bench",
-        config_dict={
-            "data_path": str(root), "checkpoint_dir": str(root), "backbone": str(folder), "state": "ERROR",
-            "show_progress": False, **settings,
-        },
-    )  # fmt: skip
-    parts = build(config)
+    parts = build(bench_config(model, root, backbone=str(folder), **settings))
     return parts, parts.trainer(root)
+
+
+def bench_config(model: str, root: Path, **settings: Any) -> Config:
+    """Return the settings of a run on the catalogue that `write_catalogue` wrote to `root`, which is quiet."""
+    own = {"data_path": str(root), "checkpoint_dir": str(root), "state": "ERROR", "show_progress": False}
+    return Config(model, "bench", config_dict={**own, **settings})
 
 
 def layer_parameters(model: torch.nn.Module) -> int:
