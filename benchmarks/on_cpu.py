@@ -24,6 +24,7 @@ CASES: dict[str, tuple[str, ...]] = {
         *("--epochs=1", "--steps=3", "--workers=0"),
     ),
     "cpu_scenario_swap": (),
+    "several_devices": ("--shape=tiny", "--steps=3"),
 }
 
 

@@ -41,6 +41,7 @@ def command_lines(
     count: int = 2,
     kill: Mapping[int, tuple[str, int]] | None = None,
     by: int = signal.SIGKILL,
+    limit: float = LIMIT,
 ) -> list[Ended]:
     """Run one command line in `count` processes, and return how each ended.
 
@@ -50,18 +51,19 @@ def command_lines(
         count: how many processes.
         kill: by rank, when the process ends itself, see `child_runs`.
         by: the signal that ends it.
+        limit: seconds after which processes that have not ended are said to hang.
     """
     with environments(count) as found:
         children = [
             process(folder, arguments, (kill or {}).get(rank), by=by, name=f"child{rank}", environment=found[rank])
             for rank in range(count)
         ]
-        return _joined(folder, children)
+        return _joined(folder, children, limit)
 
 
-def _joined(folder: Path, children: list[Any]) -> list[Ended]:
+def _joined(folder: Path, children: list[Any], limit: float) -> list[Ended]:
     started, ends = time.monotonic(), {}
-    while len(ends) < len(children) and time.monotonic() - started < LIMIT:
+    while len(ends) < len(children) and time.monotonic() - started < limit:
         for rank, child in enumerate(children):
             child.join(timeout=0.02)
             if child.exitcode is not None:
