@@ -195,7 +195,7 @@ def trainer_of(case: Case, samples: int, root: Path, steps: int) -> tuple[Any, A
     data = written(
         root / f"data-{users}-{items}-{case.history}", lambda to: write_catalogue(to, users, items, case.history)
     )
-    settings = {**case.settings, "train_batch_size": samples}
+    settings = {**case.settings, "train_batch_size": samples, "use_gpu": GPU}
     if case.shape:
         device = "cuda" if GPU else "cpu"
         settings["backbone"] = str(

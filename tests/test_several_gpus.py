@@ -86,9 +86,7 @@ def test_two_devices_end_as_one_does(workspace, arguments, one_process, tmp_path
 def test_a_killed_process_ends_the_other_and_one_resumes(workspace, arguments, one_process, tmp_path, name, killed):
     expected = one_process(name)
     step = RUNS[name][2]
-    ended = command_lines(
-        workspace, arguments(name, tmp_path / "saved"), kill={killed: ("step", step)}, limit=HANGS
-    )
+    ended = command_lines(workspace, arguments(name, tmp_path / "saved"), kill={killed: ("step", step)}, limit=HANGS)
     run = only_run(tmp_path / "saved")
     assert ended[killed].code == -9
     assert ended[1 - killed].code == 1, ended[1 - killed].error
