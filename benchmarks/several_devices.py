@@ -9,7 +9,8 @@ step, so that one process and several are compared:
 
 * full, lora: ST2SI on opt-125m's shape, 105 histories, 27,932 items; full-1m, lora-1m: 10^6 items
 * adapter: IDLEAdapter on bge-base's shape, frozen, 512 prompts, its own user vectors and states stored beforehand
-* sasrec: SASRec, `train_positions: all`, 128 histories of 165 items on average, 27,932 items
+* sasrec: SASRec, `train_positions: all`, 128 histories of 150 items on average, 27,932 items; one process replays
+  steps from CUDA graphs, several do not, and `efficiency` has that in it
 * 7b: ST2SI on llama-7b's shape, `tuning: lora`, `weights: bf16`, `gradient_checkpointing`, `shard: backbone`, 80
   histories, 10^5 items
 * projection: the item projection of 10^7 items x 768 alone, its loss and optimiser on 1,600 random states a device
@@ -101,14 +102,14 @@ CASES = {
     "full-1m": st2si("full", 10**6),
     "lora-1m": st2si("lora", 10**6),
     "adapter": Case(
-        "IDLEAdapter", "bge-base", WRITTEN_ITEMS, 512, history=11.0, samples_of_user=6,
+        "IDLEAdapter", "bge-base", WRITTEN_ITEMS, 512, history=11.0, samples_of_user=7,
         settings={
             "id_model": "SASRec", "id_model_settings": {"hidden_size": 64, "epochs": 1, "stopping_step": 1},
             "max_prompt_tokens": 256, "train_batch_tokens": 131_072, "stored_states_gb": 0,
         },
     ),
     "sasrec": Case(
-        "SASRec", "", WRITTEN_ITEMS, 128, "positions", history=165.0,
+        "SASRec", "", WRITTEN_ITEMS, 128, "positions", history=150.0,
         settings={
             "train_positions": "all", "loss_type": "CE", "MAX_ITEM_LIST_LENGTH": 200, "n_layers": 2, "n_heads": 1,
             "hidden_size": 64, "inner_size": 256, "hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1,
