@@ -104,9 +104,12 @@ RUN: dict[str, dict[str, object]] = {
     # text_vectors.md
     "recbole-llm run --model=TextSLIT --dataset=Scientific": {"backbone": "TINY_BERT"},
     "recbole-llm run --model=TextSLIT --dataset=Scientific --rerank=150 --repeatable=False": {"backbone": "TINY_BERT"},
-    "recbole-llm run --config_files=properties/recommended/scientific-textslit.yaml": {
-        **{"backbone": "TINY_BERT", "id_model": "SASRec", "id_model_settings": "{'epochs': 1}"},
-        "repeatable": False,  # a dataset of the tests has repeats, Scientific none
+    **{
+        f"recbole-llm run --config_files=properties/recommended/{dataset}-textslit.yaml": {
+            **{"backbone": "TINY_BERT", "id_model": "SASRec", "id_model_settings": "{'epochs': 1}"},
+            "repeatable": False,  # a dataset of the tests has repeats, Scientific and Games none
+        }
+        for dataset in ("scientific", "games")
     },
     "recbole-llm --model=UniSRec --dataset=Scientific --backbone=sbert-minilm": {"backbone": "TINY_BERT"},
     "recbole-llm --model=UniSRec --dataset=Scientific --pretrain_datasets=Games": {"backbone": "TINY_BERT"},
@@ -137,8 +140,9 @@ READ = {
     "recbole-llm compare --runs=results/runs/Scientific.parquet "
     "--models=TextInitSASRec,TwinBERT,AlphaFuse,SASRec-one-pass,GRU4Rec-one-pass --protocols=both --show=ndcg@10 "
     "--significance=False": "tests/test_results.py compares the page's table with the kept runs",
-    "recbole-llm compare --runs=results/runs/ml-100k-llara.parquet --show=candidates.hit@1,seconds.fit,"
-    "parameters.trained,seeds --significance=False": "likewise, of leaderboard.md",
+    "recbole-llm compare --runs=results/runs/ml-100k-llara.parquet --models=SASRec,Caser,GRU4Rec,LLaRA-GRU4Rec,"
+    "LLaRA-SASRec,LLaRA-Caser,TALLRec,LLMPrompt,LLMPrompt-likelihood --papers --show=candidates.hit@1,"
+    "candidates.valid_ratio,seconds.fit,parameters.trained,seeds --significance=False": "likewise, of leaderboard.md",
     **dict.fromkeys(
         (
             "recbole-llm run --model=LLaRA --dataset=ml-100k --id_model=SASRec",
@@ -167,8 +171,8 @@ READ = {
         "it measures; tests/inference/test_approximate_search.py has what it measures"
     ),
     "python benchmarks/large_catalogue.py": "it measures; tests/inference/test_best_items.py has what it measures",
-    "recbole-llm tune --model=SASRec --dataset=Scientific --params_file=properties/hyper/one-pass/SASRec.hyper "
-    "--algo=bayes --trials=20": "data that is not here",
+    "recbole-llm tune --model=SASRec --dataset=Scientific --train_positions=all "
+    "--params_file=properties/hyper/one-pass/SASRec.hyper --algo=bayes --trials=20": "data that is not here",
     "recbole-llm run --paper=list:st2si/table2": "it prints names; tests/config/test_paper_rows.py reads them",
     "recbole-llm pretrain --model=Recformer --pretrain_datasets=Games --item_text_fields=title "
     "--backbone=sbert-minilm": "a second dataset; tests/model/test_towers_together.py pre-trains it on two",

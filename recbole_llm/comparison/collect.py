@@ -101,8 +101,11 @@ def _collect(cell: Cell, folder: Path, repeatable: bool | None) -> Collected:
 
 def _measured(cell: Cell, found: Collected, own: bool) -> Measured:
     counts = None if cell.result is None else cell.result.counts
-    protocol = _protocol(found.settings or {}, cell.result, own)
-    return Measured(_name(cell), protocol, found.is_sequential, counts, found.ranks)
+    settings = found.settings or {}
+    protocol = _protocol(settings, cell.result, own)
+    return Measured(
+        _name(cell), protocol, found.is_sequential, counts, found.ranks, valid_users=settings.get("valid_users")
+    )
 
 
 def _protocol(settings: Mapping[str, Any], result: RunResult | None, own: bool) -> dict[str, Any]:

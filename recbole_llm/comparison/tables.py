@@ -110,7 +110,7 @@ def caption(comparison: dict[str, Any]) -> list[str]:
     sentences = [
         f"Test metrics of the epoch that was best on validation{spread}. Best in bold, second-best underlined."
     ]
-    sentences += protocol_sentences(comparison) + candidate_sentences(comparison)
+    sentences += protocol_sentences(comparison) + validation_sentences(comparison) + candidate_sentences(comparison)
     if any(entry["improvement"] is not None for entry in comparison["summary"]):
         measured = {entry["label"] for entry in comparison["summary"]}
         baselines = ", ".join(label for label in comparison["baselines"] if label in measured)
@@ -141,6 +141,16 @@ def protocol_sentences(comparison: dict[str, Any]) -> list[str]:
             way = "are ranked with all others" if repeatable else "are left out of the rankings"
             found.append(f"Items that a user met before {way}{where} (repeatable: {repeatable}).")
     return found
+
+
+def validation_sentences(comparison: dict[str, Any]) -> list[str]:
+    """Return one sentence for each number of users that were drawn for validation (`valid_users`)."""
+    drawn: dict[int, dict[str, None]] = {}
+    for cell in comparison["cells"]:
+        users = (cell.get("settings") or {}).get("valid_users")
+        if cell["status"] == "done" and users is not None:
+            drawn.setdefault(users, {})[cell["label"]] = None
+    return [f"Validation of {', '.join(labels)}: {users} users, drawn." for users, labels in drawn.items()]
 
 
 def candidate_sentences(comparison: dict[str, Any]) -> list[str]:

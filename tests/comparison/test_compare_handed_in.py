@@ -91,6 +91,17 @@ def test_both_protocols_are_shown_from_the_same_runs(workdir):
     assert means(mixed) == means(both) | {("BPR", name): result["test_other"][name] for name in shown}
 
 
+def test_a_run_that_drew_users_for_validation_stands_beside_others(workdir):
+    folder, shown = write_atomic_files(workdir / "tiny"), ["ndcg@10", "valid.ndcg@10"]
+    whole, first = finished(folder, "Pop")
+    drawn, second = finished(folder, "SASRec", valid_users=5)
+    assert drawn["counts"]["valid"] == 5 < whole["counts"]["valid"]
+    given = {"runs": [str(first), str(second)], "show": shown, "settings": {"data_path": str(workdir)}}
+    comparison = compare(Options(out="both", significance=False, **given))
+    assert means(comparison) == {(r["model"], "ndcg@10"): r["test"]["ndcg@10"] for r in (whole, drawn)}
+    assert "Validation of SASRec: 5 users, drawn." in Path("both", "comparison.md").read_text()
+
+
 def test_what_a_run_of_version_0_2_did_not_measure_is_missing(workdir):
     comparison = compare(Options(runs=[str(POP)], out="here", protocols="left_out", show=["mrr"], significance=False))
     cell = comparison["cells"][0]
