@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from recbole_llm.backbone.padded import padded_hidden_states, reads_padded
+from recbole_llm.backbone.precision import has_fast_bf16, in_autocast_type
 from recbole_llm.errors import BackboneError
 from recbole_llm.packing.batch import PackedBatch, SequenceBounds
 
@@ -89,14 +90,15 @@ def _packed_attention(
         BackboneError: for a keyword that changes attention in a way that is not known here.
     """
     _refuse_unknown(module, sliding_window, sequence_bounds, others)
+    # Rotary embeddings of float32 weights make queries and keys float32 again, under autocast too.
+    query, key, value = in_autocast_type(query, key, value)
     dropout = dropout if sequence_bounds.drops_attention else 0.0
     # Shorter sequences lie inside the window: they take the fast way of a model that has none.
     window = None if sliding_window is None or sequence_bounds.longest <= sliding_window else sliding_window
     groups = query.shape[1] // key.shape[1]
     if sequence_bounds.alone:
         return _one_sequence(query, key, value, sequence_bounds.causal, scaling, dropout, window).transpose(1, 2), None
-    fast = varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout
-    if fast and (window is None or "window_size" in _varlen_parameters()):
+    if _fits_kernel(query, value, dropout, window):
         return _variable_length(query, key, value, sequence_bounds, scaling, groups, window), None
     pieces = [tensor.split(sequence_bounds.lengths, dim=2) for tensor in (query, key, value)]
     outputs = [
@@ -115,6 +117,26 @@ def _refuse_unknown(module: nn.Module, window: int | None, bounds: SequenceBound
             f"{type(module).__name__} changes attention by {unknown[0]}, which packed batches do not have: choose "
             f"another backbone, such as one of a Llama, OPT, Qwen, Mistral or BERT type"
         )
+
+
+def _fits_kernel(query: Tensor, value: Tensor, dropout: float, window: int | None) -> bool:
+    """Tell whether the kernel of all sequences at once, FlashAttention, computes this."""
+    size = query.shape[-1]
+    return (
+        query.dtype in (torch.float16, torch.bfloat16)
+        and not dropout
+        and size % 8 == 0
+        and size <= 256
+        and value.shape[-1] == size
+        and _has_kernel(query.device)
+        and (window is None or "window_size" in _varlen_parameters())
+    )
+
+
+@torch.compiler.assume_constant_result  # torch.compile cannot trace what is asked of the driver
+def _has_kernel(device: torch.device) -> bool:
+    """Tell whether torch has the kernel for `device`: of NVIDIA's those with units for bfloat16, Ampere and later."""
+    return varlen_attn is not None and device.type == "cuda" and has_fast_bf16(device)
 
 
 def _one_sequence(

@@ -1,6 +1,7 @@
 """Which arithmetic a language model runs in."""
 
 import torch
+from torch import Tensor
 
 
 def resolve_precision(setting: str, device: torch.device) -> torch.dtype:
@@ -22,3 +23,22 @@ def has_fast_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(amx is not None and amx())
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the type that autocast has products on `device` computed in, just now; None where it is off."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return None
+
+
+def in_autocast_type(*factors: Tensor) -> tuple[Tensor, ...]:
+    """Return factors of a product of one device as autocast would hand them over: as they are where it is off.
+
+    Autocast itself does this for torch's own products alone, not for a kernel that is chosen by the types it takes. It
+    leaves float64 as it is.
+    """
+    dtype = autocast_dtype(factors[0].device)
+    if dtype is None:
+        return factors
+    return tuple(factor if factor.dtype == torch.float64 else factor.to(dtype) for factor in factors)

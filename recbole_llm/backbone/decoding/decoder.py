@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from recbole_llm.backbone.precision import in_autocast_type
 from recbole_llm.errors import BackboneError
 from recbole_llm.packing.ragged import ranges
 
@@ -76,6 +77,22 @@ class Prefix:
     shift: Tensor | None
 
 
+class KeptCache(DynamicCache):
+    """Keys and values in the type that attention multiplies, which is autocast's where that is on.
+
+    Rotary embeddings of float32 weights give float32 keys under autocast. Kept so, they and the values beside them take
+    twice the memory, and every further token has all of them cast again.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *more: Any, **keywords: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add keys and values of a layer, [rows, heads, tokens, size]; return all of it."""
+        key_states, value_states = in_autocast_type(key_states, value_states)
+        kept: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *more, **keywords)
+        return kept
+
+
 class Decoder:
     """Reads prompts and what follows them. Nothing has gradients.
 
@@ -108,7 +125,7 @@ class Decoder:
             columns, dtype=torch.bool, device=places.device
         )
         positions = (places - (columns - prompts.lengths[:, None])).clamp_min(0)
-        prefix = Prefix(DynamicCache(), visible, prompts.lengths, prompts.shift)
+        prefix = Prefix(KeptCache(), visible, prompts.lengths, prompts.shift)
         states = self._forward(prefix, prompts.embedded, positions, mask)
         return states[:, -1], prefix
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import rough
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from recbole_llm.backbone.attention import use_packed_attention
-from recbole_llm.backbone.decoding.decoder import Decoder, left_padded
+from recbole_llm.backbone.decoding.decoder import Decoder, KeptCache, left_padded
 from recbole_llm.backbone.decoding.greedy import greedy
 from recbole_llm.backbone.decoding.likelihood import answer_log_likelihoods
 from recbole_llm.errors import BackboneError
@@ -40,6 +40,32 @@ def test_states_are_those_of_each_prompt_alone(models):
             expected = causal(torch.tensor([[*prompt, token]])).logits.log_softmax(-1)[0]
         torch.testing.assert_close(decoder.log_probabilities(states[row]), expected[-2], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(decoder.log_probabilities(more[row]), expected[-1], atol=1e-4, rtol=1e-4)
+
+
+def test_autocast_keeps_what_it_multiplies(models, monkeypatch):
+    """Bfloat16 keys and values give what transformers' own cache gives, which keeps Llama's in float32."""
+    _, decoder = models
+    decoder.autocast = True
+    results = []
+    for kind in (KeptCache, DynamicCache):
+        monkeypatch.setattr("recbole_llm.backbone.decoding.decoder.KeptCache", kind)
+        states, prefix = decoder.read(padded(decoder))
+        more = decoder.follow(prefix, torch.tensor([3, 50, 60]))
+        tree = torch.tensor([[True, False, False], [True, True, False], [False, False, True]])[None]
+        depths = torch.tensor([[0, 1, 0]])
+        branched = decoder.branch(prefix, torch.tensor([[5, 6, 7]] * 3), tree, depths)
+        results.append((prefix.cache, states, more, branched))
+    (kept, *found), (_, *right) = results
+    for layer in kept.layers:
+        assert layer.keys.dtype == layer.values.dtype == torch.bfloat16
+        assert layer.keys.shape[2] == max(map(len, PROMPTS)) + 1 + 3
+    for one, other in zip(found, right, strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
+def test_a_cache_is_as_wide_as_its_model_without_autocast(models):
+    _, prefix = models[1].read(padded(models[1]))
+    assert {tensor.dtype for layer in prefix.cache.layers for tensor in (layer.keys, layer.values)} == {torch.float32}
 
 
 def test_attention_is_as_before(models):
