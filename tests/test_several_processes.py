@@ -184,7 +184,7 @@ def sizes_while_resumed(folder, run):
 
     sizes = {"rows": 0, "gathered": 0, "states": 0}
     append = FeatureStore.append
-    of_items, all_gather = ItemLinearProjection.of_items, torch.distributed.all_gather
+    of_items, all_gather = ItemLinearProjection.of_items, torch.distributed.all_gather_into_tensor
 
     def scored(self, states, items):
         sizes["rows"] = max(sizes["rows"], len(self.weight))
@@ -196,11 +196,11 @@ def sizes_while_resumed(folder, run):
 
     FeatureStore.append = stored
 
-    def gathered(parts, own):
-        sizes["gathered"] = max(sizes["gathered"], sum(part.numel() for part in parts))
-        return all_gather(parts, own)
+    def gathered(found, own):
+        sizes["gathered"] = max(sizes["gathered"], found.numel())
+        return all_gather(found, own)
 
-    ItemLinearProjection.of_items, torch.distributed.all_gather = scored, gathered
+    ItemLinearProjection.of_items, torch.distributed.all_gather_into_tensor = scored, gathered
     resumed(resume=run)
     return sizes
 

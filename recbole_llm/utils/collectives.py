@@ -52,6 +52,21 @@ def sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def sums_(tensors: Iterable[Tensor]) -> None:
+    """Add up tensors over all processes, in place.
+
+    The exchange of each is begun when it is there: on a GPU the next is made meanwhile.
+    """
+    works = []
+    for tensor in tensors:
+        if world().is_shared and tensor.numel():
+            with _others_there():
+                works.append(distributed.all_reduce(tensor, async_op=True))
+    with _others_there():
+        for work in works:
+            work.wait()
+
+
 def max_(tensor: Tensor) -> Tensor:
     """Take the largest of each number over all processes, in place, and return the tensor."""
     if world().is_shared and tensor.numel():
@@ -92,10 +107,7 @@ def numbers_of_all(values: Sequence[int]) -> Tensor:
     own = torch.tensor(values, dtype=torch.int64)
     if not world().is_shared:
         return own[None]
-    found = own.new_empty(world().size, len(own))
-    with _others_there():
-        distributed.all_gather(list(found.unbind()), own)
-    return found
+    return _gathered(own).view(world().size, len(own))
 
 
 def rows_of_all(own: Tensor, counts: Sequence[int]) -> Tensor:
@@ -107,16 +119,24 @@ def rows_of_all(own: Tensor, counts: Sequence[int]) -> Tensor:
     """
     if not world().is_shared:
         return own
-    # Collectives want one size: shorter parts are padded.
+    # Collectives want one size: shorter parts are padded, with whatever is there.
     most = max(counts)
     if most == 0:
         return own
-    padded = own.new_zeros(most, *own.shape[1:])
-    padded[: len(own)] = own
-    parts = [torch.empty_like(padded) for _ in counts]
+    padded = own.contiguous()
+    if len(own) < most:
+        padded = torch.cat([own, own.new_empty(most - len(own), *own.shape[1:])])
+    found = _gathered(padded)
+    if min(counts) == most:
+        return found
+    return torch.cat([part[:count] for part, count in zip(found.split(most), counts, strict=True)])
+
+
+def _gathered(own: Tensor) -> Tensor:
+    found = own.new_empty(len(own) * world().size, *own.shape[1:])
     with _others_there():
-        distributed.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        distributed.all_gather_into_tensor(found, own)
+    return found
 
 
 def stacked_of_all(own: Tensor) -> Tensor:
