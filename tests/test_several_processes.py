@@ -181,10 +181,11 @@ def sizes_while_resumed(folder, run):
     from recbole_llm.backbone.feature_store import FeatureStore
     from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
     from recbole_llm.quick_start.run import run as resumed
+    from recbole_llm.utils import collectives
 
     sizes = {"rows": 0, "gathered": 0, "states": 0}
     append = FeatureStore.append
-    of_items, all_gather = ItemLinearProjection.of_items, torch.distributed.all_gather_into_tensor
+    of_items, all_gather = ItemLinearProjection.of_items, collectives._all_gather
 
     def scored(self, states, items):
         sizes["rows"] = max(sizes["rows"], len(self.weight))
@@ -200,7 +201,7 @@ def sizes_while_resumed(folder, run):
         sizes["gathered"] = max(sizes["gathered"], found.numel())
         return all_gather(found, own)
 
-    ItemLinearProjection.of_items, torch.distributed.all_gather_into_tensor = scored, gathered
+    ItemLinearProjection.of_items, collectives._all_gather = scored, gathered
     resumed(resume=run)
     return sizes
 

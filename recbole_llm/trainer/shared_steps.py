@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors
 
 from recbole_llm.config.hooks import hooks_of
+from recbole_llm.trainer.gradient_sums import GradientSums
 from recbole_llm.trainer.master_weights import MasterWeights
 from recbole_llm.trainer.sharded_backbone import ShardedBackbone
 from recbole_llm.trainer.split_rows import SplitRows, SplitWeight
-from recbole_llm.utils.collectives import from_first_, max_, numbers_of_all, sum_, sums_
+from recbole_llm.utils.collectives import from_first_, max_, numbers_of_all, sum_
 from recbole_llm.utils.processes import world
-
-_BUCKET_BYTES = 128 * 2**20  # of gradients that go in one exchange
 
 
 def shares(sizes: np.ndarray, processes: int) -> list[np.ndarray]:
@@ -75,7 +73,7 @@ class SharedSteps:
         self.splits: list[SplitWeight] = [*self._rows]
         if self.backbone is not None:
             self.splits += self.backbone.splits.values()
-        self._buckets: list[list[Tensor]] | None = None
+        self._sums: GradientSums | None = None
 
     def masters(self, groups: list[dict[str, Any]]) -> MasterWeights:
         """Return the float32 masters of low-precision weights in optimiser groups, which are changed in place."""
@@ -101,20 +99,17 @@ class SharedSteps:
     def add_gradients(self, weights: Sequence[Tensor]) -> None:
         """Add up the gradients of the weights that every process has, over all processes.
 
-        They go in buckets, as in torch's DistributedDataParallel, and are views of theirs afterwards: beside the
-        gradients there is never more than one bucket. Which weights have a gradient is asked in the first step, of all
-        processes: it does not change.
+        Which weights have a gradient is asked in the first step, of all processes: it does not change.
 
         Args:
             weights: all that the optimiser updates, the same in every step.
         """
-        if self._buckets is None:
+        if self._sums is None:
             split = {id(each.weight) for each in self.splits}
             common = [weight for weight in weights if id(weight) not in split]
             has = torch.tensor([weight.grad is not None for weight in common], dtype=torch.int64)
-            used = itertools.compress(common, max_(has).tolist())
-            self._buckets = list(_take_tensors(used, _BUCKET_BYTES))
-        sums_(map(_bucket, self._buckets))
+            self._sums = GradientSums(itertools.compress(common, max_(has).tolist()))
+        self._sums.add_up()
 
     def clip(
         self, weights: Sequence[Tensor], max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
@@ -208,16 +203,3 @@ class SharedSteps:
 def _norm(weights: Sequence[Tensor], norm_type: float, device: torch.device) -> Tensor:
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     return torch.nn.utils.get_total_norm(gradients, norm_type).to(device)
-
-
-def _bucket(weights: Sequence[Tensor]) -> Tensor:
-    """Return the gradients of weights in one piece, of which they become views; one that is alone stays where it is.
-
-    A process without one has zeros.
-    """
-    flat = _flatten_dense_tensors(
-        [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-    )
-    for weight, gradient in zip(weights, _unflatten_dense_tensors(flat, weights), strict=True):
-        weight.grad = gradient
-    return flat

@@ -14,6 +14,8 @@ from torch import Tensor, distributed
 from recbole_llm.utils.processes import ended, world
 
 T = TypeVar("T")
+# By its name since torch 2.13, which warns of the older one.
+_all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
 _PIECE_BYTES = 64 * 2**20  # of what a process sends to the first one at a time
 # Of this process, though they are RuntimeErrors; torch names the second since 2.8.
 _OWN_FAULTS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
@@ -50,21 +52,6 @@ def sum_(tensor: Tensor) -> Tensor:
         with _others_there():
             distributed.all_reduce(tensor)
     return tensor
-
-
-def sums_(tensors: Iterable[Tensor]) -> None:
-    """Add up tensors over all processes, in place.
-
-    The exchange of each is begun when it is there: on a GPU the next is made meanwhile.
-    """
-    works = []
-    for tensor in tensors:
-        if world().is_shared and tensor.numel():
-            with _others_there():
-                works.append(distributed.all_reduce(tensor, async_op=True))
-    with _others_there():
-        for work in works:
-            work.wait()
 
 
 def max_(tensor: Tensor) -> Tensor:
@@ -135,7 +122,7 @@ def rows_of_all(own: Tensor, counts: Sequence[int]) -> Tensor:
 def _gathered(own: Tensor) -> Tensor:
     found = own.new_empty(len(own) * world().size, *own.shape[1:])
     with _others_there():
-        distributed.all_gather_into_tensor(found, own)
+        _all_gather(found, own)
     return found
 
 
