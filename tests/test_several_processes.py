@@ -197,9 +197,9 @@ def sizes_while_resumed(folder, run):
 
     FeatureStore.append = stored
 
-    def gathered(found, own):
+    def gathered(found, own, **more):
         sizes["gathered"] = max(sizes["gathered"], found.numel())
-        return all_gather(found, own)
+        return all_gather(found, own, **more)
 
     ItemLinearProjection.of_items, collectives._all_gather = scored, gathered
     resumed(resume=run)

@@ -6,7 +6,8 @@ divided by the queries of the whole step, so gradients are added up, not average
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from recbole_llm.trainer.gradient_sums import GradientSums
 from recbole_llm.trainer.master_weights import MasterWeights
 from recbole_llm.trainer.sharded_backbone import ShardedBackbone
 from recbole_llm.trainer.split_rows import SplitRows, SplitWeight
-from recbole_llm.utils.collectives import from_first_, max_, numbers_of_all, sum_
+from recbole_llm.utils.collectives import from_first_, max_, numbers_under_way, sum_
 from recbole_llm.utils.processes import world
 
 
@@ -68,6 +69,9 @@ class SharedSteps:
     def __init__(self, model: Any, ranks_split: bool = False, sharded: bool = False) -> None:
         from_first_([parameter.data for parameter in model.parameters() if parameter.requires_grad])
         self._rows: list[SplitRows] = hooks_of(model).share_over_processes()
+        split = {id(rows.weight) for rows in self._rows}
+        for rows in self._rows:
+            rows.trains_states = any(each.requires_grad and id(each) not in split for each in model.parameters())
         self.ranks_split = ranks_split and bool(self._rows)
         self.backbone = ShardedBackbone(model) if sharded else None
         self.splits: list[SplitWeight] = [*self._rows]
@@ -83,18 +87,32 @@ class SharedSteps:
         """Return the indices of the samples of a step that are this process's; see `shares`."""
         return shares(sizes, world().size)[world().rank]
 
-    def agree(self, queries: int, passes: Sequence[Any]) -> tuple[int, list[Any]]:
-        """Return the queries of the whole step, and the passes of this process, filled up with None.
+    def agreed(self, steps: Iterable[tuple[int, Sequence[Any]]]) -> Iterator[tuple[int, list[Any]]]:
+        """Yield the queries of the whole of each step, and the passes of this process, filled up with None.
 
         Every process takes as many passes as the one with the most: an empty pass takes part in what they exchange.
+        What they tell each other is under way while the step before is computed, so that none of them waits for it.
 
         Args:
-            queries: of this process.
-            passes: of this process.
+            steps: the queries and passes of this process.
         """
-        found = numbers_of_all([queries, len(passes)])
-        missing = int(found[:, 1].max()) - len(passes)
-        return int(found[:, 0].sum()), [*passes, *[None] * missing]
+        ahead: deque[tuple[Sequence[Any], Callable[[], Tensor]]] = deque()
+        try:
+            for queries, passes in steps:
+                ahead.append((passes, numbers_under_way([queries, len(passes)])))
+                if len(ahead) > 1:
+                    yield self._begun(*ahead.popleft())
+            while ahead:
+                yield self._begun(*ahead.popleft())
+        finally:
+            for rows in self._rows:
+                rows.queries = None
+
+    def _begun(self, passes: Sequence[Any], numbers: Callable[[], Tensor]) -> tuple[int, list[Any]]:
+        queries, counts = numbers().T.tolist()
+        for rows in self._rows:  # of one pass it is known how many queries each process has
+            rows.queries = queries if max(counts) == 1 else None
+        return sum(queries), [*passes, *[None] * (max(counts) - len(passes))]
 
     def add_gradients(self, weights: Sequence[Tensor]) -> None:
         """Add up the gradients of the weights that every process has, over all processes.

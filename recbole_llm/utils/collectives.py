@@ -5,7 +5,7 @@ functions in the same order. On a GPU tensors go by NCCL, on the CPU by gloo.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -91,10 +91,24 @@ def objects_of_all(value: T) -> list[T]:
 
 def numbers_of_all(values: Sequence[int]) -> Tensor:
     """Return a few whole numbers of each process, int64 [processes, numbers], on the CPU."""
+    return numbers_under_way(values)()
+
+
+def numbers_under_way(values: Sequence[int]) -> Callable[[], Tensor]:
+    """Begin what `numbers_of_all` does and return what waits for its end, with the numbers of all."""
     own = torch.tensor(values, dtype=torch.int64)
     if not world().is_shared:
-        return own[None]
-    return _gathered(own).view(world().size, len(own))
+        return lambda: own[None]
+    found = own.new_empty(len(own) * world().size)
+    with _others_there():
+        work = _all_gather(found, own, async_op=True)
+
+    def wait() -> Tensor:
+        with _others_there():
+            work.wait()
+        return found.view(-1, len(own))
+
+    return wait
 
 
 def rows_of_all(own: Tensor, counts: Sequence[int]) -> Tensor:
