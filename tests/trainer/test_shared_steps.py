@@ -134,7 +134,7 @@ def test_gradients_are_added_up_by_as_many_exchanges_for_few_weights_as_for_many
 def test_gradients_are_exchanged_in_buckets_of_one_type():
     for values, exchanges, _, _ in together(added, 2, 20, 1000, (torch.float32, torch.bfloat16)):
         assert values == [[2.0 * (n + 1) * (11 if n else 10)] for n in range(20)]
-        # In float32 3 | 400 | 14, 10, 1, 3 | 400 | 14, 10, 1 numbers, in bfloat16 10, 1, 3, 400, 14, 10, 1, 3 | 400, 14.
+        # In float32 3 | 400 | 14, 10, 1, 3 | 400 | 14, 10, 1 numbers; in bfloat16 10, 1, 3, 400, 14, 10, 1, 3 | 400, 14
         assert exchanges == 5 + 2
 
 
