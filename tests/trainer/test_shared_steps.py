@@ -9,6 +9,7 @@ from several_processes import together
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_llm.config.hooks import ModelHooks
+from recbole_llm.trainer.gradient_sums import GradientSums
 from recbole_llm.trainer.shared_steps import shares
 from recbole_llm.utils import processes
 
@@ -100,8 +101,6 @@ SHAPES = [(3,), (2, 5), (400,), (1,), (7, 2)]  # by turns; the third is larger t
 
 def added(count, bucket_bytes, dtypes=(torch.float32,)):
     """Return the sums of gradients of `count` weights, and the exchanges and operations that they took."""
-    from recbole_llm.trainer.gradient_sums import GradientSums
-
     rank = processes.world().rank
     weights = [
         torch.zeros(SHAPES[n % len(SHAPES)], dtype=dtypes[n % len(dtypes)], requires_grad=True) for n in range(count)
@@ -136,6 +135,15 @@ def test_gradients_are_exchanged_in_buckets_of_one_type():
         assert values == [[2.0 * (n + 1) * (11 if n else 10)] for n in range(20)]
         # In float32 3 | 400 | 14, 10, 1, 3 | 400 | 14, 10, 1 numbers; in bfloat16 10, 1, 3, 400, 14, 10, 1, 3 | 400, 14
         assert exchanges == 5 + 2
+
+
+def test_buckets_of_one_type_share_one_buffer():
+    weights = [torch.zeros(SHAPES[n % len(SHAPES)], requires_grad=True) for n in range(50)]
+    buffers = [bucket.buffer for bucket in GradientSums(weights, 1000)._buckets if bucket.buffer is not None]
+    assert len(buffers) > 1
+    sizes = {buffer.untyped_storage().data_ptr(): buffer.untyped_storage().nbytes() for buffer in buffers}
+    assert len(sizes) == 1
+    assert sum(sizes.values()) <= 1000
 
 
 def agreements(own):
