@@ -5,6 +5,7 @@ divided by the queries of the whole step, so gradients are added up, not average
 """
 
 import contextlib
+import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,11 +37,11 @@ def shares(sizes: np.ndarray, processes: int) -> list[np.ndarray]:
         For each process the indices of its samples, in their order.
     """
     given: list[list[int]] = [[] for _ in range(processes)]
-    load = np.zeros(processes, dtype=np.int64)
-    for index in np.argsort(-sizes, kind="stable").tolist():
-        least = int(np.argmin(load))
+    loads = [(0, rank) for rank in range(processes)]  # a heap: the least comes first
+    for index, size in zip(np.argsort(-sizes, kind="stable").tolist(), -np.sort(-sizes), strict=True):
+        load, least = loads[0]
         given[least].append(index)
-        load[least] += max(int(sizes[index]), 1)
+        heapq.heapreplace(loads, (load + max(int(size), 1), least))
     return [np.array(sorted(indices), dtype=np.int64) for indices in given]
 
 
