@@ -181,10 +181,11 @@ def sizes_while_resumed(folder, run):
     from recbole_llm.backbone.feature_store import FeatureStore
     from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
     from recbole_llm.quick_start.run import run as resumed
+    from recbole_llm.utils import collectives
 
     sizes = {"rows": 0, "gathered": 0, "states": 0}
     append = FeatureStore.append
-    of_items, all_gather = ItemLinearProjection.of_items, torch.distributed.all_gather
+    of_items, all_gather = ItemLinearProjection.of_items, collectives._all_gather
 
     def scored(self, states, items):
         sizes["rows"] = max(sizes["rows"], len(self.weight))
@@ -196,11 +197,11 @@ def sizes_while_resumed(folder, run):
 
     FeatureStore.append = stored
 
-    def gathered(parts, own):
-        sizes["gathered"] = max(sizes["gathered"], sum(part.numel() for part in parts))
-        return all_gather(parts, own)
+    def gathered(found, own, **more):
+        sizes["gathered"] = max(sizes["gathered"], found.numel())
+        return all_gather(found, own, **more)
 
-    ItemLinearProjection.of_items, torch.distributed.all_gather = scored, gathered
+    ItemLinearProjection.of_items, collectives._all_gather = scored, gathered
     resumed(resume=run)
     return sizes
 

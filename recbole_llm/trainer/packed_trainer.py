@@ -1,7 +1,6 @@
 """Training on packed batches: optimiser steps of a fixed number of samples, in passes within a budget of tokens."""
 
 import contextlib
-import itertools
 import logging
 import time
 from collections.abc import Iterator
@@ -153,7 +152,7 @@ class PackedTrainer(TrainerHooks):
         shuffled = order.permutation(len(samples))
         steps = np.split(shuffled, np.arange(self.batch_size, len(shuffled), self.batch_size))
         prepared = prefetch(lambda indices: self._prepare(samples.select(indices)), steps)
-        yield from prepared if self.shared is None else itertools.starmap(self.shared.agree, prepared)
+        yield from prepared if self.shared is None else self.shared.agreed(prepared)
 
     def _prepare(self, step: Any) -> tuple[int, list[Any]]:
         if self.shared is not None:

@@ -5,7 +5,10 @@ divided by the queries of the whole step, so gradients are added up, not average
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +16,11 @@ import torch
 from torch import Tensor
 
 from recbole_llm.config.hooks import hooks_of
+from recbole_llm.trainer.gradient_sums import GradientSums
 from recbole_llm.trainer.master_weights import MasterWeights
 from recbole_llm.trainer.sharded_backbone import ShardedBackbone
 from recbole_llm.trainer.split_rows import SplitRows, SplitWeight
-from recbole_llm.utils.collectives import from_first_, max_, numbers_of_all, sum_
+from recbole_llm.utils.collectives import from_first_, max_, numbers_under_way, sum_
 from recbole_llm.utils.processes import world
 
 
@@ -33,11 +37,11 @@ def shares(sizes: np.ndarray, processes: int) -> list[np.ndarray]:
         For each process the indices of its samples, in their order.
     """
     given: list[list[int]] = [[] for _ in range(processes)]
-    load = np.zeros(processes, dtype=np.int64)
-    for index in np.argsort(-sizes, kind="stable").tolist():
-        least = int(np.argmin(load))
+    loads = [(0, rank) for rank in range(processes)]  # a heap: the least comes first
+    for index, size in zip(np.argsort(-sizes, kind="stable").tolist(), -np.sort(-sizes), strict=True):
+        load, least = loads[0]
         given[least].append(index)
-        load[least] += max(int(sizes[index]), 1)
+        heapq.heapreplace(loads, (load + max(int(size), 1), least))
     return [np.array(sorted(indices), dtype=np.int64) for indices in given]
 
 
@@ -66,12 +70,15 @@ class SharedSteps:
     def __init__(self, model: Any, ranks_split: bool = False, sharded: bool = False) -> None:
         from_first_([parameter.data for parameter in model.parameters() if parameter.requires_grad])
         self._rows: list[SplitRows] = hooks_of(model).share_over_processes()
+        split = {id(rows.weight) for rows in self._rows}
+        for rows in self._rows:
+            rows.trains_states = any(each.requires_grad and id(each) not in split for each in model.parameters())
         self.ranks_split = ranks_split and bool(self._rows)
         self.backbone = ShardedBackbone(model) if sharded else None
         self.splits: list[SplitWeight] = [*self._rows]
         if self.backbone is not None:
             self.splits += self.backbone.splits.values()
-        self._with_gradient: list[bool] | None = None
+        self._sums: GradientSums | None = None
 
     def masters(self, groups: list[dict[str, Any]]) -> MasterWeights:
         """Return the float32 masters of low-precision weights in optimiser groups, which are changed in place."""
@@ -81,18 +88,32 @@ class SharedSteps:
         """Return the indices of the samples of a step that are this process's; see `shares`."""
         return shares(sizes, world().size)[world().rank]
 
-    def agree(self, queries: int, passes: Sequence[Any]) -> tuple[int, list[Any]]:
-        """Return the queries of the whole step, and the passes of this process, filled up with None.
+    def agreed(self, steps: Iterable[tuple[int, Sequence[Any]]]) -> Iterator[tuple[int, list[Any]]]:
+        """Yield the queries of the whole of each step, and the passes of this process, filled up with None.
 
         Every process takes as many passes as the one with the most: an empty pass takes part in what they exchange.
+        What they tell each other is under way while the step before is computed, so that none of them waits for it.
 
         Args:
-            queries: of this process.
-            passes: of this process.
+            steps: the queries and passes of this process.
         """
-        found = numbers_of_all([queries, len(passes)])
-        missing = int(found[:, 1].max()) - len(passes)
-        return int(found[:, 0].sum()), [*passes, *[None] * missing]
+        ahead: deque[tuple[Sequence[Any], Callable[[], Tensor]]] = deque()
+        try:
+            for queries, passes in steps:
+                ahead.append((passes, numbers_under_way([queries, len(passes)])))
+                if len(ahead) > 1:
+                    yield self._begun(*ahead.popleft())
+            while ahead:
+                yield self._begun(*ahead.popleft())
+        finally:
+            for rows in self._rows:
+                rows.queries = None
+
+    def _begun(self, passes: Sequence[Any], numbers: Callable[[], Tensor]) -> tuple[int, list[Any]]:
+        queries, counts = numbers().T.tolist()
+        for rows in self._rows:  # of one pass it is known how many queries each process has
+            rows.queries = queries if max(counts) == 1 else None
+        return sum(queries), [*passes, *[None] * (max(counts) - len(passes))]
 
     def add_gradients(self, weights: Sequence[Tensor]) -> None:
         """Add up the gradients of the weights that every process has, over all processes.
@@ -100,16 +121,14 @@ class SharedSteps:
         Which weights have a gradient is asked in the first step, of all processes: it does not change.
 
         Args:
-            weights: all that the optimiser updates.
+            weights: all that the optimiser updates, the same in every step.
         """
-        split = {id(each.weight) for each in self.splits}
-        common = [weight for weight in weights if id(weight) not in split]
-        if self._with_gradient is None:
+        if self._sums is None:
+            split = {id(each.weight) for each in self.splits}
+            common = [weight for weight in weights if id(weight) not in split]
             has = torch.tensor([weight.grad is not None for weight in common], dtype=torch.int64)
-            self._with_gradient = max_(has).bool().tolist()
-        used = [weight for weight, has_one in zip(common, self._with_gradient, strict=True) if has_one]
-        for dtype in dict.fromkeys(weight.dtype for weight in used):
-            _add_up([weight for weight in used if weight.dtype == dtype])
+            self._sums = GradientSums(itertools.compress(common, max_(has).tolist()))
+        self._sums.add_up()
 
     def clip(
         self, weights: Sequence[Tensor], max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
@@ -203,13 +222,3 @@ class SharedSteps:
 def _norm(weights: Sequence[Tensor], norm_type: float, device: torch.device) -> Tensor:
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     return torch.nn.utils.get_total_norm(gradients, norm_type).to(device)
-
-
-def _add_up(weights: Sequence[Tensor]) -> None:
-    """Add up gradients over all processes, in one exchange; a process without one has zeros."""
-    flat = torch.cat(
-        [torch.zeros_like(weight).flatten() if weight.grad is None else weight.grad.flatten() for weight in weights]
-    )
-    sum_(flat)
-    for weight, gradient in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
-        weight.grad = gradient.view_as(weight)

@@ -68,6 +68,8 @@ class SplitRows(SplitWeight):
 
     Attributes:
         is_split: whether the parameter has the rows of this process now, and not all of them.
+        queries: how many each process has in the pass that is computed, and ...
+        trains_states: whether the states of any of them need a gradient; None where the processes have to ask.
     """
 
     weight: nn.Parameter
@@ -75,6 +77,8 @@ class SplitRows(SplitWeight):
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__(weight, len(weight))
         self.is_split = True
+        self.queries: list[int] | None = None
+        self.trains_states: bool | None = None
         weight.data = self.own(weight.data)
 
     @contextlib.contextmanager

@@ -5,7 +5,7 @@ functions in the same order. On a GPU tensors go by NCCL, on the CPU by gloo.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, distributed
 from recbole_llm.utils.processes import ended, world
 
 T = TypeVar("T")
+# By its name since torch 2.13, which warns of the older one.
+_all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
 _PIECE_BYTES = 64 * 2**20  # of what a process sends to the first one at a time
 # Of this process, though they are RuntimeErrors; torch names the second since 2.8.
 _OWN_FAULTS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
@@ -89,13 +91,24 @@ def objects_of_all(value: T) -> list[T]:
 
 def numbers_of_all(values: Sequence[int]) -> Tensor:
     """Return a few whole numbers of each process, int64 [processes, numbers], on the CPU."""
+    return numbers_under_way(values)()
+
+
+def numbers_under_way(values: Sequence[int]) -> Callable[[], Tensor]:
+    """Begin what `numbers_of_all` does and return what waits for its end, with the numbers of all."""
     own = torch.tensor(values, dtype=torch.int64)
     if not world().is_shared:
-        return own[None]
-    found = own.new_empty(world().size, len(own))
+        return lambda: own[None]
+    found = own.new_empty(len(own) * world().size)
     with _others_there():
-        distributed.all_gather(list(found.unbind()), own)
-    return found
+        work = _all_gather(found, own, async_op=True)
+
+    def wait() -> Tensor:
+        with _others_there():
+            work.wait()
+        return found.view(-1, len(own))
+
+    return wait
 
 
 def rows_of_all(own: Tensor, counts: Sequence[int]) -> Tensor:
@@ -107,16 +120,24 @@ def rows_of_all(own: Tensor, counts: Sequence[int]) -> Tensor:
     """
     if not world().is_shared:
         return own
-    # Collectives want one size: shorter parts are padded.
+    # Collectives want one size: shorter parts are padded, with whatever is there.
     most = max(counts)
     if most == 0:
         return own
-    padded = own.new_zeros(most, *own.shape[1:])
-    padded[: len(own)] = own
-    parts = [torch.empty_like(padded) for _ in counts]
+    padded = own.contiguous()
+    if len(own) < most:
+        padded = torch.cat([own, own.new_empty(most - len(own), *own.shape[1:])])
+    found = _gathered(padded)
+    if min(counts) == most:
+        return found
+    return torch.cat([part[:count] for part, count in zip(found.split(most), counts, strict=True)])
+
+
+def _gathered(own: Tensor) -> Tensor:
+    found = own.new_empty(len(own) * world().size, *own.shape[1:])
     with _others_there():
-        distributed.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        _all_gather(found, own)
+    return found
 
 
 def stacked_of_all(own: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from several_processes import together
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_llm.config.hooks import ModelHooks
+from recbole_llm.trainer.gradient_sums import GradientSums
 from recbole_llm.trainer.shared_steps import shares
 from recbole_llm.utils import processes
 
@@ -79,6 +81,90 @@ def test_gradients_are_clipped_as_in_one_process(norm_type):
         assert vector == pytest.approx(whole[0].grad.tolist())
         assert np.ravel(table) == pytest.approx(np.ravel(whole[1].grad))
         assert none
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that torch starts, and the exchanges among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.all = self.exchanges = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), more=None):
+        self.all += 1
+        self.exchanges += operation.namespace == "c10d"
+        return operation(*arguments, **(more or {}))
+
+
+SHAPES = [(3,), (2, 5), (400,), (1,), (7, 2)]  # by turns; the third is larger than a bucket of 1,000 bytes
+
+
+def added(count, bucket_bytes, dtypes=(torch.float32,)):
+    """Return the sums of gradients of `count` weights, and the exchanges and operations that they took."""
+    rank = processes.world().rank
+    weights = [
+        torch.zeros(SHAPES[n % len(SHAPES)], dtype=dtypes[n % len(dtypes)], requires_grad=True) for n in range(count)
+    ]
+    sums = GradientSums(weights, bucket_bytes)
+    for step in (1, 2):
+        for n, weight in enumerate(weights):
+            weight.grad = torch.full_like(weight, (n + 1) * step * 10**rank) if n or rank else None
+        if step == 2 and len(weights[1].shape) == 2:  # a gradient that lies another way in memory
+            weights[1].grad = weights[1].grad.T.contiguous().T
+        with Operations() as operations:
+            sums.add_up()
+    values = [sorted({*weight.grad.flatten().tolist()}) for weight in weights]
+    return values, operations.exchanges, operations.all, [weight.grad.shape == weight.shape for weight in weights]
+
+
+def test_gradients_are_added_up_by_as_many_exchanges_for_few_weights_as_for_many():
+    found = {count: together(added, 2, count, 10**6) for count in (2, 60)}
+    for count, answers in found.items():
+        for values, exchanges, operations, same_shapes in answers:
+            # Process 0 has n + 1 in weight n, but nothing in the first; process 1 ten times that, both twice.
+            assert values == [[2.0 * (n + 1) * (11 if n else 10)] for n in range(count)]
+            assert all(same_shapes)
+            assert exchanges == 1
+            assert operations <= 4  # into the buffer, the exchange, and back; a missing gradient
+    (_, _, few, _), (_, _, many, _) = found[2][1], found[60][1]
+    assert few == many
+
+
+def test_gradients_are_exchanged_in_buckets_of_one_type():
+    for values, exchanges, _, _ in together(added, 2, 20, 1000, (torch.float32, torch.bfloat16)):
+        assert values == [[2.0 * (n + 1) * (11 if n else 10)] for n in range(20)]
+        # In float32 3 | 400 | 14, 10, 1, 3 | 400 | 14, 10, 1 numbers; in bfloat16 10, 1, 3, 400, 14, 10, 1, 3 | 400, 14
+        assert exchanges == 5 + 2
+
+
+def test_buckets_of_one_type_share_one_buffer():
+    weights = [torch.zeros(SHAPES[n % len(SHAPES)], requires_grad=True) for n in range(50)]
+    buffers = [bucket.buffer for bucket in GradientSums(weights, 1000)._buckets if bucket.buffer is not None]
+    assert len(buffers) > 1
+    sizes = {buffer.untyped_storage().data_ptr(): buffer.untyped_storage().nbytes() for buffer in buffers}
+    assert len(sizes) == 1
+    assert sum(sizes.values()) <= 1000
+
+
+def agreements(own):
+    """Return the steps that this process takes, and what is known of the queries in them."""
+    from recbole_llm.trainer.shared_steps import SharedSteps
+
+    model = Halved()
+    shared = SharedSteps(model)
+    (rows,) = shared.splits
+    found = [(queries, passes, rows.queries) for queries, passes in shared.agreed(iter(own[processes.world().rank]))]
+    return found, rows.queries, rows.trains_states
+
+
+def test_processes_agree_on_steps_of_as_many_passes():
+    own = [
+        [(3, ["a"]), (0, []), (5, ["b", "c"]), (0, [])],
+        [(4, ["d"]), (2, ["e"]), (6, ["f"]), (0, [])],
+    ]
+    first, second = together(agreements, 2, own)
+    assert first == ([(7, ["a"], [3, 4]), (2, [None], [0, 2]), (11, ["b", "c"], None), (0, [], None)], None, True)
+    assert second == ([(7, ["d"], [3, 4]), (2, ["e"], [0, 2]), (11, ["f", None], None), (0, [], None)], None, True)
 
 
 def adam_state():

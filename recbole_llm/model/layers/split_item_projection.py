@@ -16,6 +16,7 @@ from recbole_llm.model.layers.position_loss import PositionLoss
 from recbole_llm.model.layers.split_table import SplitTable, states_of_all
 from recbole_llm.trainer.split_rows import SplitRows
 from recbole_llm.utils.collectives import rows_of_all, stacked_of_all, sum_
+from recbole_llm.utils.processes import world
 
 
 class SplitItemProjection(ItemLinearProjection):
@@ -115,9 +116,8 @@ class _SplitCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         low_states, weight, labels, normaliser = ctx.saved_tensors
-        counts = torch.tensor(ctx.counts, device=labels.device)
-        of_each = stacked_of_all(output_gradient.reshape(()))
-        scale = of_each.repeat_interleave(counts, output_size=len(labels)) * (labels > 0)
+        own_scale = output_gradient.expand(ctx.counts[world().rank])
+        scale = rows_of_all(own_scale, ctx.counts) * (labels > 0)
         weight_gradient = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         take = None if weight_gradient is None else weight_gradient.__setitem__
         softmax = _over_own_items(low_states, weight, ctx.split)

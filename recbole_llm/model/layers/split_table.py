@@ -103,9 +103,14 @@ class _CommonScores(torch.autograd.Function):
 
 def states_of_all(ctx: Any, states: Tensor, split: SplitRows) -> Tensor:
     """Return the states of all processes, and remember who has which, for the backward pass."""
-    found = numbers_of_all([len(states), int(ctx.needs_input_grad[0])])
-    ctx.counts, ctx.split = found[:, 0].tolist(), split
-    ctx.states_need_gradient = bool(found[:, 1].any())
+    ctx.split = split
+    if split.queries is not None and split.trains_states is not None:
+        ctx.counts, ctx.states_need_gradient = split.queries, split.trains_states
+    else:
+        found = numbers_of_all([len(states), int(ctx.needs_input_grad[0])])
+        ctx.counts, ctx.states_need_gradient = found[:, 0].tolist(), bool(found[:, 1].any())
+    if len(states) != ctx.counts[world().rank]:
+        raise RuntimeError(f"{len(states)} states, of which the other processes expect {ctx.counts[world().rank]}")
     begin = sum(ctx.counts[: world().rank])
     ctx.own = slice(begin, begin + len(states))
     return rows_of_all(states.detach(), ctx.counts)
