@@ -70,6 +70,14 @@ def search(study: Study, storage: str, trials: int | None) -> dict[str, Any]:
                 shared.end(trial, record)
 
 
+def _driver(storage: str) -> str:
+    """Return the package that SQLAlchemy wants for a database's URL."""
+    from sqlalchemy import make_url
+
+    driver = make_url(storage).get_dialect().driver
+    return {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}.get(driver, driver)
+
+
 class _Shared:
     """The trials of a study in Optuna's storage. All methods but `judge` need the lock of the study's folder."""
 
@@ -104,6 +112,8 @@ class _Shared:
             raise
         except Exception as error:  # each kind of database reports in its own way
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if isinstance(error, ImportError):
+                reason = f"the database's driver is not installed (pip install {_driver(storage)})"
             raise StorageError(f"the storage {_shown(storage)} cannot be used: {reason}") from error
         self.signs = liveness.Heartbeats(study, opened) if liveness.beats(storage) else liveness.WorkerLocks(study)
         if known not in (None, study.identity):

@@ -1,6 +1,7 @@
 """A study chooses by validation alone, and leaves the winner."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -294,6 +295,19 @@ def test_storage_that_cannot_be_used(place):
     (place / "broken.log").write_text("not a journal\n\n")
     with pytest.raises(StorageError, match=r"broken\.log cannot be used"):
         tune(place, storage="broken.log")
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "package"),
+    [("postgresql://u:secret@h/a", "psycopg", r"'psycopg\[binary\]'"), ("mysql+pymysql://h/a", "pymysql", "pymysql")],
+)
+def test_a_missing_driver_of_a_database_is_named(place, monkeypatch, url, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        StorageError, match=rf"the database's driver is not installed \(pip install {package}\)$"
+    ) as error:
+        tune(place, storage=url)
+    assert "secret" not in str(error.value)
 
 
 def test_folder_of_another_study(place):
