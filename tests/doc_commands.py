@@ -138,8 +138,8 @@ READ = {
     "--backbone=llama-7b --weights=bf16 --gradient_checkpointing=True --shard=backbone": "a tiny one in "
     "tests/test_split_backbone.py",
     "recbole-llm compare --runs=results/runs/Scientific.parquet "
-    "--models=TextInitSASRec,TwinBERT,AlphaFuse,SASRec-one-pass,GRU4Rec-one-pass --protocols=both --show=ndcg@10 "
-    "--significance=False": "tests/test_results.py compares the page's table with the kept runs",
+    "--models=IDLEAdapter-last-item-ComiRec-left-out,TextInitSASRec,ComiRec-two-interests,TwinBERT,AlphaFuse,"
+    "FDSA-left-out,GRU4Rec-one-pass-20-trials --protocols=both --show=ndcg@10 --significance=False": "tests/test_results.py compares the page's table with the kept runs",
     "recbole-llm compare --runs=results/runs/ml-100k-llara.parquet --models=SASRec,Caser,GRU4Rec,LLaRA-GRU4Rec,"
     "LLaRA-SASRec,LLaRA-Caser,TALLRec,LLMPrompt,LLMPrompt-likelihood --papers --show=candidates.hit@1,"
     "candidates.valid_ratio,seconds.fit,parameters.trained,seeds --significance=False": "likewise, of leaderboard.md",

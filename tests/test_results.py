@@ -244,11 +244,13 @@ def test_kept_metrics_are_those_of_the_kept_ranks(run):
 
 def test_the_table_of_the_page_on_protocols_is_that_of_the_kept_runs():
     page = (RESULTS.parent / "docs" / "protocols.md").read_text(encoding="utf-8")
-    shown = re.findall(r"^\| ([\w ]+) \| (\.\d{4}) \| (\.\d{4}) \|$", page, flags=re.MULTILINE)
-    assert len(shown) == 5
+    labels = re.search(r"--models=([\w,-]+) --protocols=both", page)[1].split(",")
+    shown = re.findall(r"^\| ([\w -]+) \| (\.\d{4}) \| (\.\d{4}) \|$", page, flags=re.MULTILINE)
+    assert len(shown) == len(labels) == 7
     kept = {run.label: run.ranks() for run in RUNS if run.archive.stem == "Scientific"}
-    for name, with_history, without in shown:
-        ranks = kept[name.replace(" in one pass", "-one-pass")]
+    for label, (name, with_history, without) in zip(labels, shown, strict=True):
+        assert label.startswith(name.split(" ")[0].replace("IDLE-Adapter", "IDLEAdapter"))
+        ranks = kept[label]
         for column, value in (("other_rank", with_history), ("rank", without)):
             gains = np.where(ranks[column] <= 10, 1 / np.log2(ranks[column] + 1.0), 0)
             assert gains.mean() == pytest.approx(float(value), abs=6e-5), (name, column)
