@@ -7,8 +7,8 @@ import numpy as np
 
 from recbole_llm.utils.packages import hidden_package
 
-# bm25s computes with JAX as soon as it is imported, if only that is installed, and JAX then takes three quarters of a
-# GPU's memory. What is used of bm25s here is numpy alone.
+# Where JAX is installed, bm25s computes with it as soon as it is imported, and JAX then takes three quarters of a GPU's
+# memory. What is used of bm25s here is numpy alone.
 with hidden_package("jax"):
     import bm25s
 

@@ -68,8 +68,8 @@ class SplitRows(SplitWeight):
 
     Attributes:
         is_split: whether the parameter has the rows of this process now, and not all of them.
-        queries: how many each process has in the pass that is computed, and ...
-        trains_states: whether the states of any of them need a gradient; None where the processes have to ask.
+        queries: how many each process has in the pass that is computed; None where they have to ask each other.
+        trains_states: whether states of any process need a gradient; None likewise.
     """
 
     weight: nn.Parameter

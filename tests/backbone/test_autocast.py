@@ -107,23 +107,16 @@ def test_autocast_multiplies_what_it_does_in_transformers(layer, request, way, d
     assert fast is None or fast.calls == 1
 
 
-@pytest.mark.parametrize("off", ["none", "disabled"])
-def test_nothing_is_cast_where_autocast_is_off(layer, kernel, off):
-    lengths = [7, 1, 13]
-    tensors = factors((FP32, FP32, FP32), sum(lengths))
-    with torch.autocast("cpu", BF16, enabled=off == "disabled"), torch.autocast("cpu", FP16, enabled=False):
-        found, right = packed(layer, lengths, tensors), own(layer, lengths, tensors)
-    assert found.dtype == FP32 and not kernel.calls
-    torch.testing.assert_close(found, right, atol=0, rtol=0)
-
-
-def test_autocast_leaves_float64(layer, kernel):
+@pytest.mark.parametrize(
+    ("dtype", "outside", "inside"), [(FP32, False, False), (FP32, True, False), (FP64, True, True)]
+)
+def test_nothing_is_cast_where_autocast_is_off_or_numbers_are_float64(layer, kernel, dtype, outside, inside):
     """As in torch: what is checked in float64 under autocast is not rounded."""
     lengths = [7, 1, 13]
-    tensors = factors((FP64, FP64, FP64), sum(lengths))
-    with torch.autocast("cpu", BF16):
+    tensors = factors([dtype] * 3, sum(lengths))
+    with torch.autocast("cpu", BF16, enabled=outside), torch.autocast("cpu", BF16, enabled=inside):
         found, right = packed(layer, lengths, tensors), own(layer, lengths, tensors)
-    assert found.dtype == FP64 and not kernel.calls
+    assert found.dtype == dtype and not kernel.calls
     torch.testing.assert_close(found, right, atol=0, rtol=0)
 
 

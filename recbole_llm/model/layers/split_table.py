@@ -110,7 +110,9 @@ def states_of_all(ctx: Any, states: Tensor, split: SplitRows) -> Tensor:
         found = numbers_of_all([len(states), int(ctx.needs_input_grad[0])])
         ctx.counts, ctx.states_need_gradient = found[:, 0].tolist(), bool(found[:, 1].any())
     if len(states) != ctx.counts[world().rank]:
-        raise RuntimeError(f"{len(states)} states, of which the other processes expect {ctx.counts[world().rank]}")
+        raise RuntimeError(
+            f"the projection got {len(states)} states, and the other processes wait for {ctx.counts[world().rank]}"
+        )
     begin = sum(ctx.counts[: world().rank])
     ctx.own = slice(begin, begin + len(states))
     return rows_of_all(states.detach(), ctx.counts)
