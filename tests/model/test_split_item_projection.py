@@ -1,9 +1,14 @@
 """The projection split by items over processes: loss and gradients of the whole one, by torch's own cross-entropy."""
 
+import itertools
+
 import pytest
 import torch
 from several_processes import together
 from torch.nn import functional as F
+
+from recbole_llm.model.layers.split_item_projection import SplitItemProjection
+from recbole_llm.trainer.split_rows import SplitRows
 
 CASES = {  # items, queries of each process, queries with label 0, items of a block
     "uneven queries": (1001, (20, 17, 9), 0, 100),
@@ -27,11 +32,14 @@ def case(name, processes):
     return counts, states, weight, labels
 
 
-def split_losses(processes):
-    """Return for each case the loss of this process and the gradients of its states and rows; called in a process."""
+def split_losses(processes, known):
+    """Return for each case the loss of this process and the gradients of its states and rows; called in a process.
+
+    Args:
+        processes: how many.
+        known: whether each is told how many queries the others have, and need not ask.
+    """
     from recbole_llm.model.layers import block_softmax
-    from recbole_llm.model.layers.split_item_projection import SplitItemProjection
-    from recbole_llm.trainer.split_rows import SplitRows
     from recbole_llm.utils.processes import world
 
     found = {}
@@ -42,6 +50,7 @@ def split_losses(processes):
         own = slice(begin, begin + counts[world().rank])
         parameter = torch.nn.Parameter(weight)
         split = SplitRows(parameter)
+        split.queries, split.trains_states = (counts, True) if known else (None, None)
         projection = SplitItemProjection(parameter, split)
         own_states = states[own].clone().requires_grad_()
         loss = projection.loss(own_states, labels[own])
@@ -79,7 +88,6 @@ def drawn_losses(processes):
     """Return what `split_losses` does, for the losses on drawn items; called in a process."""
     from recbole_llm.model.layers import split_table
     from recbole_llm.model.layers.split_item_projection import SplitDrawnItems
-    from recbole_llm.trainer.split_rows import SplitRows
     from recbole_llm.utils.processes import world
 
     split_table._PIECE_BYTES = 4 * WIDTH * 5  # five pairs
@@ -103,7 +111,7 @@ def drawn_losses(processes):
 
 def all_losses(processes):
     """Return what both functions above do."""
-    return split_losses(processes), drawn_losses(processes)
+    return split_losses(processes, False), split_losses(processes, True), drawn_losses(processes)
 
 
 def assert_drawn_losses(answers, processes):
@@ -126,10 +134,9 @@ def assert_drawn_losses(answers, processes):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_loss_and_gradients_are_those_of_the_whole_projection(processes):
-    both = together(all_losses, processes, processes)
-    assert_drawn_losses([drawn for _, drawn in both], processes)
-    answers = [of_all for of_all, _ in both]
-    for name in CASES:
+    *of_all, drawn = zip(*together(all_losses, processes, processes), strict=True)
+    assert_drawn_losses(drawn, processes)
+    for name, answers in itertools.product(CASES, of_all):
         counts, states, weight, labels = case(name, processes)
         states.requires_grad_()
         weight.requires_grad_()
@@ -146,3 +153,10 @@ def test_loss_and_gradients_are_those_of_the_whole_projection(processes):
         for found, expected in ((state_gradients, states.grad), (rows, weight.grad)):
             joined = torch.tensor([row for part in found for row in part]).reshape(expected.shape)
             torch.testing.assert_close(joined, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_states_of_another_number_than_the_others_were_told_are_refused():
+    split = SplitRows(torch.nn.Parameter(torch.ones(9, WIDTH)))
+    split.queries, split.trains_states = [3], True
+    with pytest.raises(RuntimeError, match="got 2 states, and the other processes wait for 3"):
+        SplitItemProjection(split.weight, split).loss(torch.ones(2, WIDTH), torch.tensor([1, 2]))
