@@ -139,7 +139,9 @@ READ = {
     "tests/test_split_backbone.py",
     "recbole-llm compare --runs=results/runs/Scientific.parquet "
     "--models=IDLEAdapter-last-item-ComiRec-left-out,TextInitSASRec,ComiRec-two-interests,TwinBERT,AlphaFuse,"
-    "FDSA-left-out,GRU4Rec-one-pass-20-trials --protocols=both --show=ndcg@10 --significance=False": "tests/test_results.py compares the page's table with the kept runs",
+    "FDSA-left-out,GRU4Rec-one-pass-20-trials --protocols=both --show=ndcg@10 --significance=False": (
+        "tests/test_results.py compares the page's table with the kept runs"
+    ),
     "recbole-llm compare --runs=results/runs/ml-100k-llara.parquet --models=SASRec,Caser,GRU4Rec,LLaRA-GRU4Rec,"
     "LLaRA-SASRec,LLaRA-Caser,TALLRec,LLMPrompt,LLMPrompt-likelihood --papers --show=candidates.hit@1,"
     "candidates.valid_ratio,seconds.fit,parameters.trained,seeds --significance=False": "likewise, of leaderboard.md",
