@@ -102,10 +102,10 @@ def assert_ends_alike(run, expected, within=1e-5, weights=True):
         assert found.get(name) == pytest.approx(known.get(name), abs=within), name
     assert found.get("candidates") == known.get("candidates")
     assert (found["epochs"], found["best_epoch"]) == (known["epochs"], known["best_epoch"])
-    found, known = (load_file(folder / "model.safetensors") for folder in (run, expected))
-    assert found.keys() == known.keys()
-    for name, weight in known.items() if weights else ():
-        torch.testing.assert_close(found[name], weight, rtol=0, atol=within)
+    own_weights, other_weights = (load_file(folder / "model.safetensors") for folder in (run, expected))
+    assert own_weights.keys() == other_weights.keys()
+    for name, weight in other_weights.items() if weights else ():
+        torch.testing.assert_close(own_weights[name], weight, rtol=0, atol=within)
     for part in ("valid", "test"):
         pairs = list(zip(ranks_of(run, part), ranks_of(expected, part), strict=True))
         different = [(own, other) for own, other in pairs if own != other]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch._utils import _take_tensors, _unflatten_dense_tensors
 
 from recbole_llm.utils.collectives import sum_
 
@@ -35,7 +34,7 @@ class GradientSums:
 
     def __init__(self, weights: Iterable[Tensor], bucket_bytes: int = _BUCKET_BYTES) -> None:
         self._buckets: list[_Bucket] = []
-        buckets = list(_take_tensors(weights, bucket_bytes))
+        buckets = _of_like_type(weights, bucket_bytes)
         shared = [bucket for bucket in buckets if len(bucket) > 1]
         buffers = {
             dtype: shared[0][0].new_empty(
@@ -45,7 +44,7 @@ class GradientSums:
         }
         for bucket in buckets:
             buffer = buffers[bucket[0].dtype][: _numbers(bucket)] if len(bucket) > 1 else None
-            places = [] if buffer is None else list(_unflatten_dense_tensors(buffer, bucket))
+            places = [] if buffer is None else _places(buffer, bucket)
             self._buckets.append(_Bucket(bucket, buffer, places))
 
     @torch.no_grad()
@@ -63,6 +62,26 @@ class GradientSums:
             torch._foreach_copy_(bucket.places, gradients)
             sum_(bucket.buffer)
             torch._foreach_copy_(gradients, bucket.places)
+
+
+def _of_like_type(weights: Iterable[Tensor], most: int) -> list[list[Tensor]]:
+    """Return weights of one type together, in their order, at most so many bytes or a single one."""
+    filled: list[list[Tensor]] = []
+    open_ones: dict[torch.dtype, tuple[list[Tensor], int]] = {}
+    for weight in weights:
+        bucket, size = open_ones.get(weight.dtype, ([], 0))
+        if not bucket or size + weight.nbytes > most:
+            bucket, size = [], 0
+            filled.append(bucket)
+        bucket.append(weight)
+        open_ones[weight.dtype] = (bucket, size + weight.nbytes)
+    return filled
+
+
+def _places(buffer: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """Return the part of a buffer that each weight's gradient has, in the weight's shape."""
+    parts = buffer.split([weight.numel() for weight in weights])
+    return [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
 
 
 def _numbers(weights: Iterable[Tensor]) -> int:
