@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: of frozen ones torch.compile reads every field in torch 2.11, so `lengths`, too
 class SequenceBounds:
-    """Where each sequence of a packed row begins and ends.
+    """Where each sequence of a packed row begins and ends. Nobody changes one.
 
     Attributes:
         lengths: tokens of each sequence; their sum is the length of the row.
