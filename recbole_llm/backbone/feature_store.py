@@ -158,7 +158,7 @@ class SharedStore:
 
 
 def stored_or_computed(
-    key: str,
+    key: str | None,
     shape: tuple[int, int],
     dtype: torch.dtype,
     device: torch.device,
@@ -173,7 +173,7 @@ def stored_or_computed(
     The file on the disk holds all rows, whatever the number of processes.
 
     Args:
-        key: see `stored_states.states_key`.
+        key: see `stored_states.states_key`; None: the disk is neither read nor written.
         shape: rows and their width.
         dtype: see `FeatureStore`.
         device: see there.
@@ -184,7 +184,7 @@ def stored_or_computed(
         bounds: see `SharedStore`, where `parts` computes the rows of this process alone; None: each process has all.
     """
     size = shape[0] * shape[1] * dtype.itemsize
-    known = read_states(key, *shape, dtype)
+    known = None if key is None else read_states(key, *shape, dtype)
     if bool(numbers_of_all([known is not None]).all()):
         assert known is not None
         if bounds is None or size > in_memory * world().size:
@@ -200,10 +200,10 @@ def stored_or_computed(
     for states in parts():
         own.append(states)
     if bounds is None:
-        if world().is_first:
+        if world().is_first and key is not None:
             write_states(key, shape, dtype, [own.table], limit)
         return own
-    if size <= limit:
+    if key is not None and size <= limit:
         owners = ((part % world().size, end - begin) for part, (begin, end) in enumerate(itertools.pairwise(bounds)))
         pieces = rows_in_first(own.table, owners)
         if world().is_first:

@@ -71,8 +71,10 @@ class AdapterTrainer(PackedTrainer):
                     yield found
 
         how = {"model": "IDLEAdapter", "style": inputs.style, "precision": model.precision}
-        key = states_key(files_key(model.backbone_folder), content, **how, device=device.type, budget=budget)
         limit = self.config["stored_states_gb"] * 1e9
+        key = None
+        if limit:  # the key reads all weight files
+            key = states_key(files_key(model.backbone_folder), content, **how, device=device.type, budget=budget)
         shape, whole = (len(first), width), len(first) * width * model.precision.itemsize
         bounds = np.cumsum([0, *map(len, passes)]).tolist() if world().is_shared else None
         store = stored_or_computed(

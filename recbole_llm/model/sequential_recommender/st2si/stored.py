@@ -135,13 +135,14 @@ class StoredStates(ProjectedRecommender):
                 yield from by_turns(passes, states, torch.empty(0, shape[1], dtype=self.precision, device=device))
 
         limit = self.settings.stored_states_gb * 1e9
-        key = self._states_key(plan)
+        # The key reads all weight files: seconds for a large backbone, of no use where nothing is stored.
+        key = self._states_key(plan) if limit else None
         store = stored_or_computed(key, shape, self.precision, device, folder, limit, parts, bounds=bounds)
         self.state_cache = plan.cache(store)
 
     def use_stored_states(self, evaluated: list[HistoryDataset]) -> None:
         """Read the states that a run has stored on the disk, where they still are. See `ModelHooks`."""
-        if not self.states_never_change:
+        if not self.states_never_change or not self.settings.stored_states_gb:
             return
         plan = plan_queries(self.inputs, evaluated, self.settings.alignment)
         shape = plan.states, self.projection.width
