@@ -19,7 +19,7 @@ from recbole_llm.config.parts import merged
 from recbole_llm.data.build import file_hashes
 from recbole_llm.data.fingerprint import kept_fingerprint
 from recbole_llm.data.shared import SharedData
-from recbole_llm.errors import DataError, ProcessEndedError, SettingError
+from recbole_llm.errors import DataError, SettingError
 from recbole_llm.evaluation import candidate_choices
 from recbole_llm.inference.recommender import Recommender
 from recbole_llm.quick_start.build import Parts, build_parts
@@ -37,7 +37,7 @@ from recbole_llm.utils.allocator import keep_freed_memory_of_a_command
 from recbole_llm.utils.collectives import object_from_first
 from recbole_llm.utils.files import read_yaml, storage_errors
 from recbole_llm.utils.interruption import noting_what_is_stored
-from recbole_llm.utils.processes import first, joined, only_first, world
+from recbole_llm.utils.processes import first, going_on, joined, only_first, world
 
 __all__ = ["Parts", "build", "fit", "load", "pretrain", "recommender", "run"]
 
@@ -110,17 +110,19 @@ def _run(config: Config, folder: Path, data: SharedData, started: float, new: bo
     def is_stored() -> bool:
         return (folder / checkpoint.RESUME).is_file()
 
-    with alone(folder) if world().is_first else nullcontext(), noting_what_is_stored(folder, is_stored):
+    def how_to_go_on() -> str:
+        if is_stored():
+            return f"resume it with recbole-llm run --resume={folder}, in any number of processes"
+        return "nothing is stored to --resume from: start it again"
+
+    locked = alone(folder) if world().is_first else nullcontext()
+    with locked, noting_what_is_stored(folder, is_stored), going_on(how_to_go_on):
         try:
             return _train_and_evaluate(config, folder, data, started, new)
         except KeyboardInterrupt:
             if new and not is_stored():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        except ProcessEndedError as error:
-            how = f"resume it with recbole-llm run --resume={folder}, in any number of processes"
-            nothing = "nothing is stored to --resume from: start it again"
-            raise ProcessEndedError(f"{error}; {how if is_stored() else nothing}") from error
 
 
 def _train_and_evaluate(config: Config, folder: Path, data: SharedData, started: float, new: bool) -> dict[str, Any]:
@@ -326,10 +328,8 @@ def pretrain(
     with joined(), unchanged_process():
         config = Config(given.get("model", model), stand_in, config_dict=given)
         _speak(config)
-        try:
+        with going_on(lambda: "the same command resumes the pre-training"):
             return pretraining.find_or_pretrain(config).folder
-        except ProcessEndedError as error:
-            raise ProcessEndedError(f"{error}; the same command resumes the pre-training") from error
 
 
 def load(run: str | Path, settings: dict[str, Any] | None = None, test: bool = True) -> Parts:

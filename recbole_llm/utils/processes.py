@@ -59,11 +59,13 @@ ONE = World()
 
 
 class _Meeting:
-    """What the processes of a run meet in: the store, and how often they have met there."""
+    """What the processes of a run meet in: the store, how often they have met there, and who watches them."""
 
     def __init__(self, store: Any) -> None:
         self.store = store
         self.met = 0
+        self.watch: Any = None
+        self.how_to_go_on: Callable[[], str] = lambda: "start it again"
 
 
 _worlds = [ONE]  # the innermost is last
@@ -114,17 +116,20 @@ def joined() -> Iterator[World]:
     _meetings.append(meeting)
     on_main = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    done = False
     try:
         yield found
+        done = True
     except ProcessEndedError as error:
         raise (_words_of_another(meeting) or _first_to_tell(meeting, found, error)) from error
     except BaseException as error:
         _first_to_tell(meeting, found, error)
         raise
     finally:
+        meeting.watch.end(done)
         _meetings.pop()
         _worlds.pop()
-        _part()
+        _part(done)
         if on_main and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
             signal.signal(signal.SIGTERM, on_sigterm)
 
@@ -132,6 +137,8 @@ def joined() -> Iterator[World]:
 def _meet(found: World) -> _Meeting:
     import torch
     from torch import distributed
+
+    from recbole_llm.utils.watch import Watch
 
     if not _rendezvous:
         store, _, _ = next(distributed.rendezvous("env://", found.rank, found.size, timeout=_TIMEOUT))
@@ -147,12 +154,17 @@ def _meet(found: World) -> _Meeting:
         world_size=found.size,
         timeout=_TIMEOUT,
     )
-    return _Meeting(distributed.PrefixStore(run, _rendezvous["store"]))
+    meeting = _Meeting(distributed.PrefixStore(run, _rendezvous["store"]))
+    meeting.watch = Watch(found.rank, found.size, lambda: _leave_the_lost(meeting, found))
+    return meeting
 
 
-def _part() -> None:
+def _part(done: bool) -> None:
+    import torch
     from torch import distributed
 
+    if not done and torch.cuda.is_available():
+        return  # NCCL would wait for what others have not sent; `leave` ends a command
     with contextlib.suppress(RuntimeError):  # what is broken already
         distributed.destroy_process_group()
 
@@ -245,7 +257,7 @@ def _wait(meeting: _Meeting, key: str) -> None:
             if meeting.store.check([key]):
                 return
             failed = meeting.store.check([_ERROR])
-        if failed:
+        if failed or meeting.watch.lost.is_set():
             raise ended()
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
@@ -266,7 +278,38 @@ def ended() -> ProcessEndedError:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return ProcessEndedError(f"another of the {world().size} processes of this run ended")
+    return ProcessEndedError(_ended_of(world()))
+
+
+def _ended_of(own: World) -> str:
+    return f"another of the {own.size} processes of this run ended"
+
+
+@contextlib.contextmanager
+def going_on(how: Callable[[], str]) -> Iterator[None]:
+    """Let an error that another process ended in the block say how to go on.
+
+    Args:
+        how: returns the end of the sentence.
+
+    Raises:
+        ProcessEndedError: that of the block, with these words.
+    """
+    if _meetings:
+        _meetings[-1].how_to_go_on = how
+    try:
+        yield
+    except ProcessEndedError as error:
+        raise ProcessEndedError(f"{error}; {how()}") from error
+
+
+def _leave_the_lost(meeting: _Meeting, own: World) -> None:
+    """End this process, which waits for one that was lost, and say so if nobody has."""
+    error = ProcessEndedError(f"{_ended_of(own)}; {meeting.how_to_go_on()}")
+    _first_to_tell(meeting, own, error)
+    if not is_told_elsewhere(error):
+        print(f"error: {error}", file=sys.stderr)
+    leave(1)
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
