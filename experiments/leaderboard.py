@@ -218,6 +218,6 @@ def unlike_the_run(entry: Entry, parse: Callable[[str], Any]) -> list[str]:
     return [
         f"{name}={text}"
         for name, text in pairs
-        for run in entry.runs
-        if name in run.settings and name != "config_files" and run.settings[name] != parse(text)
+        if name != "config_files"
+        and any(name in run.settings and run.settings[name] != parse(text) for run in entry.runs)
     ]

@@ -182,13 +182,20 @@ def _require_one_setting(cells: Sequence[Cell]) -> None:
     first: dict[tuple[str, str], Cell] = {}
     for cell in cells:
         other = first.setdefault((cell.dataset, cell.label), cell)
-        for name in sorted((cell.merged.keys() & other.merged.keys()) - _WEIGHTS):
-            if shapes_result(name) and cell.merged[name] != other.merged[name]:
+        here, there = _in_effect(cell), _in_effect(other)
+        for name in sorted((here.keys() & there.keys()) - _WEIGHTS):
+            if shapes_result(name) and here[name] != there[name]:
                 raise SettingError(
                     f"{other.run} and {cell.run} are both {cell.label} on {cell.dataset}, but {name} is "
-                    f"{other.merged[name]} in the first and {cell.merged[name]} in the second: seeds of one label have "
+                    f"{there[name]} in the first and {here[name]} in the second: seeds of one label have "
                     f"the same settings; give one of them another name with --runs=NAME:{cell.run}"
                 )
+
+
+def _in_effect(cell: Cell) -> dict[str, Any]:
+    """Return the settings of a finished run, which knows what ``repeatable: auto`` was."""
+    known = cell.merged.keys() & {"repeatable"}
+    return {**cell.merged, **dict.fromkeys(known, cell.result.repeatable if cell.result else None)}
 
 
 def _own_label(run: _Run, runs: Sequence[_Run]) -> str:
