@@ -65,12 +65,24 @@ def test_a_split_backbone_is_resumed_by_any_number(workspace, tiny, whole_backbo
     ended = command_lines(workspace, arguments, begun, kill={begun - 1: ("step", 20)})
     run = only_run(tmp_path / "saved")
     assert ended[-1].code == -9
+    assert len(list(run.glob("resume-*"))) == begun - 1  # the folder of what two have split
     if begun == 2:
         assert ended[0].code == 1
         assert ended[0].after < SOON
         assert f"recbole-llm run --resume={run}" in ended[0].error
     resume(workspace, run, resuming)
     assert_ends_alike(run, whole_backbone(name))
+    assert not list(run.glob("*resume*"))
+
+
+def test_a_run_resumed_from_parts_has_the_weights_of_an_uninterrupted_one(workspace, tiny, tmp_path):
+    folders = tmp_path / "killed", tmp_path / "uninterrupted"
+    for folder, kill in zip(folders, ({0: ("step", 20)}, None), strict=True):
+        ended = command_lines(workspace, sharded_arguments("full", tiny, folder), kill=kill)
+        assert ended[0].code == (-9 if kill else 0)
+    run, uninterrupted = map(only_run, folders)
+    resume(workspace, run, 2)
+    assert_ends_alike(run, uninterrupted, within=1e-6)
 
 
 def test_a_backbone_in_bfloat16_has_the_same_masters_split_or_not(workspace, tiny, whole_backbone, tmp_path):

@@ -109,22 +109,16 @@ class ShardedBackbone:
         return ShardMasters(groups, pairs, splits)
 
     @contextlib.contextmanager
-    def joined(self, written: bool = False) -> Iterator[None]:
+    def joined(self) -> Iterator[None]:
         """Give the model its backbone with whole weights, in their stored precision, until the block ends.
 
-        All processes call it together.
-
-        Args:
-            written: whether what the block writes into the weights stays.
+        All processes call it together. What the block writes into them is lost.
         """
-        weights = self._fill()
+        self._fill()
         self._model.backbone = self._whole
         try:
             yield
         finally:
-            if written:
-                for name, split in self.splits.items():
-                    split.weight.data.copy_(split.own(weights[name].data))
             self._model.backbone = self._sharded
             self._empty()
 
@@ -137,7 +131,7 @@ class ShardedBackbone:
         self._model.backbone_is_sharded = False
         self.splits = {}
 
-    def _fill(self) -> dict[str, nn.Parameter]:
+    def _fill(self) -> None:
         weights = {
             name: nn.Parameter(split.whole(split.rounded()), requires_grad=split.weight.requires_grad)
             for name, split in self.splits.items()
@@ -145,7 +139,6 @@ class ShardedBackbone:
         for module, leaf, name in self._places:
             setattr(module, leaf, weights[f"{BACKBONE}.{name}"])
         self._whole.train(self._sharded.training)
-        return weights
 
     def _empty(self) -> None:
         for module, leaf, _ in self._places:
@@ -194,16 +187,16 @@ class ShardMasters(MasterWeights):
         """Nothing: FSDP2 rounds the rows when it gathers them."""
 
     def rounded(self, state: list[Tensor]) -> list[Tensor]:
-        """Return what the model's weights are, whole, with the masters that `state` returned."""
+        """Return what the rows of this process are with the masters that `own` returned."""
         return [master.to(split.dtype) for split, master in zip(self._low_splits, state, strict=True)]
 
     def state(self) -> list[Tensor]:
-        """Return the masters, whole in process 0. All processes call it together."""
-        return [split.in_first(split.weight.detach()) for split in self._low_splits]
+        """Return the masters, as `SplitWeight.stored` does. All processes call it together."""
+        return [split.stored(split.weight.detach()) for split in self._low_splits]
 
-    def load_state(self, state: list[Tensor]) -> None:
-        """Take back what `state` returned, its own rows of it."""
-        super().load_state([split.own(stored) for split, stored in zip(self._low_splits, state, strict=True)])
+    def own(self, state: list[Tensor]) -> list[Tensor]:
+        """Return the rows of this process of whole masters."""
+        return [split.own(stored) for split, stored in zip(self._low_splits, state, strict=True)]
 
 
 def _without_weights(backbone: nn.Module) -> nn.Module:

@@ -169,13 +169,9 @@ class SharedSteps:
             stack.enter_context(self.joined_backbone())
             yield
 
-    def joined_backbone(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the backbone has all of its rows.
-
-        Args:
-            written: whether what the block writes into it stays.
-        """
-        return contextlib.nullcontext() if self.backbone is None else self.backbone.joined(written)
+    def joined_backbone(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the backbone has all of its rows."""
+        return contextlib.nullcontext() if self.backbone is None else self.backbone.joined()
 
     def join(self) -> None:
         """As `joined`, for good."""
