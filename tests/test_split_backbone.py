@@ -75,6 +75,22 @@ def test_a_split_backbone_is_resumed_by_any_number(workspace, tiny, whole_backbo
     assert not list(run.glob("*resume*"))
 
 
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_machines_that_split_the_backbone_within_end_as_one_process(workspace, tiny, whole_backbone, tmp_path, name):
+    """Two machines of two processes; then the run is killed, and one process resumes it."""
+    for kill in (None, {3: ("step", 20)}):
+        folder = tmp_path / ("killed" if kill else "whole")
+        arguments = [*sharded_arguments(name, tiny, folder), "--shard_within=machine"]
+        ended = command_lines(workspace, arguments, 4, kill, on_each=2)
+        run = only_run(folder)
+        if kill:
+            assert ended[3].code == -9
+            resume(workspace, run, 1)
+        else:
+            assert [one.code for one in ended] == [0] * 4, [one.error for one in ended]
+        assert_ends_alike(run, whole_backbone(name))
+
+
 def test_a_run_resumed_from_parts_has_the_weights_of_an_uninterrupted_one(workspace, tiny, tmp_path):
     folders = tmp_path / "killed", tmp_path / "uninterrupted"
     for folder, kill in zip(folders, ({0: ("step", 20)}, None), strict=True):

@@ -79,7 +79,8 @@ class PackedTrainer(TrainerHooks):
         sharded = is_sharded(self.config["shard"], self.model, torch.device(self.device))
         if sharded:
             logging.getLogger().info("The backbone is split over %d processes", world().size)
-        return SharedSteps(self.model, ranks_in_blocks(self.config), sharded)
+        within_machine = self.config["shard_within"] == "machine"
+        return SharedSteps(self.model, ranks_in_blocks(self.config), sharded, within_machine)
 
     def _samples(self, epoch: int) -> Any:
         # The epoch's own generator: a resumed run draws what the uninterrupted one draws.

@@ -20,24 +20,31 @@ class SplitWeight:
         weight: the rows of this process, which the optimiser updates.
         rows: how many there are in all.
         dtype: of the weight in the model and its checkpoints; None for that of `weight`.
+        mesh: the processes that split it, as torch knows them; None for all. Of two dimensions, the processes of each
+            of its rows split the weight, and the rows have copies.
 
     Attributes:
         weight: as given.
         dtype: as given.
+        copies: how many there are.
         bounds: the first row of each process, and how many rows there are.
         counts: how many rows each process has.
         begin: the first row of this process.
         end: the row after its last.
     """
 
-    def __init__(self, weight: Tensor, rows: int, dtype: torch.dtype | None = None) -> None:
-        own = world()
-        each = -(-rows // own.size)
+    def __init__(self, weight: Tensor, rows: int, dtype: torch.dtype | None = None, mesh: Any = None) -> None:
+        rank, size, self._group = world().rank, world().size, None
+        if mesh is not None:
+            self.mesh = mesh
+            rank, size, self._group = mesh.get_local_rank(-1), mesh.size(-1), mesh.get_group(-1)
+        each = -(-rows // size)
         self.weight = weight
         self.dtype = dtype or weight.dtype
-        self.bounds = [min(rank * each, rows) for rank in range(own.size + 1)]
+        self.copies = world().size // size
+        self.bounds = [min(part * each, rows) for part in range(size + 1)]
         self.counts = [end - begin for begin, end in zip(self.bounds, self.bounds[1:], strict=False)]
-        self.begin, self.end = self.bounds[own.rank], self.bounds[own.rank + 1]
+        self.begin, self.end = self.bounds[rank], self.bounds[rank + 1]
 
     @functools.cached_property
     def mesh(self) -> Any:
@@ -56,11 +63,12 @@ class SplitWeight:
 
     def placed(self, own: Tensor) -> Tensor:
         """Return the DTensor of which the rows of this process are given."""
-        from torch.distributed.tensor import DTensor, Shard
+        from torch.distributed.tensor import DTensor, Replicate, Shard
 
         shape = torch.Size([self.bounds[-1], *own.shape[1:]])
         stride = torch.empty(shape, device="meta").stride()
-        return DTensor.from_local(own.contiguous(), self.mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+        placements = [*[Replicate()] * (self.mesh.ndim - 1), Shard(0)]
+        return DTensor.from_local(own.contiguous(), self.mesh, placements, run_check=False, shape=shape, stride=stride)
 
     def stored(self, own: Tensor) -> Tensor:
         """Return the rows of this process as a state to resume from has them, see `recbole_llm.runs.parts`.
@@ -71,14 +79,14 @@ class SplitWeight:
 
     def whole(self, own: Tensor) -> Tensor:
         """Return all rows, of a tensor with those of this process. All processes call it together."""
-        return rows_of_all(own.contiguous(), self.counts)
+        return rows_of_all(own.contiguous(), self.counts, self._group)
 
     def in_first(self, own: Tensor) -> Tensor:
         """Return all rows on the CPU in process 0, which writes them; what was given in the others.
 
         All processes call it together.
         """
-        whole = rows_to_first(own.contiguous(), self.counts)
+        whole = rows_to_first(own.contiguous(), self.counts, self._group)
         return own if whole is None else whole
 
     def rounded(self) -> Tensor:

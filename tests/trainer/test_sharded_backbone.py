@@ -1,6 +1,8 @@
 """A backbone that two processes split by FSDP2, against one process that has all of it."""
 
+import os
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from recbole_llm.model.sequential_recommender.st2si import ST2SI
 from recbole_llm.trainer import sharded_backbone
 from recbole_llm.trainer.sharded_backbone import is_sharded, training_bytes
 from recbole_llm.trainer.shared_steps import SharedSteps
-from recbole_llm.utils.processes import world
+from recbole_llm.utils.processes import started, world
 
 STEPS = 3
 # Adapters are float32, beside frozen weights in bfloat16. Bounds are those of the arithmetic's rounding.
@@ -52,7 +54,7 @@ def whole_of(weight):
     return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
-def trained(folder, kind, sharded=True):
+def trained(folder, kind, sharded=True, within_machine=False, norm_type=2.0):
     """Train a few steps, the last one clipped, and return what is left.
 
     Called in a process, which has its part of each step. AdamW's eps is so large that the size of gradients counts.
@@ -61,7 +63,7 @@ def trained(folder, kind, sharded=True):
     batches = torch.randint(3, 300, (STEPS, 5, 9))
     model = Reader(folder, kind)
     shapes = [parameter.shape for parameter in model.parameters() if parameter.requires_grad]
-    shared = SharedSteps(model, sharded=sharded and world().is_shared)
+    shared = SharedSteps(model, sharded=sharded and world().is_shared, within_machine=within_machine)
     groups = [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
     masters = shared.masters(groups)
     weights = groups[0]["params"]
@@ -74,7 +76,7 @@ def trained(folder, kind, sharded=True):
         masters.take_gradients()
         shared.add_gradients(weights)
         if len(losses) == STEPS:
-            shared.clip(weights, max_norm=0.5)
+            shared.clip(weights, max_norm=0.5, norm_type=norm_type)
         optimizer.step()
         optimizer.zero_grad()
         masters.give_weights()
@@ -116,6 +118,43 @@ def test_a_split_backbone_is_trained_as_a_whole_one(tiny, kind):
     for size in ("held", "moments"):
         assert first[size] + second[size] == one[size]
         assert max(first[size], second[size]) < 0.51 * one[size]
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm_type"),
+    [("fp32", 2.0), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("fp32", float("inf")), ("bf16", 2.0)))],
+)
+def test_machines_that_split_the_backbone_within_have_copies(tiny, kind, norm_type):
+    folder, tolerance = str(tiny["llama"]), KINDS[kind]
+    one = trained(folder, kind, norm_type=norm_type)
+    found = together(trained, 4, folder, kind, True, True, norm_type, on_each=2)
+    np.testing.assert_allclose(
+        sum(np.array(each["losses"]) for each in found), one["losses"], rtol=max(tolerance, 1e-5)
+    )
+    for name, weight in one["stored"].items():
+        np.testing.assert_allclose(found[0]["stored"][name], weight, rtol=tolerance, atol=tolerance, err_msg=name)
+        for each in found:
+            np.testing.assert_array_equal(each["whole"][name], found[0]["stored"][name])
+    assert [each["stored"] for each in found[1:]] == [{}] * 3
+    assert all(each["given back"] for each in (one, *found))
+    for size in ("held", "moments"):  # each machine has all, and a process half of it
+        first, second, third, fourth = (each[size] for each in found)
+        assert (first, second) == (third, fourth)
+        assert first + second == one[size]
+        assert max(first, second) < 0.51 * one[size]
+
+
+def unequal_machines(folder):
+    """Return the error of machines that have two processes and one; called in a process."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(2 - world().rank // 2)
+    with pytest.raises(SettingError) as error, mock.patch.object(sharded_backbone, "world", started):
+        trained(folder, "fp32", within_machine=True)
+    return str(error.value)
+
+
+def test_machines_of_unequal_size_are_refused(tiny):
+    for error in together(unequal_machines, 3, str(tiny["llama"])):
+        assert error.startswith("shard_within=machine needs as many processes on each machine, but there are [1, 2]: ")
 
 
 class Named(torch.nn.Module):
