@@ -9,9 +9,9 @@ from recbole_llm.quick_start.build import Parts
 from recbole_llm.quick_start.outcome import outcome
 from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
-from recbole_llm.runs.parts import remove as remove_parts
 from recbole_llm.runs.ranks import write_ranks
 from recbole_llm.runs.result import RunResult
+from recbole_llm.runs.resume_parts import remove as remove_parts
 from recbole_llm.utils.processes import world
 
 

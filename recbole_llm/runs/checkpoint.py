@@ -3,7 +3,7 @@
 * ``model.safetensors``: the weights of the best epoch. Its header names the model, the dataset and a hash of the item
   vocabulary, so that it is never loaded for another catalogue; that of a model with a row per user, of its users, too.
 * ``resume.pt``: weights, optimiser, schedule and random states after the last epoch, read with ``weights_only=True``;
-  what several processes split is beside it, see `parts`.
+  what several processes split is beside it, see `resume_parts`.
 """
 
 import json

@@ -56,7 +56,7 @@ class TrainerHooks(Trainer):
         return {}
 
     def in_parts(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights of the model to resume from, those that several processes split as `runs.parts` wants them.
+        """Return weights to resume from, those that several processes split as `runs.resume_parts` wants them.
 
         All processes call it together.
 
@@ -73,7 +73,7 @@ class TrainerHooks(Trainer):
         """Return a state to resume from with the rows of this process where it has not all; by default it has.
 
         Args:
-            state: of whole tensors, which may have no numbers yet, see `runs.parts`.
+            state: of whole tensors, which may have no numbers yet, see `runs.resume_parts`.
         """
         return state
 

@@ -18,7 +18,7 @@ from recbole_llm.evaluation.blocks import ItemBlocks
 from recbole_llm.evaluation.ranks import mean_reciprocal_rank
 from recbole_llm.evaluation.shared_ranks import FirstEvaluates, SharedRankCollector, rank_collector
 from recbole_llm.evaluation.split_blocks import SplitItemBlocks
-from recbole_llm.runs import checkpoint, parts
+from recbole_llm.runs import checkpoint, resume_parts
 from recbole_llm.runs.context import RunContext
 from recbole_llm.runs.outside_state import OutsideState
 from recbole_llm.trainer.device_steps import DeviceSteps
@@ -140,7 +140,7 @@ class RunFolderMixin(TrainerHooks):
             self._stored = time.monotonic()
             self._write_best()
             stopped = self.cur_step > self.stopping_step or self.epochs_done >= self.epochs
-            parts.save(self.run_folder / checkpoint.RESUME, self._resume_state(stopped))
+            resume_parts.save(self.run_folder / checkpoint.RESUME, self._resume_state(stopped))
 
     def fit_seconds(self) -> float:
         """Return the seconds of training so far, those before an interruption included."""
@@ -236,7 +236,7 @@ class RunFolderMixin(TrainerHooks):
         state = checkpoint.load_resume(path, self.description)
         if not state["finished"]:
             state["model"] = checkpoint.renamed(state["model"], hooks_of(self.model))
-            state = parts.read(path, self.own_part(state))
+            state = resume_parts.read(path, self.own_part(state))
             weights = {**self.weights_of_more(state["more"]), **state["model"]}
             checkpoint.load_state(path, self.model, weights, hooks_of(self.model))
             for name, stored in state["optimizers"].items():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_llm.runs import parts
+from recbole_llm.runs import resume_parts
 from recbole_llm.utils.collectives import rows_of_all, rows_to_first
 from recbole_llm.utils.processes import world
 
@@ -56,7 +56,7 @@ class SplitWeight:
     def own(self, whole: Tensor) -> Tensor:
         """Return a copy of the rows of this process, of a tensor with all rows.
 
-        Of one without numbers it is a DTensor, see `recbole_llm.runs.parts`.
+        Of one without numbers it is a DTensor, see `recbole_llm.runs.resume_parts`.
         """
         rows = whole[self.begin : self.end].clone()
         return self.placed(rows) if rows.is_meta else rows
@@ -71,11 +71,11 @@ class SplitWeight:
         return DTensor.from_local(own.contiguous(), self.mesh, placements, run_check=False, shape=shape, stride=stride)
 
     def stored(self, own: Tensor) -> Tensor:
-        """Return the rows of this process as a state to resume from has them, see `recbole_llm.runs.parts`.
+        """Return the rows of this process as a state to resume from has them, see `recbole_llm.runs.resume_parts`.
 
         With a torch that cannot write parts it is what `in_first` returns. All processes call it together.
         """
-        return self.placed(own) if parts.can_be_written() else self.in_first(own)
+        return self.placed(own) if resume_parts.can_be_written() else self.in_first(own)
 
     def whole(self, own: Tensor) -> Tensor:
         """Return all rows, of a tensor with those of this process. All processes call it together."""

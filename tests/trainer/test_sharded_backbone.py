@@ -120,17 +120,13 @@ def test_a_split_backbone_is_trained_as_a_whole_one(tiny, kind):
         assert max(first[size], second[size]) < 0.51 * one[size]
 
 
-@pytest.mark.parametrize(
-    ("kind", "norm_type"),
-    [("fp32", 2.0), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("fp32", float("inf")), ("bf16", 2.0)))],
-)
+@pytest.mark.parametrize(("kind", "norm_type"), [("fp32", 2.0), ("fp32", float("inf")), ("bf16", 2.0)])
 def test_machines_that_split_the_backbone_within_have_copies(tiny, kind, norm_type):
     folder, tolerance = str(tiny["llama"]), KINDS[kind]
     one = trained(folder, kind, norm_type=norm_type)
     found = together(trained, 4, folder, kind, True, True, norm_type, on_each=2)
-    np.testing.assert_allclose(
-        sum(np.array(each["losses"]) for each in found), one["losses"], rtol=max(tolerance, 1e-5)
-    )
+    losses = np.sum([each["losses"] for each in found], axis=0)
+    np.testing.assert_allclose(losses, one["losses"], rtol=max(tolerance, 1e-5))
     for name, weight in one["stored"].items():
         np.testing.assert_allclose(found[0]["stored"][name], weight, rtol=tolerance, atol=tolerance, err_msg=name)
         for each in found:

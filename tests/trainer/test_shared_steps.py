@@ -172,7 +172,7 @@ def adam_state(torch_is_old):
 
     An older torch cannot write parts: process 0 then stores the whole of it.
     """
-    from recbole_llm.runs import parts
+    from recbole_llm.runs import resume_parts
     from recbole_llm.trainer.shared_steps import SharedSteps
     from recbole_llm.trainer.split_rows import SplitState
     from recbole_llm.utils import collectives
@@ -188,7 +188,7 @@ def adam_state(torch_is_old):
         optimizer.step()
     split = SplitState(shared.splits, weights)
     if torch_is_old:
-        parts.can_be_written = lambda: False
+        resume_parts.can_be_written = lambda: False
     stored = split.stored_optimizer(optimizer.state_dict())
     moments = {name: value for name, value in stored["state"][1].items() if value.dim()}
     if torch_is_old:

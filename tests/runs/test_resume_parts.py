@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from several_processes import together
 
 from recbole_llm.errors import CheckpointError, StorageError
-from recbole_llm.runs import checkpoint, parts
+from recbole_llm.runs import checkpoint, resume_parts
 from recbole_llm.trainer.split_rows import SplitWeight
 from recbole_llm.utils.files import remove_unfinished
 from recbole_llm.utils.processes import world
@@ -41,9 +41,9 @@ def state_of(part):
 
 def saved(folder, file_bytes=2**30, scale=1):
     """Write the state, times a number; called in a process."""
-    parts._FILE_BYTES = file_bytes
+    resume_parts._FILE_BYTES = file_bytes
     splits = {name: split_of(scale * tensor) for name, tensor in TENSORS.items()}
-    parts.save(Path(folder) / "resume.pt", state_of(lambda name: splits[name].stored(splits[name].weight)))
+    resume_parts.save(Path(folder) / "resume.pt", state_of(lambda name: splits[name].stored(splits[name].weight)))
 
 
 def read(folder, whole=False):
@@ -54,7 +54,7 @@ def read(folder, whole=False):
     if not whole:
         moments["moment"] = split_of(TENSORS["table"]).own(moments["moment"])
         moments["rows"] = [split_of(TENSORS[n]).own(v) for n, v in zip(("row", "vector"), moments["rows"], strict=True)]
-    found = parts.read(path, state)
+    found = resume_parts.read(path, state)
     assert found["epoch"] == 3 and torch.equal(found["common"], torch.ones(2))
     moments = found["optimizer"][0]
     tensors = dict(zip(TENSORS, (moments["moment"], *moments["rows"]), strict=True))
@@ -107,7 +107,7 @@ def test_a_state_of_an_older_torch_is_whole(tmp_path):
 
 def saved_whole(folder):
     """Write the state as a torch does that cannot write parts; called in a process."""
-    parts.can_be_written = lambda: False
+    resume_parts.can_be_written = lambda: False
     saved(folder)
 
 
@@ -116,10 +116,10 @@ def test_the_newer_state_takes_the_place_of_the_older(written):
     together(saved, 3, str(written))
     assert parts_in(written) != older
     assert read(written, whole=True) == {name: tensor.tolist() for name, tensor in TENSORS.items()}
-    parts.save(written / "resume.pt", state_of(TENSORS.__getitem__))  # of one process
+    resume_parts.save(written / "resume.pt", state_of(TENSORS.__getitem__))  # of one process
     assert [path.name for path in written.iterdir()] == ["resume.pt"]
     together(saved, 2, str(written))
-    parts.remove(written / "resume.pt")
+    resume_parts.remove(written / "resume.pt")
     assert not list(written.iterdir())
 
 
@@ -129,7 +129,7 @@ def interrupted(folder):
     def end(*_):
         raise KeyboardInterrupt
 
-    checkpoint.save_resume, parts.meet = end, lambda: None
+    checkpoint.save_resume, resume_parts.meet = end, lambda: None
     with contextlib.suppress(KeyboardInterrupt):
         saved(folder, scale=2)
 
