@@ -22,7 +22,7 @@ import torch
 
 from recbole_llm.errors import CheckpointError
 from recbole_llm.runs import checkpoint
-from recbole_llm.utils.collectives import exchanged_by_torch, object_from_first
+from recbole_llm.utils.collectives import exchanged_by_torch, object_from_first, objects_of_all
 from recbole_llm.utils.files import storage_errors
 from recbole_llm.utils.processes import meet, world
 
@@ -57,17 +57,17 @@ def save(path: Path, state: dict[str, Any]) -> None:
         tensors[key] = value
         return torch.empty(value.shape, dtype=value.dtype, device="meta")
 
-    rest, folder = _mapped(state, without_rows), None
+    rest = _mapped(state, without_rows)
     if tensors:
-        folder = _write(path, tensors)
-        rest[_PARTS] = {"folder": folder.name, "files": _sizes(folder) if world().is_first else {}}
+        state = {**rest, _PARTS: _write(path, tensors)}
     if world().is_first:
-        checkpoint.save_resume(path, rest)
-        _remove_folders(path, but=folder)
+        checkpoint.save_resume(path, state)
+        _remove_folders(path, but=state[_PARTS]["folder"] if tensors else "")
     meet()  # a collective would not wait as long for the first
 
 
-def _write(path: Path, tensors: dict[str, Any]) -> Path:
+def _write(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Write DTensors, and return the name of their folder and the sizes of its files."""
     from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter
     from torch.distributed.checkpoint import save as save_parts
 
@@ -81,16 +81,18 @@ def _write(path: Path, tensors: dict[str, Any]) -> Path:
     try:
         with storage_errors(folder), exchanged_by_torch():
             try:
-                save_parts(tensors, storage_writer=writer)  # all have written when it returns
+                save_parts(tensors, storage_writer=writer)
             except CheckpointException as error:
                 causes = [cause for cause, _ in error.failures.values()]
                 raise next((cause for cause in causes if isinstance(cause, OSError)), causes[0]) from error
+            # A file system that machines share may be late to show one the files of the others.
+            seen = objects_of_all(_sizes(temporary))
             if world().is_first:
                 temporary.rename(folder)
     finally:
         if world().is_first:
             shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+    return {"folder": folder.name, "files": {name: max(s.get(name, 0) for s in seen) for each in seen for name in each}}
 
 
 def read(path: Path, state: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def read(path: Path, state: dict[str, Any]) -> dict[str, Any]:
         It with plain tensors, own rows for DTensors.
 
     Raises:
-        CheckpointError: if the folder is broken.
+        CheckpointError: if the folder is broken, or this torch too old.
     """
     wanted: dict[str, Any] = {}
 
@@ -119,12 +121,15 @@ def read(path: Path, state: dict[str, Any]) -> dict[str, Any]:
         return found.to_local() if hasattr(found, "to_local") else found
 
     _mapped(state, note)
-    if wanted:
-        _read(path, state.get(_PARTS), wanted)
+    if not wanted:
+        return state
+    _read(path, state.get(_PARTS), wanted)
     return dict(_mapped(state, with_rows))
 
 
 def _read(path: Path, parts: Any, wanted: dict[str, Any]) -> None:
+    if not can_be_written():
+        raise CheckpointError(f"{path} is in parts, which torch {torch.__version__} cannot read: install a later torch")
     from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, load
 
     folder = path
@@ -149,9 +154,9 @@ def remove(path: Path) -> None:
     _remove_folders(path)
 
 
-def _remove_folders(path: Path, but: Path | None = None) -> None:
+def _remove_folders(path: Path, but: str = "") -> None:
     for folder in path.parent.glob("resume-*"):
-        if _FOLDER.fullmatch(folder.name) and folder != but:
+        if _FOLDER.fullmatch(folder.name) and folder.name != but:
             shutil.rmtree(folder, ignore_errors=True)
 
 

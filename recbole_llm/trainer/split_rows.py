@@ -37,7 +37,9 @@ class SplitWeight:
         rank, size, self._group = world().rank, world().size, None
         if mesh is not None:
             self.mesh = mesh
-            rank, size, self._group = mesh.get_local_rank(-1), mesh.size(-1), mesh.get_group(-1)
+            within = mesh.ndim - 1
+            rank, size = mesh.get_local_rank(within), mesh.size(within)
+            self._group = mesh.get_group(within) if within else None
         each = -(-rows // size)
         self.weight = weight
         self.dtype = dtype or weight.dtype

@@ -111,6 +111,12 @@ def saved_whole(folder):
     saved(folder)
 
 
+def test_an_older_torch_cannot_read_parts(written, monkeypatch):
+    monkeypatch.setattr(resume_parts, "can_be_written", lambda: False)
+    with pytest.raises(CheckpointError, match=r"resume.pt is in parts, which torch .* cannot read: install a later"):
+        read(written, whole=True)
+
+
 def test_the_newer_state_takes_the_place_of_the_older(written):
     older = parts_in(written)
     together(saved, 3, str(written))
