@@ -1,6 +1,7 @@
 """Runs whose processes split the backbone end as those of one process, which has all of it."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -97,6 +98,14 @@ def test_a_run_resumed_from_parts_has_the_weights_of_an_uninterrupted_one(worksp
         ended = command_lines(workspace, sharded_arguments("full", tiny, folder), kill=kill)
         assert ended[0].code == (-9 if kill else 0)
     run, uninterrupted = map(only_run, folders)
+    broken = shutil.copytree(run, tmp_path / "broken")
+    next(broken.glob("resume-*/*")).unlink()
+    ended = command_lines(workspace, ["run", f"--resume={broken}"])
+    assert [one.code for one in ended] == [1, 1]
+    assert [line for one in ended for line in one.error.splitlines() if "is broken and training cannot" in line] == [
+        f"error: {next(broken.glob('resume-*'))} is broken and training cannot be resumed from it: remove "
+        f"{broken / 'resume.pt'} and run again"
+    ]
     resume(workspace, run, 2)
     assert_ends_alike(run, uninterrupted, within=1e-6)
 
