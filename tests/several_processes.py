@@ -24,14 +24,19 @@ class Ended(NamedTuple):
 
 
 @contextlib.contextmanager
-def environments(count: int) -> Iterator[list[dict[str, str]]]:
-    """Give what torchrun says to each of `count` processes; they meet in a store of this process."""
+def environments(count: int, on_each: int | None = None) -> Iterator[list[dict[str, str]]]:
+    """Give what torchrun says to each of `count` processes; they meet in a store of this process.
+
+    There are as many `on_each` machine; all on one if it is None.
+    """
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     common = {
         "WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
     }  # fmt: skip
-    yield [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    local = on_each or count
+    common["LOCAL_WORLD_SIZE"] = str(local)
+    yield [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank % local)} for rank in range(count)]
     del store
 
 
@@ -42,6 +47,7 @@ def command_lines(
     kill: Mapping[int, tuple[str, int]] | None = None,
     by: int = signal.SIGKILL,
     limit: float = LIMIT,
+    on_each: int | None = None,
 ) -> list[Ended]:
     """Run one command line in `count` processes, and return how each ended.
 
@@ -52,8 +58,9 @@ def command_lines(
         kill: by rank, when the process ends itself, see `child_runs`.
         by: the signal that ends it.
         limit: seconds after which processes that have not ended are said to hang.
+        on_each: how many processes each machine has; None for one machine.
     """
-    with environments(count) as found:
+    with environments(count, on_each) as found:
         children = [
             process(folder, arguments, (kill or {}).get(rank), by=by, name=f"child{rank}", environment=found[rank])
             for rank in range(count)
@@ -83,14 +90,14 @@ def _joined(folder: Path, children: list[Any], limit: float) -> list[Ended]:
     ]
 
 
-def together(function: Any, count: int, *arguments: Any) -> list[Any]:
+def together(function: Any, count: int, *arguments: Any, on_each: int | None = None) -> list[Any]:
     """Return what `function`, of a module, returns in each of `count` processes that have joined; plain values.
 
-    It is called with the arguments within `processes.joined`.
+    It is called with the arguments within `processes.joined`; `on_each` is that of `command_lines`.
     """
     from child_runs import _SERVER
 
-    with environments(count) as found:
+    with environments(count, on_each) as found:
         answers = _SERVER.Queue()
         children = [
             _SERVER.Process(target=_joined_call, args=(function, arguments, rank, found[rank], answers))

@@ -1,6 +1,7 @@
 """Runs whose processes split the backbone end as those of one process, which has all of it."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -65,12 +66,48 @@ def test_a_split_backbone_is_resumed_by_any_number(workspace, tiny, whole_backbo
     ended = command_lines(workspace, arguments, begun, kill={begun - 1: ("step", 20)})
     run = only_run(tmp_path / "saved")
     assert ended[-1].code == -9
+    assert len(list(run.glob("resume-*"))) == begun - 1  # the folder of what two have split
     if begun == 2:
         assert ended[0].code == 1
         assert ended[0].after < SOON
         assert f"recbole-llm run --resume={run}" in ended[0].error
     resume(workspace, run, resuming)
     assert_ends_alike(run, whole_backbone(name))
+    assert not list(run.glob("*resume*"))
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_machines_that_split_the_backbone_within_end_as_one_process(workspace, tiny, whole_backbone, tmp_path, name):
+    """Two machines of two processes; then the run is killed, and one process resumes it."""
+    for kill in (None, {3: ("step", 20)}):
+        folder = tmp_path / ("killed" if kill else "whole")
+        arguments = [*sharded_arguments(name, tiny, folder), "--shard_within=machine"]
+        ended = command_lines(workspace, arguments, 4, kill, on_each=2)
+        run = only_run(folder)
+        if kill:
+            assert ended[3].code == -9
+            resume(workspace, run, 1)
+        else:
+            assert [one.code for one in ended] == [0] * 4, [one.error for one in ended]
+        assert_ends_alike(run, whole_backbone(name))
+
+
+def test_a_run_resumed_from_parts_has_the_weights_of_an_uninterrupted_one(workspace, tiny, tmp_path):
+    folders = tmp_path / "killed", tmp_path / "uninterrupted"
+    for folder, kill in zip(folders, ({0: ("step", 20)}, None), strict=True):
+        ended = command_lines(workspace, sharded_arguments("full", tiny, folder), kill=kill)
+        assert ended[0].code == (-9 if kill else 0)
+    run, uninterrupted = map(only_run, folders)
+    broken = shutil.copytree(run, tmp_path / "broken")
+    next(broken.glob("resume-*/*")).unlink()
+    ended = command_lines(workspace, ["run", f"--resume={broken}"])
+    assert [one.code for one in ended] == [1, 1]
+    assert [line for one in ended for line in one.error.splitlines() if "is broken and training cannot" in line] == [
+        f"error: {next(broken.glob('resume-*'))} is broken and training cannot be resumed from it: remove "
+        f"{broken / 'resume.pt'} and run again"
+    ]
+    resume(workspace, run, 2)
+    assert_ends_alike(run, uninterrupted, within=1e-6)
 
 
 def test_a_backbone_in_bfloat16_has_the_same_masters_split_or_not(workspace, tiny, whole_backbone, tmp_path):

@@ -11,6 +11,7 @@ from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.ranks import write_ranks
 from recbole_llm.runs.result import RunResult
+from recbole_llm.runs.resume_parts import remove as remove_parts
 from recbole_llm.utils.processes import world
 
 
@@ -64,6 +65,6 @@ def store(
     }
     result = RunResult.from_dict(found, folder / run_folder.RESULT)
     result.write(folder)
-    for file in (checkpoint.RESUME, FINGERPRINT):  # the run is finished: nothing is left to resume from
-        (folder / file).unlink(missing_ok=True)
+    remove_parts(folder / checkpoint.RESUME)  # the run is finished: nothing is left to resume from
+    (folder / FINGERPRINT).unlink(missing_ok=True)
     return {**result.to_dict(), "path": str(folder / run_folder.RESULT)}

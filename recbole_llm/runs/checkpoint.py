@@ -2,7 +2,8 @@
 
 * ``model.safetensors``: the weights of the best epoch. Its header names the model, the dataset and a hash of the item
   vocabulary, so that it is never loaded for another catalogue; that of a model with a row per user, of its users, too.
-* ``resume.pt``: weights, optimiser, schedule and random states after the last epoch, read with ``weights_only=True``.
+* ``resume.pt``: weights, optimiser, schedule and random states after the last epoch, read with ``weights_only=True``;
+  what several processes split is beside it, see `resume_parts`.
 """
 
 import json
@@ -194,17 +195,32 @@ def renamed(state: Mapping[str, Tensor], hooks: StoredWeights) -> dict[str, Tens
 def load_state(path: Path, model: Any, state: dict[str, Tensor], hooks: StoredWeights) -> None:
     """Put `state` into `model`; weights that a checkpoint of this model never holds (a frozen backbone) are left.
 
+    Of a weight that FSDP2 splits, a DTensor in the model, it has the rows of this process.
+
     Raises:
         CheckpointError: if names or shapes differ.
     """
     state = renamed(state, hooks)
     expected = hooks.stored_state()
-    wrong = sorted(set(expected) ^ set(state)) or sorted(n for n in state if state[n].shape != expected[n].shape)
+    own = {name: _rows(weight) for name, weight in expected.items()}
+    wrong = sorted(set(expected) ^ set(state)) or sorted(n for n in state if state[n].shape != own[n].shape)
     if wrong:
         raise CheckpointError(
             f"the weights {path} do not fit this model: '{wrong[0]}' is missing, extra or of another size"
         )
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict({name: _like(expected[name], rows) for name, rows in state.items()}, strict=False)
+
+
+def _rows(weight: Any) -> Any:
+    return weight.to_local() if hasattr(weight, "to_local") else weight
+
+
+def _like(weight: Any, own: Tensor) -> Tensor:
+    if not hasattr(weight, "to_local"):
+        return own
+    shape = {"shape": weight.shape, "stride": weight.stride()}
+    placed: Tensor = weight.from_local(own, weight.device_mesh, weight.placements, run_check=False, **shape)
+    return placed
 
 
 def _name(description: dict[str, str], key: str) -> str:

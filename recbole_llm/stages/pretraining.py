@@ -36,7 +36,7 @@ from recbole_llm.data.sources import Source, item_keys, read_source, refuse_shar
 from recbole_llm.errors import SettingError
 from recbole_llm.model.needs import PretrainedBackbone, PretrainedState
 from recbole_llm.model.pretrained_state import PretrainedWeights
-from recbole_llm.runs import checkpoint
+from recbole_llm.runs import checkpoint, resume_parts
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.context import RunContext
 from recbole_llm.stages.kept import Kept, kept_by
@@ -362,4 +362,4 @@ def _fit(trainer: KeepingMixin, settings: PretrainSettings, kept: Kept, train: A
             trainer.resume_checkpoint(state)
     trainer.fit(train, None, show_progress=show_progress)
     if world().is_first:
-        state.unlink(missing_ok=True)
+        resume_parts.remove(state)

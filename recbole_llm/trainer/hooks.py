@@ -40,13 +40,8 @@ class TrainerHooks(Trainer):
         """
         return state if world().is_first else {}
 
-    def whole_backbone(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which a backbone that several processes split is whole; by default it always is.
-
-        Args:
-            written: whether what the block writes into the backbone stays.
-        """
-        del written
+    def whole_backbone(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which a backbone that several processes split is whole; by default it always is."""
         return contextlib.nullcontext()
 
     def after_training(self) -> None:
@@ -60,13 +55,27 @@ class TrainerHooks(Trainer):
         """Return which rows of weights this process has, by name, where several split them; by default all of all."""
         return {}
 
+    def in_parts(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights to resume from, those that several processes split as `runs.resume_parts` wants them.
+
+        All processes call it together.
+
+        Args:
+            weights: by name; by default they are whole.
+        """
+        return {name: weight.detach().cpu() for name, weight in weights.items()}
+
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return the state of an optimiser, as one process has it."""
+        """Return the state of an optimiser, what is split of it as `in_parts` returns it."""
         return optimizer.state_dict()
 
-    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Take back what `optimizer_state` returned."""
-        optimizer.load_state_dict(state)
+    def own_part(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return a state to resume from with the rows of this process where it has not all; by default it has.
+
+        Args:
+            state: of whole tensors, which may have no numbers yet, see `runs.resume_parts`.
+        """
+        return state
 
     def restore_best(self) -> None:
         """Give the model the best weights of the run so far, those that a validation chose; by default nothing."""

@@ -79,7 +79,8 @@ class PackedTrainer(TrainerHooks):
         sharded = is_sharded(self.config["shard"], self.model, torch.device(self.device))
         if sharded:
             logging.getLogger().info("The backbone is split over %d processes", world().size)
-        return SharedSteps(self.model, ranks_in_blocks(self.config), sharded)
+        within_machine = self.config["shard_within"] == "machine"
+        return SharedSteps(self.model, ranks_in_blocks(self.config), sharded, within_machine)
 
     def _samples(self, epoch: int) -> Any:
         # The epoch's own generator: a resumed run draws what the uninterrupted one draws.
@@ -219,9 +220,9 @@ class PackedTrainer(TrainerHooks):
         """Return weights, whole in process 0. See `TrainerHooks`."""
         return super().in_first(state) if self.shared is None else self.shared.in_first(self.model, state)
 
-    def whole_backbone(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
+    def whole_backbone(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the model has all rows of a split backbone. See `TrainerHooks`."""
-        return contextlib.nullcontext() if self.shared is None else self.shared.joined_backbone(written)
+        return contextlib.nullcontext() if self.shared is None else self.shared.joined_backbone()
 
     def after_training(self) -> None:
         """Join what several processes split for good, but for items if each can rank its own."""
@@ -239,14 +240,31 @@ class PackedTrainer(TrainerHooks):
         splits = {} if self.shared is None else self.shared.split_items(self.model)
         return {name: slice(split.begin, split.end) for name, split in splits.items()}
 
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return the state of an optimiser as one process has it."""
-        state = optimizer.state_dict()
-        return state if self.shared is None else self._split_state().whole_optimizer(state)
+    def in_parts(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights of the model to resume from. See `TrainerHooks`."""
+        splits = {} if self.shared is None else self.shared.split_weights(self.model)
+        whole = super().in_parts({name: weight for name, weight in weights.items() if name not in splits})
+        return whole | {name: splits[name].stored(splits[name].rounded()) for name in weights if name in splits}
 
-    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Take back what `optimizer_state` returned."""
-        optimizer.load_state_dict(state if self.shared is None else self._split_state().own_optimizer(state))
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the state of an optimiser. See `TrainerHooks`."""
+        state = optimizer.state_dict()
+        return state if self.shared is None else self._split_state().stored_optimizer(state)
+
+    def own_part(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return a state to resume from with the rows of this process. See `TrainerHooks`."""
+        if self.shared is None:
+            return state
+        split, splits = self._split_state(), self.shared.split_weights(self.model)
+        more = {**state["more"], "masters": self.masters.own(state["more"]["masters"])}
+        if more.get("average") is not None:
+            more["average"] = {**more["average"], "averages": split.own_list(more["average"]["averages"])}
+        return {
+            **state,
+            "model": {n: splits[n].own(weight) if n in splits else weight for n, weight in state["model"].items()},
+            "optimizers": {name: split.own_optimizer(found) for name, found in state["optimizers"].items()},
+            "more": more,
+        }
 
     def _split_state(self) -> SplitState:
         assert self.shared is not None
@@ -256,7 +274,7 @@ class PackedTrainer(TrainerHooks):
         """Return the state of the learning rate schedule, the float32 masters and the average of the weights."""
         average = None if self.average is None else self.average.state()
         if average is not None and self.shared is not None:
-            average["averages"] = self._split_state().whole_list(average["averages"])
+            average["averages"] = self._split_state().stored_list(average["averages"])
         return {"scheduler": self.scheduler.state_dict(), "masters": self.masters.state(), "average": average}
 
     def weights_of_more(self, state: dict[str, Any] | None = None) -> dict[str, Tensor]:
@@ -270,10 +288,7 @@ class PackedTrainer(TrainerHooks):
         self.scheduler.load_state_dict(state["scheduler"])
         self.masters.load_state(state["masters"])
         if self.average is not None:
-            average = state.get("average")
-            if average is not None and self.shared is not None:
-                average = {**average, "averages": self._split_state().own_list(average["averages"])}
-            self.average.load_state(average)
+            self.average.load_state(state.get("average"))
 
 
 def _weights(groups: list[dict[str, Any]]) -> list[Tensor]:

@@ -18,7 +18,7 @@ from recbole_llm.evaluation.blocks import ItemBlocks
 from recbole_llm.evaluation.ranks import mean_reciprocal_rank
 from recbole_llm.evaluation.shared_ranks import FirstEvaluates, SharedRankCollector, rank_collector
 from recbole_llm.evaluation.split_blocks import SplitItemBlocks
-from recbole_llm.runs import checkpoint
+from recbole_llm.runs import checkpoint, resume_parts
 from recbole_llm.runs.context import RunContext
 from recbole_llm.runs.outside_state import OutsideState
 from recbole_llm.trainer.device_steps import DeviceSteps
@@ -140,10 +140,7 @@ class RunFolderMixin(TrainerHooks):
             self._stored = time.monotonic()
             self._write_best()
             stopped = self.cur_step > self.stopping_step or self.epochs_done >= self.epochs
-            state = self._resume_state(stopped)
-            if world().is_first:
-                checkpoint.save_resume(self.run_folder / checkpoint.RESUME, state)
-            meet()  # a collective would not wait as long for the first
+            resume_parts.save(self.run_folder / checkpoint.RESUME, self._resume_state(stopped))
 
     def fit_seconds(self) -> float:
         """Return the seconds of training so far, those before an interruption included."""
@@ -190,7 +187,6 @@ class RunFolderMixin(TrainerHooks):
         return result
 
     def _resume_state(self, finished: bool) -> dict[str, Any]:
-        model = {name: tensor.detach().cpu() for name, tensor in self.in_first(self._own_weights()).items()}
         return {
             "description": self.description,
             "epoch": self.epochs_done,
@@ -200,7 +196,7 @@ class RunFolderMixin(TrainerHooks):
             "history": self.history,
             "finished": finished,
             "seconds": self.fit_seconds(),
-            "model": model,
+            "model": self.in_parts(self._own_weights()),
             "optimizers": {name: self.optimizer_state(optimizer) for name, optimizer in self._optimizers().items()},
             "random": checkpoint.random_states(),
             "loaders": [generator.get_state() for generator in self._loader_generators],
@@ -239,13 +235,12 @@ class RunFolderMixin(TrainerHooks):
         path = Path(resume_file)
         state = checkpoint.load_resume(path, self.description)
         if not state["finished"]:
+            state["model"] = checkpoint.renamed(state["model"], hooks_of(self.model))
+            state = resume_parts.read(path, self.own_part(state))
             weights = {**self.weights_of_more(state["more"]), **state["model"]}
-            weights = checkpoint.renamed(weights, hooks_of(self.model))
-            weights.update({name: weights[name][rows] for name, rows in self.own_rows().items() if name in weights})
-            with self.whole_backbone(written=True):
-                checkpoint.load_state(path, self.model, weights, hooks_of(self.model))
+            checkpoint.load_state(path, self.model, weights, hooks_of(self.model))
             for name, stored in state["optimizers"].items():
-                self.load_optimizer_state(getattr(self, name), stored)
+                getattr(self, name).load_state_dict(stored)
             self.load_more_resume_state(state["more"])
             if self._outside is not None:
                 self._outside.put_back(state.get("outside", {}))

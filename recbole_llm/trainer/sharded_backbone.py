@@ -1,6 +1,7 @@
 """A backbone that is split over the processes of a run while it is trained, by torch's FSDP2 (`fully_shard`).
 
-Every process keeps ceil(rows / processes) rows of each weight, of its gradient and of the optimiser's state. A pass has
+Every process keeps ceil(rows / processes) rows of each weight, of its gradient and of the optimiser's state; the
+processes are all of the run, or those of a machine, and machines have copies then (HSDP). A pass has
 the whole weights of one layer at a time: they are gathered before the layer is computed, forward and backward, and its
 gradients are added up over processes and split after that. So all processes compute the same number of passes.
 
@@ -81,17 +82,20 @@ class ShardedBackbone:
 
     Args:
         model: a `TextRecommender`, on its device; its `backbone_is_sharded` becomes True.
+        within_machine: whether the processes of each machine split it, and not all processes. What a layer gathers
+            then stays within the machine; gradients are added up over machines after that, [rows / processes of one].
 
     Attributes:
         splits: the rows of this process of every weight, by the weight's name in the model.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, within_machine: bool = False) -> None:
         self._model = model
         self._whole = _without_weights(model.backbone)
         self._places = _places(self._whole)
         dtypes = {name: parameter.dtype for name, parameter in model.backbone.named_parameters()}
-        _fully_shard(model.backbone, model.layers_to_shard())
+        mesh = _mesh(next(model.backbone.parameters()).device, within_machine)
+        _fully_shard(model.backbone, model.layers_to_shard(), mesh)
         self._sharded = model.backbone
         # FSDP2's parameter and the rows that the optimiser updates, by name.
         self._pairs: dict[str, tuple[Any, Tensor]] = {}
@@ -99,7 +103,7 @@ class ShardedBackbone:
         for name, parameter in self._sharded.named_parameters():
             rows = parameter.to_local().detach().requires_grad_(parameter.requires_grad)
             self._pairs[name] = parameter, rows
-            self.splits[f"{BACKBONE}.{name}"] = SplitWeight(rows, len(parameter), dtypes[name])
+            self.splits[f"{BACKBONE}.{name}"] = SplitWeight(rows, len(parameter), dtypes[name], mesh)
         model.backbone_is_sharded = True
 
     def masters(self, groups: list[dict[str, Any]]) -> "ShardMasters":
@@ -109,22 +113,16 @@ class ShardedBackbone:
         return ShardMasters(groups, pairs, splits)
 
     @contextlib.contextmanager
-    def joined(self, written: bool = False) -> Iterator[None]:
+    def joined(self) -> Iterator[None]:
         """Give the model its backbone with whole weights, in their stored precision, until the block ends.
 
-        All processes call it together.
-
-        Args:
-            written: whether what the block writes into the weights stays.
+        All processes call it together. What the block writes into them is lost.
         """
-        weights = self._fill()
+        self._fill()
         self._model.backbone = self._whole
         try:
             yield
         finally:
-            if written:
-                for name, split in self.splits.items():
-                    split.weight.data.copy_(split.own(weights[name].data))
             self._model.backbone = self._sharded
             self._empty()
 
@@ -137,7 +135,7 @@ class ShardedBackbone:
         self._model.backbone_is_sharded = False
         self.splits = {}
 
-    def _fill(self) -> dict[str, nn.Parameter]:
+    def _fill(self) -> None:
         weights = {
             name: nn.Parameter(split.whole(split.rounded()), requires_grad=split.weight.requires_grad)
             for name, split in self.splits.items()
@@ -145,7 +143,6 @@ class ShardedBackbone:
         for module, leaf, name in self._places:
             setattr(module, leaf, weights[f"{BACKBONE}.{name}"])
         self._whole.train(self._sharded.training)
-        return weights
 
     def _empty(self) -> None:
         for module, leaf, _ in self._places:
@@ -194,16 +191,16 @@ class ShardMasters(MasterWeights):
         """Nothing: FSDP2 rounds the rows when it gathers them."""
 
     def rounded(self, state: list[Tensor]) -> list[Tensor]:
-        """Return what the model's weights are, whole, with the masters that `state` returned."""
+        """Return what the rows of this process are with the masters that `own` returned."""
         return [master.to(split.dtype) for split, master in zip(self._low_splits, state, strict=True)]
 
     def state(self) -> list[Tensor]:
-        """Return the masters, whole in process 0. All processes call it together."""
-        return [split.in_first(split.weight.detach()) for split in self._low_splits]
+        """Return the masters, as `SplitWeight.stored` does. All processes call it together."""
+        return [split.stored(split.weight.detach()) for split in self._low_splits]
 
-    def load_state(self, state: list[Tensor]) -> None:
-        """Take back what `state` returned, its own rows of it."""
-        super().load_state([split.own(stored) for split, stored in zip(self._low_splits, state, strict=True)])
+    def own(self, state: list[Tensor]) -> list[Tensor]:
+        """Return the rows of this process of whole masters."""
+        return [split.own(stored) for split, stored in zip(self._low_splits, state, strict=True)]
 
 
 def _without_weights(backbone: nn.Module) -> nn.Module:
@@ -225,8 +222,23 @@ def _places(module: nn.Module) -> list[tuple[nn.Module, str, str]]:
     ]
 
 
-def _fully_shard(backbone: nn.Module, layers: list[nn.Module]) -> None:
+def _mesh(device: torch.device, within_machine: bool) -> Any:
     from torch.distributed.device_mesh import init_device_mesh
+
+    size = world().size
+    if not within_machine:
+        return init_device_mesh(device.type, (size,))
+    local = numbers_of_all([world().local_size]).flatten().tolist()
+    if len(set(local)) > 1 or size % local[0]:
+        raise SettingError(
+            f"shard_within=machine needs as many processes on each machine, but there are {sorted(set(local))}: start "
+            f"as many on each, or set shard_within=all"
+        )
+    names = ("machine", "within machine")
+    return init_device_mesh(device.type, (size // local[0], local[0]), mesh_dim_names=names)
+
+
+def _fully_shard(backbone: nn.Module, layers: list[nn.Module], mesh: Any) -> None:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
@@ -234,8 +246,7 @@ def _fully_shard(backbone: nn.Module, layers: list[nn.Module]) -> None:
     # Inputs are cast where they are used: FSDP2 would hand copies of them to the layers, which write states into them.
     dtypes: dict[str, Any] = {"param_dtype": low[0], "reduce_dtype": torch.float32} if low else {}
     policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
-    device = next(backbone.parameters()).device
-    options: dict[str, Any] = {"mesh": init_device_mesh(device.type, (world().size,)), "mp_policy": policy}
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
     if not trained:  # no backward pass would free what the last module gathered
         options["reshard_after_forward"] = True
     for module in (*layers, backbone):

@@ -60,6 +60,7 @@ class SharedSteps:
         model: its weights are those of process 0 afterwards, and what its `share_over_processes` says is split.
         ranks_split: see below.
         sharded: whether its backbone is split, too, see `ShardedBackbone`.
+        within_machine: whether it is split by the processes of a machine, and not by all.
 
     Attributes:
         splits: weights whose rows are split.
@@ -67,14 +68,16 @@ class SharedSteps:
         backbone: the split backbone; None if every process has all of it.
     """
 
-    def __init__(self, model: Any, ranks_split: bool = False, sharded: bool = False) -> None:
+    def __init__(
+        self, model: Any, ranks_split: bool = False, sharded: bool = False, within_machine: bool = False
+    ) -> None:
         from_first_([parameter.data for parameter in model.parameters() if parameter.requires_grad])
         self._rows: list[SplitRows] = hooks_of(model).share_over_processes()
         split = {id(rows.weight) for rows in self._rows}
         for rows in self._rows:
             rows.trains_states = any(each.requires_grad and id(each) not in split for each in model.parameters())
         self.ranks_split = ranks_split and bool(self._rows)
-        self.backbone = ShardedBackbone(model) if sharded else None
+        self.backbone = ShardedBackbone(model, within_machine) if sharded else None
         self.splits: list[SplitWeight] = [*self._rows]
         if self.backbone is not None:
             self.splits += self.backbone.splits.values()
@@ -144,15 +147,17 @@ class SharedSteps:
         Raises:
             RuntimeError: if it is, in torch's words.
         """
-        split = {id(each.weight) for each in self.splits}
-        norms = [
-            _norm([weight for weight in weights if (id(weight) in split) == of_split], norm_type, weights[0].device)
-            for of_split in (False, True)
-        ]
+        copies = {id(each.weight): each.copies for each in self.splits}
+        norms = {
+            count: _norm([w for w in weights if copies.get(id(w), 0) == count], norm_type, weights[0].device)
+            for count in (0, *sorted(set(copies.values())))
+        }
+        common = norms.pop(0)
         if norm_type == float("inf"):
-            total = torch.maximum(norms[0], max_(norms[1].clone()))
+            total = torch.maximum(common, max_(torch.stack([common, *norms.values()]).amax()))
         else:
-            total = (norms[0] ** norm_type + sum_(norms[1] ** norm_type)) ** (1 / norm_type)
+            own = sum((norm**norm_type / count for count, norm in norms.items()), torch.zeros_like(common))
+            total = (common**norm_type + sum_(own)) ** (1 / norm_type)
         if error_if_nonfinite and not bool(total.isfinite()):
             raise RuntimeError(f"The total norm of order {norm_type} for gradients is non-finite: it cannot be clipped")
         torch.nn.utils.clip_grads_with_norm_(list(weights), max_norm, total)
@@ -169,13 +174,9 @@ class SharedSteps:
             stack.enter_context(self.joined_backbone())
             yield
 
-    def joined_backbone(self, written: bool = False) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the backbone has all of its rows.
-
-        Args:
-            written: whether what the block writes into it stays.
-        """
-        return contextlib.nullcontext() if self.backbone is None else self.backbone.joined(written)
+    def joined_backbone(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the backbone has all of its rows."""
+        return contextlib.nullcontext() if self.backbone is None else self.backbone.joined()
 
     def join(self) -> None:
         """As `joined`, for good."""

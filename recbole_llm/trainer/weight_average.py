@@ -57,7 +57,7 @@ class WeightAverage:
 
     def state(self) -> dict[str, Any]:
         """Return the averages and how many steps they have."""
-        return {"steps": self._steps, "averages": [average.cpu() for average in self.averages]}
+        return {"steps": self._steps, "averages": list(self.averages)}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any] | None) -> None:

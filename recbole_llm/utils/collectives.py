@@ -6,7 +6,7 @@ functions in the same order. On a GPU tensors go by NCCL, on the CPU by gloo.
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -111,12 +111,13 @@ def numbers_under_way(values: Sequence[int]) -> Callable[[], Tensor]:
     return wait
 
 
-def rows_of_all(own: Tensor, counts: Sequence[int]) -> Tensor:
+def rows_of_all(own: Tensor, counts: Sequence[int], group: Any = None) -> Tensor:
     """Return the rows of all processes, [sum of counts, ...], those of process 0 first.
 
     Args:
         own: the rows of this process, [counts[rank], ...].
         counts: how many rows each process has.
+        group: torch's group of the processes that exchange theirs, if it is not all of them.
     """
     if not world().is_shared:
         return own
@@ -127,17 +128,12 @@ def rows_of_all(own: Tensor, counts: Sequence[int]) -> Tensor:
     padded = own.contiguous()
     if len(own) < most:
         padded = torch.cat([own, own.new_empty(most - len(own), *own.shape[1:])])
-    found = _gathered(padded)
+    found = own.new_empty(most * len(counts), *own.shape[1:])
+    with _others_there():
+        _all_gather(found, padded, group=group)
     if min(counts) == most:
         return found
     return torch.cat([part[:count] for part, count in zip(found.split(most), counts, strict=True)])
-
-
-def _gathered(own: Tensor) -> Tensor:
-    found = own.new_empty(len(own) * world().size, *own.shape[1:])
-    with _others_there():
-        _all_gather(found, own)
-    return found
 
 
 def stacked_of_all(own: Tensor) -> Tensor:
@@ -168,7 +164,7 @@ def rows_in_first(own: Tensor, parts: Iterable[tuple[int, int]]) -> Iterator[Ten
             yield mine
 
 
-def rows_to_first(own: Tensor, counts: Sequence[int]) -> Tensor | None:
+def rows_to_first(own: Tensor, counts: Sequence[int], group: Any = None) -> Tensor | None:
     """Return the rows of all processes in process 0, [sum of counts, ...] on the CPU; None in the others.
 
     They are sent in pieces, so that no device holds all of them.
@@ -176,9 +172,12 @@ def rows_to_first(own: Tensor, counts: Sequence[int]) -> Tensor | None:
     Args:
         own: the rows of this process, [counts[rank], ...].
         counts: how many rows each process has.
+        group: torch's group of the processes that have them, if it is not all; one without process 0 sends nothing.
     """
     if not world().is_shared:
         return own.cpu()
+    if group is not None and 0 not in distributed.get_process_group_ranks(group):
+        return None
     size = min(max(_PIECE_BYTES // (own.shape[1:].numel() * own.element_size()), 1), max(counts))
     whole = own.new_empty(sum(counts), *own.shape[1:], device="cpu") if world().is_first else None
     begins = [sum(counts[:rank]) for rank in range(len(counts))]
@@ -187,7 +186,7 @@ def rows_to_first(own: Tensor, counts: Sequence[int]) -> Tensor | None:
         piece[: len(own[begin : begin + size])] = own[begin : begin + size]
         parts = None if whole is None else [torch.empty_like(piece) for _ in counts]
         with _others_there():
-            distributed.gather(piece, parts, dst=0)
+            distributed.gather(piece, parts, dst=0, group=group)
         for part, first, count in zip(parts or (), begins, counts, strict=False):
             end = min(begin + size, count)
             if whole is not None and end > begin:

@@ -99,7 +99,10 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 def remove_unfinished(folder: Path) -> None:
     """Remove what `replacing` left in `folder` when its process was killed; nobody else may be writing there."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _temporary_name(target: Path) -> Path:

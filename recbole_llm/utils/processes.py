@@ -1,9 +1,9 @@
 """The processes of one run: which one this is, how they wait for each other, and how an error of one ends all.
 
-torchrun starts them and says in the environment who each is (RANK, WORLD_SIZE, LOCAL_RANK); nothing else makes a run
-one of several processes. They meet in a store of keys and values (`torch.distributed.TCPStore`), in which they wait for
-work that one of them does alone, and in a process group, by which they exchange tensors (`utils.collectives`). Waiting
-in the store takes no part in a collective, whose time is limited.
+torchrun starts them and says in the environment who each is (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE); nothing
+else makes a run one of several processes. They meet in a store of keys and values (`torch.distributed.TCPStore`), in
+which they wait for work that one of them does alone, and in a process group, by which they exchange tensors
+(`utils.collectives`). Waiting in the store takes no part in a collective, whose time is limited.
 """
 
 import contextlib
@@ -38,11 +38,13 @@ class World:
         rank: its number, from 0.
         size: how many there are.
         local_rank: its number among those on its machine, which is the number of its device.
+        local_size: how many are on its machine.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -77,8 +79,8 @@ def started() -> World:
     """Return what torchrun says of this process; `ONE` if it did not start it, or started no other."""
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ONE
-    rank = int(os.environ["RANK"])
-    return World(rank, int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", rank)))
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return World(rank, size, int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size)))
 
 
 def world() -> World:

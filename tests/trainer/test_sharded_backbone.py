@@ -1,6 +1,8 @@
 """A backbone that two processes split by FSDP2, against one process that has all of it."""
 
+import os
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from recbole_llm.model.sequential_recommender.st2si import ST2SI
 from recbole_llm.trainer import sharded_backbone
 from recbole_llm.trainer.sharded_backbone import is_sharded, training_bytes
 from recbole_llm.trainer.shared_steps import SharedSteps
-from recbole_llm.utils.processes import world
+from recbole_llm.utils.processes import started, world
 
 STEPS = 3
 # Adapters are float32, beside frozen weights in bfloat16. Bounds are those of the arithmetic's rounding.
@@ -47,7 +49,12 @@ class Reader(ModelHooks, torch.nn.Module):
         return self.backbone.embed_tokens.weight.dtype
 
 
-def trained(folder, kind, sharded=True):
+def whole_of(weight):
+    """Return all rows of a weight as a state to resume from has it: in parts, or as it is."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+
+
+def trained(folder, kind, sharded=True, within_machine=False, norm_type=2.0):
     """Train a few steps, the last one clipped, and return what is left.
 
     Called in a process, which has its part of each step. AdamW's eps is so large that the size of gradients counts.
@@ -56,7 +63,7 @@ def trained(folder, kind, sharded=True):
     batches = torch.randint(3, 300, (STEPS, 5, 9))
     model = Reader(folder, kind)
     shapes = [parameter.shape for parameter in model.parameters() if parameter.requires_grad]
-    shared = SharedSteps(model, sharded=sharded and world().is_shared)
+    shared = SharedSteps(model, sharded=sharded and world().is_shared, within_machine=within_machine)
     groups = [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
     masters = shared.masters(groups)
     weights = groups[0]["params"]
@@ -69,21 +76,20 @@ def trained(folder, kind, sharded=True):
         masters.take_gradients()
         shared.add_gradients(weights)
         if len(losses) == STEPS:
-            shared.clip(weights, max_norm=0.5)
+            shared.clip(weights, max_norm=0.5, norm_type=norm_type)
         optimizer.step()
         optimizer.zero_grad()
         masters.give_weights()
     held = sum(getattr(parameter, "_local_tensor", parameter).numel() for parameter in model.parameters())
     moments = sum(state["exp_avg"].numel() for state in optimizer.state.values())
     stored = {name: weight.float().numpy() for name, weight in shared.in_first(model, model.state_dict()).items()}
-    low = [weight.numpy().copy() for weight in masters.state()]
+    low = [whole_of(weight).numpy().copy() for weight in masters.state()]
     with shared.joined():
         whole = {name: weight.float().numpy() for name, weight in model.state_dict().items()}
     # Numbers that bfloat16 does not have: a master that is only rounded cannot give them back.
     given = [torch.linspace(0.1, 0.2, shape.numel()).view(shape) for shape in shapes[: len(low)]]
-    masters.load_state(given)
-    found = masters.state()  # whole in the first process
-    back = world().is_first and all(torch.equal(*pair) for pair in zip(found, given, strict=True))
+    masters.load_state(masters.own(given))
+    back = all(torch.equal(whole_of(found), known) for found, known in zip(masters.state(), given, strict=True))
     return {
         "losses": losses, "held": held, "moments": moments, "masters": low, "whole": whole, "stored": stored,
         "given back": back,
@@ -103,7 +109,7 @@ def test_a_split_backbone_is_trained_as_a_whole_one(tiny, kind):
         np.testing.assert_array_equal(first["whole"][name], first["stored"][name])
         np.testing.assert_array_equal(second["whole"][name], first["stored"][name])
     assert second["stored"] == {}
-    assert first["given back"] and one["given back"]
+    assert first["given back"] and second["given back"] and one["given back"]
     for found, known in zip(first["masters"], one["masters"], strict=True):
         np.testing.assert_allclose(found, known, rtol=tolerance, atol=tolerance)
         assert (found != torch.from_numpy(found).bfloat16().float().numpy()).any(), "rounded: it is no master"
@@ -112,6 +118,39 @@ def test_a_split_backbone_is_trained_as_a_whole_one(tiny, kind):
     for size in ("held", "moments"):
         assert first[size] + second[size] == one[size]
         assert max(first[size], second[size]) < 0.51 * one[size]
+
+
+@pytest.mark.parametrize(("kind", "norm_type"), [("fp32", 2.0), ("fp32", float("inf")), ("bf16", 2.0)])
+def test_machines_that_split_the_backbone_within_have_copies(tiny, kind, norm_type):
+    folder, tolerance = str(tiny["llama"]), KINDS[kind]
+    one = trained(folder, kind, norm_type=norm_type)
+    found = together(trained, 4, folder, kind, True, True, norm_type, on_each=2)
+    losses = np.sum([each["losses"] for each in found], axis=0)
+    np.testing.assert_allclose(losses, one["losses"], rtol=max(tolerance, 1e-5))
+    for name, weight in one["stored"].items():
+        np.testing.assert_allclose(found[0]["stored"][name], weight, rtol=tolerance, atol=tolerance, err_msg=name)
+        for each in found:
+            np.testing.assert_array_equal(each["whole"][name], found[0]["stored"][name])
+    assert [each["stored"] for each in found[1:]] == [{}] * 3
+    assert all(each["given back"] for each in (one, *found))
+    for size in ("held", "moments"):  # each machine has all, and a process half of it
+        first, second, third, fourth = (each[size] for each in found)
+        assert (first, second) == (third, fourth)
+        assert first + second == one[size]
+        assert max(first, second) < 0.51 * one[size]
+
+
+def unequal_machines(folder):
+    """Return the error of machines that have two processes and one; called in a process."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(2 - world().rank // 2)
+    with pytest.raises(SettingError) as error, mock.patch.object(sharded_backbone, "world", started):
+        trained(folder, "fp32", within_machine=True)
+    return str(error.value)
+
+
+def test_machines_of_unequal_size_are_refused(tiny):
+    for error in together(unequal_machines, 3, str(tiny["llama"])):
+        assert error.startswith("shard_within=machine needs as many processes on each machine, but there are [1, 2]: ")
 
 
 class Named(torch.nn.Module):

@@ -19,6 +19,7 @@ _BACKBONE = Section(
             "sbert-minilm", "A preset of properties/backbone/, a local folder, or a hub ID; encoder or decoder."
         ),
         text_models.SHARD,
+        text_models.SHARD_WITHIN,
         text_models.COMPILE,
         replace(text_models.CHECKPOINTING, since="0.3.0"),
     ),

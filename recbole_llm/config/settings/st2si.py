@@ -30,6 +30,7 @@ _BACKBONE = Section(
         text_models.WEIGHTS,
         text_models.CHECKPOINTING,
         text_models.SHARD,
+        text_models.SHARD_WITHIN,
         text_models.COMPILE,
     ),
 )

@@ -77,6 +77,15 @@ SHARD = Setting(
     pretraining=True,
     since="0.3.0",
 )
+SHARD_WITHIN = Setting(
+    "shard_within",
+    Choice("all", "machine"),
+    "all",
+    Role.MACHINE,
+    "Which processes split a backbone. all: all of the run; machine: those of each machine, and machines have copies.",
+    pretraining=True,
+    since="0.3.0",
+)
 COMPILE = Setting(
     "compile",
     Flag(),
