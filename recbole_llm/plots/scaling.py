@@ -125,14 +125,16 @@ def _draw(ax: Axes, lines: dict[str, list[_Size]], look: dict[str, Look]) -> Non
         xs, means = [size.point.x for size in sizes], [size.point.mean for size in sizes]
         spread = [size.point for size in sizes if size.point.deviation is not None]
         if spread:
-            low, high = zip(*((p.mean - (p.deviation or 0), p.mean + (p.deviation or 0)) for p in spread), strict=True)
-            ax.vlines([p.x for p in spread], low, high, color=style.colour, linewidth=1.2)
+            ends_of = [(p.mean - (p.deviation or 0), p.mean + (p.deviation or 0)) for p in spread]
+            ax.vlines([p.x for p in spread], *zip(*ends_of, strict=True), color=style.colour, linewidth=1.2)
         ax.plot(xs, means, color=style.colour, marker=style.marker, linestyle=style.dashes, label=system)
-        for size in sizes:
-            name = size.backbone.removeprefix(CONTROL)
+        for place, size in enumerate(sizes):
+            beside = [means[n] for n in (place - 1, place + 1) if 0 <= n < len(means)]
+            low = bool(beside) and sum(beside) / len(beside) > size.point.mean  # the line leaves it upwards
             ax.annotate(
-                name, (size.point.x, size.point.mean), (0, 7), textcoords="offset points", color=style.colour,
-                ha="center", va="bottom", annotation_clip=False,
+                size.backbone.removeprefix(CONTROL), (size.point.x, size.point.mean), (0, -8 if low else 7),
+                textcoords="offset points", color=style.colour, ha="center", va="top" if low else "bottom",
+                annotation_clip=False,
             )  # fmt: skip
         ends.append((xs[-1], means[-1], system, style.colour))
     values = sorted({size.point.x for sizes in lines.values() for size in sizes})
@@ -141,7 +143,7 @@ def _draw(ax: Axes, lines: dict[str, list[_Size]], look: dict[str, Look]) -> Non
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(_rounded))
     number_axis(ax, "y", [size.point.mean for sizes in lines.values() for size in sizes], logarithmic=False)
-    ax.margins(x=0.15, y=0.2)
+    ax.margins(x=0.2, y=0.25)
     label_ends(ax, ends, _HEIGHT * 0.75)
 
 
