@@ -71,7 +71,9 @@ def _draw_results(options: dict[str, Any], kind: str, folder: Path) -> int:
     from recbole_llm.comparison.file import read_comparison, showing
     from recbole_llm.plots.draw import draw
     from recbole_llm.plots.records import from_comparison, read_runs
+    from recbole_llm.plots.scaling import scaling_points
     from recbole_llm.plots.style import metric_name, save
+    from recbole_llm.utils.files import write_json
 
     metric = options.get("metric", "").lower() or None
     if "runs" in options:
@@ -86,6 +88,9 @@ def _draw_results(options: dict[str, Any], kind: str, folder: Path) -> int:
         title = f"{name.replace('_', ' ')}: {metric_name(results.metric(metric))} on {', '.join(results.datasets)}"
         for path in save(figure, folder, name, title):
             show(path)
+    if kind == "scaling":
+        write_json(folder / f"{kind}.json", scaling_points(results, results.metric(metric)))
+        show(folder / f"{kind}.json")
     return 0
 
 

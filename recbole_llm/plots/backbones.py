@@ -10,7 +10,7 @@ from recbole_llm.plots.sensitivity import draw_lines
 from recbole_llm.plots.style import MUTED, grid, looks, metric_name, styled
 
 # What a run with another language model differs in by its nature: how it is found, stored and fed.
-_OF_THE_BACKBONE = (
+OF_THE_BACKBONE = (
     *("backbone", "weights", "precision", "gradient_checkpointing", "compile"),
     *("train_batch_size", "train_batch_tokens", "train_batch_samples"),
 )
@@ -41,11 +41,11 @@ def backbones(results: Results, metric: str) -> Figure:
     for (dataset, by_family), ax in zip(sizes.items(), axes, strict=True):
         points = {
             family: sorted(
-                (point(_size(runs[0]), runs, metric, *_OF_THE_BACKBONE) for runs in by_name.values()), key=_x
+                (point(size_of(runs[0]), runs, metric, *OF_THE_BACKBONE) for runs in by_name.values()), key=_x
             )
             for family, by_name in by_family.items()
         }
-        reference = _reference(results.of(dataset), metric)
+        reference = best_without(results.of(dataset), metric)
         if reference is not None:
             ax.axhline(reference[1], color=MUTED, linestyle="--", linewidth=1.0, label=reference[0])
             ax.annotate(
@@ -62,7 +62,8 @@ def family_of(backbone: str) -> str:
     return Path(backbone).name.split("-")[0].lower()
 
 
-def _size(record: Record) -> float:
+def size_of(record: Record) -> float:
+    """Return the number of all parameters of a run's model, trained and frozen."""
     return float(sum(record.parameters.values()))
 
 
@@ -83,7 +84,8 @@ def _lines(records: list[Record]) -> dict[str, dict[str, list[Record]]]:
     return lines
 
 
-def _reference(records: list[Record], metric: str) -> tuple[str, float] | None:
+def best_without(records: list[Record], metric: str) -> tuple[str, float] | None:
+    """Return label and mean over seeds of the best without a language model, None if all runs have one."""
     labels = dict.fromkeys(record.label for record in records if not record.backbone)
     means = {label: mean(0, [r for r in records if r.label == label], metric).mean for label in labels}
     return max(means.items(), key=lambda pair: pair[1]) if means else None

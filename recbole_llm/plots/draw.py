@@ -12,6 +12,7 @@ from recbole_llm.plots.groups import groups
 from recbole_llm.plots.kinds import KINDS
 from recbole_llm.plots.pretraining import pretraining
 from recbole_llm.plots.records import Results
+from recbole_llm.plots.scaling import scaling
 from recbole_llm.plots.sensitivity import sensitivity
 from recbole_llm.plots.trade_off import trade_off
 
@@ -19,6 +20,7 @@ _ONE_METRIC: dict[str, Callable[[Results, str], Figure]] = {
     "curves": curves,
     "groups": groups,
     "backbones": backbones,
+    "scaling": scaling,
     "trade_off": trade_off,
 }
 

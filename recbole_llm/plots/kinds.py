@@ -1,6 +1,6 @@
 """The kinds of pictures, for whoever only names them."""
 
-KINDS = ("curves", "bars", "groups", "sensitivity", "backbones", "pretraining", "trade_off")
+KINDS = ("curves", "bars", "groups", "sensitivity", "backbones", "scaling", "pretraining", "trade_off")
 """Of finished runs or of a comparison."""
 
 REPRESENTATIONS = "representations"
