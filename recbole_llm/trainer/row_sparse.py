@@ -21,6 +21,7 @@ from torch import Tensor
 
 ROWS = "rows"  # the key of a parameter group: how its tables are updated
 _ADAGRAD_EPSILON = 1e-10  # torch's own default
+_MOST = 2**31 - 1  # numbers of a gradient whose rows torch adds up at once: on a GPU it counts them in 32 bits
 
 
 class RowSparse(torch.optim.Optimizer):
@@ -39,10 +40,23 @@ class RowSparse(torch.optim.Optimizer):
                     continue
                 if not table.grad.is_sparse:
                     raise ValueError("a table that is updated row by row has a gradient for all rows")
-                gradient, table.grad = table.grad.coalesce(), None
+                (rows, values), table.grad = _coalesced(table.grad), None
                 # Also of no row, where other processes have those that the step has read: their state counts steps.
-                _UPDATES[group[ROWS]](self.state[table], table, gradient.indices()[0], gradient.values(), group)
+                _UPDATES[group[ROWS]](self.state[table], table, rows, values, group)
         return super().step(closure)
+
+
+def _coalesced(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of a sparse gradient, each once and in order, and the sum of the values of each [rows, width]."""
+    rows, values = gradient._indices(), gradient._values()
+    if values.numel() <= _MOST:
+        whole = gradient.coalesce()
+        return whole.indices()[0], whole.values()
+    added = [
+        torch.sparse_coo_tensor(rows, part.contiguous(), (len(gradient), part.shape[1])).coalesce()
+        for part in values.split(max(_MOST // len(values), 1), dim=1)
+    ]
+    return added[0].indices()[0], torch.cat([part.values() for part in added], dim=1)
 
 
 def _adamw(state: dict[str, Any], table: Tensor, rows: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:

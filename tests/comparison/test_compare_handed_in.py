@@ -159,6 +159,19 @@ def test_runs_of_one_label_must_have_one_setting(workdir):
         compare(Options(runs="runs/mine/*", out="here"))
 
 
+def test_what_auto_came_to_is_the_same_setting(workdir):
+    folder = write_atomic_files(workdir / "tiny")  # where nobody meets an item twice
+    for seed, answer in enumerate(("auto", False, True), start=1):
+        run(
+            settings=quick_settings(folder, model="Pop", repeatable=answer, seed=seed), folder=Path(f"mine/seed-{seed}")
+        )
+    given = {"show": ["mrr"], "settings": {"data_path": str(workdir)}}
+    comparison = compare(Options(runs=["mine/seed-1", "mine/seed-2"], out="same", **given))
+    assert [(entry["label"], entry["seeds"]) for entry in comparison["summary"]] == [("mine", 2)]
+    with pytest.raises(SettingError, match="repeatable is False in the first and True in the second"):
+        compare(Options(runs=["mine/seed-1", "mine/seed-3"], out="other", **given))
+
+
 def test_rows_must_be_of_runs_that_are_there(workdir):
     with pytest.raises(SettingError, match=r"models=SASRec is none of the given runs.*did you mean 'SASRec-default'"):
         compare(Options(runs=[f"{ML_100K}"], models="Pop,SASRec", out="here"))

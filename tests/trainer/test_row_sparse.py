@@ -12,6 +12,7 @@ from small_data import small_settings, write_dataset
 from recbole_llm.config.config import Config
 from recbole_llm.errors import SettingError
 from recbole_llm.quick_start.run import build, run
+from recbole_llm.trainer import row_sparse
 from recbole_llm.trainer.row_sparse import ITEM_OPTIMIZERS, ROWS, RowSparse, with_rows
 
 ROWS_OF_STEPS = [[1, 3, 3], [3, 4], [1, 1, 6]]  # of a table of 8
@@ -54,6 +55,16 @@ def test_adamw_of_rows_is_the_plain_formula(decay):
             weights[row] *= 1 - 0.1 * decay
             weights[row] -= 0.1 * mean[row] / (1 - 0.9**t) / (np.sqrt(square[row] / (1 - 0.999**t)) + 1e-8)
     np.testing.assert_allclose(table.detach().numpy(), weights, rtol=1e-12)
+
+
+def test_a_gradient_of_more_numbers_than_torch_adds_up_at_once(monkeypatch):
+    rows, values = torch.tensor([[6, 1, 3, 1, 6, 1]]), torch.randn(6, 5)
+    expected = torch.zeros(8, 5).index_add(0, rows[0], values)  # in the order of the rows, as here
+    for most in (0, 11, 12, 29):  # columns at once: 1, 1, 2, 4
+        monkeypatch.setattr(row_sparse, "_MOST", most)
+        found, added = row_sparse._coalesced(torch.sparse_coo_tensor(rows, values, (8, 5)))
+        assert found.tolist() == [1, 3, 6]
+        torch.testing.assert_close(added, expected[found])
 
 
 def test_adamw_of_rows_is_torchs_sparse_adam():
