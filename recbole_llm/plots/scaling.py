@@ -59,7 +59,7 @@ def scaling(results: Results, metric: str) -> Figure:
 
 
 def scaling_points(results: Results, metric: str) -> list[dict[str, Any]]:
-    """Return what `scaling` draws: a mapping a point, and one a dataset for the best without a language model.
+    """Return what `scaling` draws: one mapping per point, and one per dataset for the best without a language model.
 
     Each has dataset, system, backbone, parameters (None for the best without), metric, mean and deviation over seeds
     (None for one seed or the best without), and the names of its runs.

@@ -28,7 +28,7 @@ from recbole_llm.utils.processes import meet, world
 
 _PARTS = "parts"
 _FOLDER = re.compile(r"resume-[0-9a-f]{8}")
-_FILE_BYTES = 2**30  # of the rows that a process has in its host's memory at a time, twice
+_FILE_BYTES = 2**30  # of the rows in a file, but for larger tensors; a process holds a file twice in its host's memory
 
 
 def can_be_written() -> bool:
@@ -61,8 +61,14 @@ def save(path: Path, state: dict[str, Any]) -> None:
     if tensors:
         state = {**rest, _PARTS: _write(path, tensors)}
     if world().is_first:
-        checkpoint.save_resume(path, state)
-        _remove_folders(path, but=state[_PARTS]["folder"] if tensors else "")
+        new = state[_PARTS]["folder"] if tensors else ""
+        try:
+            checkpoint.save_resume(path, state)
+        except BaseException:
+            if new:
+                shutil.rmtree(path.with_name(new), ignore_errors=True)
+            raise
+        _remove_folders(path, but=new)
     meet()  # a collective would not wait as long for the first
 
 
@@ -143,6 +149,10 @@ def _read(path: Path, parts: Any, wanted: dict[str, Any]) -> None:
             warnings.simplefilter("ignore")  # torch asks whether one process is meant: each, for itself
             load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     except (Exception, CheckpointException) as error:  # torch reports a broken file in many ways
+        failures = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
+        for cause in (error, *failures):
+            if isinstance(cause, (MemoryError, torch.OutOfMemoryError, PermissionError)):
+                raise cause from error  # the state itself is well
         raise CheckpointError(
             f"{folder} is broken and training cannot be resumed from it: remove {path} and run again"
         ) from error

@@ -63,14 +63,15 @@ class TrainerHooks(Trainer):
         Args:
             weights: by name; by default they are whole.
         """
-        return {name: weight.detach().cpu() for name, weight in weights.items()}
+        first = world().is_first  # it writes them
+        return {name: weight.detach().cpu() if first else weight.detach() for name, weight in weights.items()}
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Return the state of an optimiser, what is split of it as `in_parts` returns it."""
         return optimizer.state_dict()
 
     def own_part(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return a state to resume from with the rows of this process where it has not all; by default it has.
+        """Return a state to resume from, reduced to this process' rows of what is split; by default unchanged.
 
         Args:
             state: of whole tensors, which may have no numbers yet, see `runs.resume_parts`.

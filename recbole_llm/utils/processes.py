@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 _TIMEOUT = datetime.timedelta(minutes=30)  # of a collective: how far apart two processes may be
 _SECONDS_BETWEEN_LOOKS = 0.1  # into the store, while waiting
+_SECONDS_TO_CLOSE = 5.0  # that NCCL has after an error
 _SECONDS_FOR_WORDS = 0.5  # that an ending process has to say why
 _ERROR = "error"
 
@@ -128,12 +129,14 @@ def joined() -> Iterator[World]:
         _first_to_tell(meeting, found, error)
         raise
     finally:
-        meeting.watch.end(done)
-        _meetings.pop()
-        _worlds.pop()
-        _part(done)
-        if on_main and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
-            signal.signal(signal.SIGTERM, on_sigterm)
+        try:
+            meeting.watch.end(done)
+        finally:
+            _meetings.pop()
+            _worlds.pop()
+            _part(done, meeting.watch.lost.is_set())
+            if on_main and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+                signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _meet(found: World) -> _Meeting:
@@ -161,14 +164,20 @@ def _meet(found: World) -> _Meeting:
     return meeting
 
 
-def _part(done: bool) -> None:
+def _part(done: bool, lost: bool) -> None:
     import torch
     from torch import distributed
 
-    if not done and torch.cuda.is_available():
-        return  # NCCL would wait for what others have not sent; `leave` ends a command
-    with contextlib.suppress(RuntimeError):  # what is broken already
-        distributed.destroy_process_group()
+    def destroy() -> None:
+        with contextlib.suppress(RuntimeError):  # what is broken already
+            distributed.destroy_process_group()
+
+    if done or not torch.cuda.is_available():
+        destroy()
+    elif not lost:  # NCCL may wait for what others have not sent; `leave` ends a command
+        closing = threading.Thread(target=destroy, daemon=True)
+        closing.start()
+        closing.join(_SECONDS_TO_CLOSE)
 
 
 def own_part(count: int) -> slice:
@@ -308,7 +317,11 @@ def going_on(how: Callable[[], str]) -> Iterator[None]:
 def _leave_the_lost(meeting: _Meeting, own: World) -> None:
     """End this process, which waits for one that was lost, and say so if nobody has."""
     error = ProcessEndedError(f"{_ended_of(own)}; {meeting.how_to_go_on()}")
-    _first_to_tell(meeting, own, error)
+    vars(error)["told_elsewhere"] = False
+    # What this process is stuck in may hold the store's only connection.
+    telling = threading.Thread(target=_first_to_tell, args=(meeting, own, error), daemon=True)
+    telling.start()
+    telling.join(1.0)
     if not is_told_elsewhere(error):
         print(f"error: {error}", file=sys.stderr)
     leave(1)

@@ -13,9 +13,12 @@ from collections.abc import Callable
 import torch
 from torch import distributed
 
-_DONE, _LOST = 1.0, 0.0
+_DONE, _FAILED, _LOST = 1.0, 2.0, 0.0
+_TO_SET_UP = datetime.timedelta(minutes=30)
 _NO_LIMIT = datetime.timedelta(days=365)
-_SECONDS_FOR_ERRORS = 2.0  # in which gloo, or a look into the store, ends this process in order
+# In which gloo, or a look into the store, ends this process in order: when another was killed, or has failed itself,
+# which may find this one in the middle of other work.
+_SECONDS_TO_END = {_LOST: 2.0, _FAILED: 10.0}
 _SECONDS_FOR_OTHERS = 5.0  # that a process which is done waits for the next one's word
 
 
@@ -37,7 +40,7 @@ class Watch:
         self._over = threading.Event()
         self._saying = threading.Lock()
         self._has_said = False
-        self._group = distributed.new_group(backend="gloo", timeout=_NO_LIMIT)
+        self._group = distributed.new_group(backend="gloo", timeout=_TO_SET_UP)
         self._thread = threading.Thread(target=self._listen, name="watch", daemon=True)
         self._thread.start()
 
@@ -48,18 +51,21 @@ class Watch:
             done: whether this process has done its part; otherwise the others end, too.
         """
         self._over.set()
-        self._say(_DONE if done else _LOST)
+        self._say(_DONE if done else _FAILED)
         self._thread.join(_SECONDS_FOR_OTHERS)
 
     def _listen(self) -> None:
         word = torch.full((1,), _LOST)
         with contextlib.suppress(RuntimeError):  # the connection broke: no word came
-            distributed.recv(word, self._next, group=self._group)
-        if word.item() == _DONE or self._over.is_set():
+            receiving = distributed.irecv(word, self._next, group=self._group)
+            if receiving is not None:
+                receiving.wait(_NO_LIMIT)
+        heard = word.item()
+        if heard == _DONE or self._over.is_set():
             return
         self.lost.set()
-        self._say(_LOST)
-        if not self._over.wait(_SECONDS_FOR_ERRORS):
+        threading.Thread(target=self._say, args=(heard,), daemon=True).start()  # who is before may be gone, too
+        if not self._over.wait(_SECONDS_TO_END[heard]):
             self._leave()
 
     def _say(self, word: float) -> None:

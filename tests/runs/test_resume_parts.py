@@ -140,9 +140,16 @@ def interrupted(folder):
         saved(folder, scale=2)
 
 
-def test_a_new_folder_that_is_not_named_yet_is_not_read(written):
+def test_a_new_folder_that_nothing_names_leaves_with_what_failed(written):
+    older = parts_in(written)
     together(interrupted, 2, str(written))
-    assert len(list(written.glob("resume-*"))) == 2
+    assert parts_in(written) == older
+    assert len(list(written.glob("resume-*"))) == 1
+
+
+def test_a_folder_that_a_killed_process_had_not_named_is_not_read(written):
+    (older,) = written.glob("resume-*")
+    shutil.copytree(older, written / "resume-01234567")
     assert read(written, whole=True) == {name: tensor.tolist() for name, tensor in TENSORS.items()}
     together(saved, 2, str(written), 1, 3)
     assert len(list(written.glob("resume-*"))) == 1
