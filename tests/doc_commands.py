@@ -137,7 +137,7 @@ READ = {
     "torchrun --standalone --nproc_per_node=2 -m recbole_llm run --model=ST2SI --dataset=Scientific "
     "--backbone=llama-7b --weights=bf16 --gradient_checkpointing=True --shard=backbone": "a tiny one in "
     "tests/test_split_backbone.py",
-    "recbole-llm compare --runs=results/runs/Scientific.parquet "
+    "recbole-llm compare --runs='results/runs/Scientific.parquet/*/seed-2020' "
     "--models=IDLEAdapter-last-item-ComiRec-left-out,TextInitSASRec,ComiRec-two-interests,TwinBERT,AlphaFuse,"
     "FDSA-left-out,GRU4Rec-one-pass-20-trials --protocols=both --show=ndcg@10 --significance=False": (
         "tests/test_results.py compares the page's table with the kept runs"

@@ -4,6 +4,8 @@ import importlib
 import json
 from pathlib import Path
 
+import torch
+
 from recbole_llm.config.settings.one_pass import ONE_PASS_LOSSES
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -22,3 +24,22 @@ def test_every_loss_has_a_line_beside_the_full_softmax(monkeypatch, capsys):
     assert {line["loss_type"] for line in lines} == {"CE", *ONE_PASS_LOSSES} - {"BCE"}
     assert {line["item_optimizer"] for line in lines} == {"~", "adamw", "rowwise_adagrad"}
     assert all(line["step_ms"] > 0 for line in lines)
+
+
+def test_what_does_not_fit_is_skipped(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    benchmark = importlib.import_module("item_losses")
+
+    def fits(way, *_):
+        if way["loss_type"] == "CE":
+            raise torch.cuda.OutOfMemoryError
+        return {"step_ms": 1.0, "beside_mib": 1.0}
+
+    monkeypatch.setattr(benchmark, "run_way", fits)
+    monkeypatch.setattr("sys.argv", ["item_losses.py", "--items=300"])
+    benchmark.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == len(benchmark.WAYS)
+    for line in lines:
+        assert ("skipped" in line) == (line["loss_type"] == "CE") != ("step_ms" in line)
+        assert "times_full" not in line  # there is no full softmax to compare with

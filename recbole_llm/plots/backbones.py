@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recbole_llm.errors import SettingError
@@ -10,7 +11,7 @@ from recbole_llm.plots.sensitivity import draw_lines
 from recbole_llm.plots.style import MUTED, grid, looks, metric_name, styled
 
 # What a run with another language model differs in by its nature: how it is found, stored and fed.
-OF_THE_BACKBONE = (
+_OF_THE_BACKBONE = (
     *("backbone", "weights", "precision", "gradient_checkpointing", "compile"),
     *("train_batch_size", "train_batch_tokens", "train_batch_samples"),
 )
@@ -40,18 +41,10 @@ def backbones(results: Results, metric: str) -> Figure:
     figure, axes = grid(len(sizes))
     for (dataset, by_family), ax in zip(sizes.items(), axes, strict=True):
         points = {
-            family: sorted(
-                (point(size_of(runs[0]), runs, metric, *OF_THE_BACKBONE) for runs in by_name.values()), key=_x
-            )
+            family: sorted((point_at_size(runs, metric) for runs in by_name.values()), key=_x)
             for family, by_name in by_family.items()
         }
-        reference = best_without(results.of(dataset), metric)
-        if reference is not None:
-            ax.axhline(reference[1], color=MUTED, linestyle="--", linewidth=1.0, label=reference[0])
-            ax.annotate(
-                reference[0], (0.01, reference[1]), (0, 3), xycoords=("axes fraction", "data"),
-                textcoords="offset points", color=MUTED,
-            )  # fmt: skip
+        draw_best_without(ax, results.of(dataset), metric)
         draw_lines(ax, points, look, ticks=False)
         ax.set(title=dataset, xlabel="parameters, trained and frozen", ylabel=f"test {metric_name(metric)}")
     return figure
@@ -62,9 +55,22 @@ def family_of(backbone: str) -> str:
     return Path(backbone).name.split("-")[0].lower()
 
 
-def size_of(record: Record) -> float:
-    """Return the number of all parameters of a run's model, trained and frozen."""
-    return float(sum(record.parameters.values()))
+def point_at_size(records: list[Record], metric: str) -> Point:
+    """Return the mean of runs with one language model, at the number of all parameters, trained and frozen.
+
+    Raises:
+        SettingError: if they differ in more than the seed, or their models in size, as those of two folders with the
+            same last name do.
+    """
+    sizes = {record.source: sum(record.parameters.values()) for record in records}
+    smallest, largest = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    found = point(sizes[smallest], records, metric, *_OF_THE_BACKBONE)
+    if sizes[smallest] != sizes[largest]:
+        raise SettingError(
+            f"the language models of {smallest} and {largest} have one name, but models of {sizes[smallest]:,} and "
+            f"{sizes[largest]:,} parameters: give their folders other names"
+        )
+    return found
 
 
 def _x(one: Point) -> float:
@@ -82,6 +88,18 @@ def _lines(records: list[Record]) -> dict[str, dict[str, list[Record]]]:
             name = family if len(ways) == 1 else f"{own}, {family}"
             lines.setdefault(name, {}).setdefault(Path(record.backbone).name, []).append(record)
     return lines
+
+
+def draw_best_without(ax: Axes, records: list[Record], metric: str) -> None:
+    """Draw the best run without a language model, if there is one, as a dashed line with its label."""
+    reference = best_without(records, metric)
+    if reference is None:
+        return
+    ax.axhline(reference[1], color=MUTED, linestyle="--", linewidth=1.0, label=reference[0])
+    ax.annotate(
+        reference[0], (0.01, reference[1]), (0, 3), xycoords=("axes fraction", "data"),
+        textcoords="offset points", color=MUTED,
+    )  # fmt: skip
 
 
 def best_without(records: list[Record], metric: str) -> tuple[str, float] | None:

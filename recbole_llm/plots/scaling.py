@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from recbole_llm.errors import SettingError
-from recbole_llm.plots.backbones import OF_THE_BACKBONE, best_without, size_of
-from recbole_llm.plots.records import Point, Record, Results, point
-from recbole_llm.plots.style import MUTED, Look, grid, label_ends, looks, metric_name, number_axis, plain_number, styled
+from recbole_llm.plots.backbones import best_without, draw_best_without, point_at_size
+from recbole_llm.plots.records import Point, Record, Results
+from recbole_llm.plots.style import Look, grid, label_ends, looks, metric_name, number_axis, plain_number, styled
 
 _HEIGHT = 3.4
 _NEAREST = 1.12  # ticks of sizes that are closer than by this factor would cover each other
@@ -46,13 +46,7 @@ def scaling(results: Results, metric: str) -> Figure:
     look = looks([name for lines in systems.values() for name in lines])
     figure, axes = grid(len(systems), 6.0, _HEIGHT)
     for (dataset, lines), ax in zip(systems.items(), axes, strict=True):
-        reference = best_without(results.of(dataset), metric)
-        if reference is not None:
-            ax.axhline(reference[1], color=MUTED, linestyle="--", linewidth=1.0, label=reference[0])
-            ax.annotate(
-                reference[0], (0.01, reference[1]), (0, 3), xycoords=("axes fraction", "data"),
-                textcoords="offset points", color=MUTED,
-            )  # fmt: skip
+        draw_best_without(ax, results.of(dataset), metric)
         _draw(ax, lines, look)
         ax.set(title=dataset, xlabel="parameters, trained and frozen", ylabel=f"test {metric_name(metric)}")
     return figure
@@ -110,9 +104,7 @@ def _lines(records: list[Record], metric: str) -> dict[str, list[_Size]]:
             by_name.setdefault(system, {}).setdefault(name, []).append(record)
     lines = {}
     for system, runs_of in by_name.items():
-        sizes = [
-            _Size(name, point(size_of(runs[0]), runs, metric, *OF_THE_BACKBONE), runs) for name, runs in runs_of.items()
-        ]
+        sizes = [_Size(name, point_at_size(runs, metric), runs) for name, runs in runs_of.items()]
         lines[system] = sorted(sizes, key=operator.attrgetter("point.x"))
     return lines
 

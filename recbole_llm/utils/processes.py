@@ -119,11 +119,13 @@ def joined() -> Iterator[World]:
     _meetings.append(meeting)
     on_main = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    done = False
+    done, lost = False, False
     try:
         yield found
+        meet()  # so that nobody is gone while others still watch it
         done = True
     except ProcessEndedError as error:
+        lost = True
         raise (_words_of_another(meeting) or _first_to_tell(meeting, found, error)) from error
     except BaseException as error:
         _first_to_tell(meeting, found, error)
@@ -134,7 +136,7 @@ def joined() -> Iterator[World]:
         finally:
             _meetings.pop()
             _worlds.pop()
-            _part(done, meeting.watch.lost.is_set())
+            _part(done, lost or meeting.watch.lost.is_set())
             if on_main and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
                 signal.signal(signal.SIGTERM, on_sigterm)
 
@@ -145,6 +147,8 @@ def _meet(found: World) -> _Meeting:
 
     from recbole_llm.utils.watch import Watch
 
+    if distributed.is_initialized():
+        raise ProcessEndedError("an earlier run of these processes lost one of them: start all of them again")
     if not _rendezvous:
         store, _, _ = next(distributed.rendezvous("env://", found.rank, found.size, timeout=_TIMEOUT))
         _rendezvous.update(store=store, runs=0)

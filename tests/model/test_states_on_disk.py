@@ -180,6 +180,13 @@ def test_prompts_of_the_last_item_are_read_once(build, read, backbone):
     assert torch.equal(again.model.inputs.language_states.take(torch.arange(len(last))), states)
 
 
+def test_prompts_are_not_stored_without_room_for_them(build, read, monkeypatch):
+    monkeypatch.setattr(stored_states, "fingerprint", lambda _: pytest.fail("all weight files are read for nothing"))
+    trainer_of(build("bert", max_items=1, stored_states_gb=0))
+    assert read
+    assert not list(Path("cache").glob("states/*"))
+
+
 def test_equal_titles_are_one_prompt(small, build, read):
     write_dataset(small, titles=dict.fromkeys(TITLES, "Pump"))
     trainer_of(build("bert", max_items=1))

@@ -100,3 +100,10 @@ def test_the_command_writes_picture_and_points(tmp_path, monkeypatch, capsys):
     points = json.loads(Path("plots/scaling.json").read_text())
     assert [p["mean"] for p in points] == [0.2, pytest.approx(0.2), 0.4, 0.05, 0.25]
     assert Path("plots/scaling.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_two_folders_of_one_name_are_told_apart_by_their_size():
+    runs = (sized("a/model", 3_000_000, 135_000_000, 0.2), sized("b/model", 3_000_000, 268_000_000, 0.3, seed=1))
+    small = sized("smollm2-135m", 3_000_000, 100_000_000, 0.2)
+    with pytest.raises(SettingError, match="have one name, but models of 138,000,000 and 271,000,000 parameters"):
+        scaling(of(*runs, small), "mrr")

@@ -226,7 +226,7 @@ OWN = [[0, 1, 2, 3, 6, 7, 8], [9, 10], [4, 5]]
 ASKED = [[10, 0, 3, 10], [], [4, 4]]
 
 
-def stored(folder):
+def stored(folder, key):
     """Return what a process finds in states that three have parts of, and how often they are computed."""
     import os
 
@@ -243,7 +243,7 @@ def stored(folder):
     found = []
     for _ in range(2):  # the second time from the disk
         arguments = (torch.float32, torch.device("cpu"), Path(folder), 1e9, parts)
-        store = stored_or_computed("key", tuple(STATES.shape), *arguments, bounds=BOUNDS)
+        store = stored_or_computed(key, tuple(STATES.shape), *arguments, bounds=BOUNDS)
         common = torch.tensor([9, 1, 5, 1, 10])
         asked = torch.tensor(ASKED[processes.world().rank], dtype=torch.long)
         shared = store.take_own(common[store.share(common)])
@@ -253,7 +253,7 @@ def stored(folder):
 
 
 def test_processes_have_parts_of_stored_states(tmp_path):
-    answers = together(stored, 3, str(tmp_path))
+    answers = together(stored, 3, str(tmp_path), "key")
     for rank, (found, computed) in enumerate(answers):
         common = [9, 1, 5, 1, 10]
         shared = [row for row in common if row in OWN[rank]]
@@ -262,6 +262,14 @@ def test_processes_have_parts_of_stored_states(tmp_path):
         assert computed == [OWN[rank]]
     (file,) = (tmp_path / "states").iterdir()
     assert np.array_equal(np.load(file), STATES.numpy())
+
+
+def test_processes_have_parts_of_states_that_are_not_stored(tmp_path):
+    for rank, (found, computed) in enumerate(together(stored, 3, str(tmp_path), None)):
+        assert found[0] == found[1]
+        assert found[0][0] == STATES[OWN[rank]].tolist()
+        assert computed == [OWN[rank]] * 2
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 def turns(parts):
