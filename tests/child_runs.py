@@ -3,6 +3,7 @@
 The processes are forked from one that has imported everything, so each costs a fraction of a second.
 """
 
+import faulthandler
 import io
 import multiprocessing
 import os
@@ -97,6 +98,7 @@ def _child(
     for path, stream in ((out, sys.stdout), (error, sys.stderr)):
         with Path(path).open("wb") as file:
             os.dup2(file.fileno(), stream.fileno())
+    faulthandler.enable()  # an abort tells where a process that hangs has got to
     import torch
 
     from recbole_llm.cli import main as cli

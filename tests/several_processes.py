@@ -1,6 +1,7 @@
 """Runs of several processes, without the seconds that torchrun takes: forked children that are told what it tells."""
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,10 +76,12 @@ def _joined(folder: Path, children: list[Any], limit: float) -> list[Ended]:
             child.join(timeout=0.02)
             if child.exitcode is not None:
                 ends.setdefault(rank, time.monotonic())
-    hanging = [child for child in children if child.exitcode is None]
-    for child in hanging:
-        child.kill()
-    assert not hanging, "a process hangs"
+    hanging = [rank for rank, child in enumerate(children) if child.exitcode is None]
+    for rank in hanging:
+        os.kill(children[rank].pid, signal.SIGABRT)
+        children[rank].join(timeout=5)
+        children[rank].kill()
+    assert not hanging, "hangs: " + "\n".join((folder / f"child{rank}.err").read_text() for rank in hanging)
     return [
         Ended(
             child.exitcode,
