@@ -5,7 +5,6 @@ transformers' own layers are used as they are; only the attention function is re
 Longformer, which takes no other attention, reads the same batches in padded form: `recbole_llm.backbone.padded`.
 """
 
-import functools
 import inspect
 from typing import Any, cast
 
@@ -25,6 +24,8 @@ except ImportError:
     varlen_attn = None  # type: ignore[assignment]
 
 ATTENTION_NAME = "recbole_llm_packed"
+# What this torch's kernel can be told; asked here, as torch.compile cannot trace the question.
+_VARLEN_PARAMETERS = frozenset(() if varlen_attn is None else inspect.signature(varlen_attn).parameters)
 
 
 def use_packed_attention(model: nn.Module) -> None:
@@ -129,7 +130,7 @@ def _fits_kernel(query: Tensor, value: Tensor, dropout: float, window: int | Non
         and size <= 256
         and value.shape[-1] == size
         and _has_kernel(query.device)
-        and (window is None or "window_size" in _varlen_parameters())
+        and (window is None or "window_size" in _VARLEN_PARAMETERS)
     )
 
 
@@ -180,15 +181,15 @@ def _variable_length(
 ) -> Tensor:
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [tokens, heads, size]
     options: dict[str, Any] = {}
-    if groups > 1 and "enable_gqa" in _varlen_parameters():
+    if groups > 1 and "enable_gqa" in _VARLEN_PARAMETERS:
         options["enable_gqa"] = True
     elif groups > 1:  # several times the memory of keys and values
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    if scaling is not None and "scale" not in _varlen_parameters():
+    if scaling is not None and "scale" not in _VARLEN_PARAMETERS:
         query = query * (scaling * query.shape[-1] ** 0.5)
-    if "scale" in _varlen_parameters():
+    if "scale" in _VARLEN_PARAMETERS:
         options["scale"] = scaling
-    if "is_causal" in _varlen_parameters():
+    if "is_causal" in _VARLEN_PARAMETERS:
         options["is_causal"] = bounds.causal
     elif bounds.causal:
         options["window_size"] = (-1, 0)
@@ -196,11 +197,6 @@ def _variable_length(
         options["window_size"] = (window - 1, 0)
     output = varlen_attn(query, key, value, bounds.offsets, bounds.offsets, bounds.longest, bounds.longest, **options)
     return cast(Tensor, output)[None]
-
-
-@functools.cache
-def _varlen_parameters() -> frozenset[str]:
-    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

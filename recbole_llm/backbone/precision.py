@@ -27,9 +27,14 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """Return the type that autocast has products on `device` computed in, just now; None where it is off."""
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+    if _knows_autocast(device) and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return None
+
+
+@torch.compiler.assume_constant_result  # torch 2.11 cannot trace the question: each layer would be in pieces
+def _knows_autocast(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type)
 
 
 def in_autocast_type(*factors: Tensor) -> tuple[Tensor, ...]:

@@ -53,7 +53,7 @@ def kernel(monkeypatch):
     """The fast kernel, on the CPU."""
     made = Kernel()
     monkeypatch.setattr(attention, "varlen_attn", made)
-    monkeypatch.setattr(attention, "_varlen_parameters", lambda: {"scale", "window_size", "enable_gqa"})
+    monkeypatch.setattr(attention, "_VARLEN_PARAMETERS", {"scale", "window_size", "enable_gqa"})
     monkeypatch.setattr(attention, "_has_kernel", lambda device: device.type == "cpu")
     return made
 
@@ -221,7 +221,6 @@ def test_a_gpu_takes_its_kernel_under_autocast(llamas, monkeypatch):
         calls.append(1)
         return true(*arguments, **keywords)
 
-    attention._varlen_parameters()  # of the true one, kept
     monkeypatch.setattr(attention, "varlen_attn", counted)
     sequences = random_sequences(LENGTHS, packed)
     with torch.no_grad():

@@ -183,7 +183,7 @@ def test_grouped_heads_are_not_expanded_where_the_kernel_knows_them(monkeypatch,
 
     kernel = newer if knows_groups else older
     monkeypatch.setattr(attention, "varlen_attn", kernel)
-    monkeypatch.setattr(attention, "_varlen_parameters", lambda: frozenset(inspect.signature(kernel).parameters))
+    monkeypatch.setattr(attention, "_VARLEN_PARAMETERS", frozenset(inspect.signature(kernel).parameters))
     torch.manual_seed(0)
     bounds = sequence_bounds(np.array([5, 3]), causal=True)
     query, key, value = torch.randn(1, 6, 8, 4), torch.randn(1, 2, 8, 4), torch.randn(1, 2, 8, 4)
