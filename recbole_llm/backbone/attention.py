@@ -179,7 +179,8 @@ def _variable_length(
     groups: int,
     window: int | None,
 ) -> Tensor:
-    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [tokens, heads, size]
+    # [tokens, heads, size]; not tensor[0], whose backward pass fills and copies a gradient of the whole.
+    query, key, value = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     options: dict[str, Any] = {}
     if groups > 1 and "enable_gqa" in _VARLEN_PARAMETERS:
         options["enable_gqa"] = True

@@ -22,9 +22,9 @@ TUNED = {
 }
 # The label of the kept runs that a file made.
 MADE = {
-    "scientific-st2si": "Scientific/ST2SI-SASRec",
-    "scientific-st2si-ilp": "Scientific/ST2SI-ILP-last-item-SASRec",
-    "scientific-st2si-idleadapter": "Scientific/ST2SI-IDLEAdapter",
+    "scientific-st2si": "Scientific/ST2SI-LoRA-SASRec-one-pass",
+    "scientific-st2si-ilp": "Scientific/ST2SI-ILP-last-item-SASRec-one-pass",
+    "scientific-st2si-idleadapter": "Scientific/ST2SI-LoRA-IDLEAdapter-ComiRec",
     "scientific-st2si-idleadapter-fdsa": "Scientific/ST2SI-IDLEAdapter-FDSA",
     "scientific-st2si-ilp-idleadapter-fdsa": "Scientific/ST2SI-ILP-last-item-IDLEAdapter-FDSA",
     "scientific-idleadapter": "Scientific/IDLEAdapter-last-item-ComiRec",
@@ -39,9 +39,9 @@ MADE = {
 }
 # Whose scores a file mixes in.
 ID_RUNS = {
-    "scientific-st2si": "Scientific/SASRec",
-    "scientific-st2si-ilp": "Scientific/SASRec",
-    "scientific-st2si-idleadapter": "Scientific/IDLEAdapter-last-item-SASRec",
+    "scientific-st2si": "Scientific/SASRec-one-pass-20-trials",
+    "scientific-st2si-ilp": "Scientific/SASRec-one-pass-20-trials",
+    "scientific-st2si-idleadapter": "Scientific/IDLEAdapter-last-item-ComiRec-left-out",
     "scientific-st2si-idleadapter-fdsa": "Scientific/IDLEAdapter-last-item-FDSA",
     "scientific-st2si-ilp-idleadapter-fdsa": "Scientific/IDLEAdapter-last-item-FDSA",
     "scientific-idleadapter": "Scientific/ComiRec-search-1",
@@ -54,6 +54,8 @@ ID_RUNS = {
     "ml-1m-idleadapter": "ml-1m/SASRec",
     "ml-1m-idleadapter-fdsa": "ml-1m/FDSA",
 }
+# The ID model of that ID model, where it is not the run with the model's name.
+INNER_RUNS = {"scientific-st2si-idleadapter": "Scientific/ComiRec-two-interests"}
 # The labels of the kept runs with the settings of files `-unseen`; those of the others are the models' names.
 UNSEEN = {
     "SASRec": "SASRec-one-pass-20-trials",
@@ -156,7 +158,9 @@ def test_kept_runs_have_the_recommended_settings(name):
     for run in kept_settings(ID_RUNS[name]):
         assert not differing(id_settings, run)
     if of_its_id_model:  # an ID model with an ID model
-        for run in kept_settings(f"{settings['dataset']}/{id_settings['id_model']}"):
+        inner = kept_settings(INNER_RUNS.get(name, f"{settings['dataset']}/{id_settings['id_model']}"))
+        assert inner
+        for run in inner:
             assert not differing(of_its_id_model, run)
 
 
@@ -168,7 +172,7 @@ def test_recommended_files_are_runs(name, tmp_path):
     config = Config(config_file_list=[RECOMMENDED / f"{name}.yaml"], config_dict=here)
     assert config["model"] == read_yaml(RECOMMENDED / f"{name}.yaml")["model"]
     own = Config(config_dict={"model": config["id_model"], "dataset": dataset, **config["id_model_settings"], **here})
-    assert own["MAX_ITEM_LIST_LENGTH"] == config["id_model_settings"]["MAX_ITEM_LIST_LENGTH"]
+    assert not differing(config["id_model_settings"], own.final_config_dict)
 
 
 def test_files_that_are_no_runs_are_known():
