@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from recbole_llm.backbone.loading import Backbone
@@ -118,3 +119,8 @@ def _add_adapters(backbone: Backbone, settings: TuningSettings) -> None:
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name and settings.weights == "fp32":  # peft gives adapters the type of the layer
             parameter.data = parameter.data.float()
+    if settings.weights == "fp32":
+        for module in backbone.model.modules():
+            if isinstance(module, BaseTunerLayer):
+                # Else peft makes a float32 copy of every layer's input, which autocast takes back to bfloat16.
+                module.cast_input_dtype_enabled = False

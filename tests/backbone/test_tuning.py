@@ -56,3 +56,16 @@ def test_adapters_on_a_bfloat16_base_have_the_gradients_of_a_float32_base(tiny):
         found.append([states.detach(), torch.cat([gradient.flatten() for gradient in gradients])])
     for low, high in zip(*found, strict=True):
         assert float((low - high).norm() / high.norm()) < 0.03
+
+
+def test_adapters_of_float32_read_the_bfloat16_inputs_of_their_layers(tiny):
+    """No float32 copy is made of them, which would be most of what adapters cost."""
+    backbone = load_backbone(str(tiny["llama"]), dtype=BF16)
+    prepare_for_tuning(backbone, dataclasses.replace(LORA, lora_dropout=0.1))
+    types = set()
+    for name, module in backbone.model.named_modules():
+        if name.endswith("lora_dropout.default"):
+            module.register_forward_pre_hook(lambda _, inputs: types.add(inputs[0].dtype))
+    with torch.autocast("cpu", BF16):
+        backbone.model.train()(input_ids=torch.arange(5, 29)[None])
+    assert types == {BF16}
