@@ -82,6 +82,37 @@ def process(
     return child
 
 
+def start_conversion(cache: Path, name: str) -> Any:
+    """Start to resolve the packaged SmolLM2 with this cache, and return the process.
+
+    It prints the folder, the sha256 of its weights and the names of its files to `<name>.out` in `cache`; what is
+    logged goes to `<name>.err`.
+    """
+    child = _SERVER.Process(target=_convert, args=(str(cache), str(cache / f"{name}.out"), str(cache / f"{name}.err")))
+    child.start()
+    return child
+
+
+def _convert(cache: str, out: str, error: str) -> None:
+    os.environ.update(RECBOLE_LLM_CACHE=cache, HF_HUB_OFFLINE="1")
+    _print_to(out, error)
+    import hashlib
+    import logging
+
+    from recbole_llm.backbone.resolve import resolve
+
+    logging.basicConfig(level=logging.INFO)
+    found = resolve("smollm2-135m")
+    whole = sorted(file.name for file in found.folder.iterdir())
+    print(found.folder, hashlib.sha256((found.folder / "model.safetensors").read_bytes()).hexdigest(), whole)
+
+
+def _print_to(out: str, error: str) -> None:
+    for path, stream in ((out, sys.stdout), (error, sys.stderr)):
+        with Path(path).open("wb") as file:
+            os.dup2(file.fileno(), stream.fileno())
+
+
 def _child(
     folder: str,
     arguments: list[str],
@@ -95,9 +126,7 @@ def _child(
     os.chdir(folder)
     os.environ.update(environment)
     os.environ["RECBOLE_LLM_CACHE"] = str(Path(folder) / "cache")
-    for path, stream in ((out, sys.stdout), (error, sys.stderr)):
-        with Path(path).open("wb") as file:
-            os.dup2(file.fileno(), stream.fileno())
+    _print_to(out, error)
     faulthandler.enable()  # an abort tells where a process that hangs has got to
     import torch
 

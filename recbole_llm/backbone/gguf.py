@@ -12,6 +12,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
+from recbole_llm.backbone.gguf_reader import quick_reading
 from recbole_llm.errors import BackboneError, StorageError
 from recbole_llm.utils.files import replacing_folder
 from recbole_llm.utils.hashing import content_hash
@@ -102,7 +103,10 @@ def convert_gguf(name: str, gguf_file: Path) -> Path:
 def _write_converted(gguf_file: Path, folder: Path) -> None:
     try:
         # The bar over the tensors is tqdm's own and heeds no setting of transformers: it writes to stderr.
-        with quiet_transformers(), Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with (
+            quiet_transformers(), quick_reading(), Path(os.devnull).open("w") as nowhere,
+            contextlib.redirect_stderr(nowhere),
+        ):  # fmt: skip
             model = AutoModelForCausalLM.from_pretrained(
                 gguf_file.parent, gguf_file=gguf_file.name, quantization_config=GgufConfig(dequantize=True)
             )

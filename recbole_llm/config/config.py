@@ -6,6 +6,7 @@ files. As in RecBole, what a dataset says of itself wins against the default of 
 """
 
 import copy
+import functools
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,12 @@ class _Loader(yaml.FullLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+@functools.cache
+def _of_recbole(file: str) -> Any:
+    """Return what a YAML file of RecBole's own holds, which never changes; the caller copies it."""
+    return yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (RecBole's own)
 
 
 def parse_command_line(arguments: Sequence[str]) -> dict[str, Any]:
@@ -178,6 +185,12 @@ class Config(RecBoleConfig):
         merged = {**self.of_dataset, **given, "dataset": named.name}
         self.external_config_dict = merged
         self.of_dataset = {name: merged[name] for name in self.of_dataset}
+
+    def _update_internal_config_dict(self, file: str) -> dict[str, Any] | None:
+        # To read them takes nearly all the time of a Config: once is enough.
+        found: dict[str, Any] | None = copy.deepcopy(_of_recbole(file))
+        self.internal_config_dict.update(found or {})
+        return found
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)

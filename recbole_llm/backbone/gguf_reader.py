@@ -1,0 +1,37 @@
+"""Transformers reads a GGUF file three times, its tokenizer word by word from a memory map: made quicker here."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def quick_reading() -> Iterator[None]:
+    """Let transformers read each GGUF file once and from a plain array, while this lasts.
+
+    A slice of `numpy.memmap` costs ten times what one of an array does, and a tokenizer needs a million of them. The
+    names of all tensors are also made once, not for every layer again. What is read stays the same.
+
+    Raises:
+        ImportError: if the package gguf is not here.
+    """
+    import gguf  # of use here alone, and not all installations have it
+
+    class Reader(gguf.GGUFReader):
+        @property
+        def data(self) -> Any:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._data = np.asarray(mapped)
+
+    with (
+        mock.patch.object(gguf, "GGUFReader", functools.cache(Reader)),
+        mock.patch.object(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
+    ):
+        yield
