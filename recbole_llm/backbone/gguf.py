@@ -1,4 +1,4 @@
-"""GGUF files are converted once into transformers' own format, which loads in a second instead of half a minute."""
+"""GGUF files are converted once into transformers' own format, which loads in a second instead of fifteen."""
 
 import contextlib
 import errno
@@ -75,7 +75,7 @@ def earlier_conversion(name: str) -> Path | None:
 def convert_gguf(name: str, gguf_file: Path) -> Path:
     """Return the folder with the converted model and its tokenizer; convert first if this content has not been yet.
 
-    Any number of processes may call this at once: one converts (about half a minute for 135M parameters), the others
+    Any number of processes may call this at once: one converts (about 15 seconds for 135M parameters), the others
     wait for it. The lock belongs to the process and ends with it, and the folder gets its name when it is whole, so a
     process that is killed leaves nothing that another could take for a model.
 
@@ -94,7 +94,7 @@ def convert_gguf(name: str, gguf_file: Path) -> Path:
         if not target.is_dir():
             for left_over in target.parent.glob(f".{target.name}.*.tmp"):  # of a process that was killed
                 shutil.rmtree(left_over, ignore_errors=True)
-            _log.info("converting %s once; this takes about half a minute", gguf_file.name)
+            _log.info("converting %s once; this takes about 15 seconds", gguf_file.name)
             with replacing_folder(target) as temporary:
                 _write_converted(gguf_file, temporary)
     return target

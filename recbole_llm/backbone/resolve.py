@@ -156,7 +156,7 @@ def available_backbones() -> list[BackboneStatus]:
         if here is None:
             statuses.append(BackboneStatus(name, "not here", None, "; or ".join(_ways(preset.hub, preset))))
         elif here[1].is_file():
-            advice = "it is converted once, at the first use (about half a minute)"
+            advice = "it is converted once, at the first use (about 15 seconds)"
             statuses.append(BackboneStatus(name, here[0], here[1].parent, advice))
         else:
             statuses.append(BackboneStatus(name, here[0], here[1], ""))
