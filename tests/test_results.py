@@ -17,7 +17,8 @@ from recbole_llm.cli.main import main
 from recbole_llm.comparison.file import read_comparison
 from recbole_llm.config import renamed
 from recbole_llm.plots.draw import draw
-from recbole_llm.plots.records import from_comparison
+from recbole_llm.plots.records import from_comparison, read_runs
+from recbole_llm.plots.scaling import scaling_points
 from recbole_llm.plots.style import svg_text
 from recbole_llm.runs.archive import find_archived, split_path
 from recbole_llm.runs.finished import read_result
@@ -254,3 +255,13 @@ def test_the_table_of_the_page_on_protocols_is_that_of_the_kept_runs():
         for column, value in (("other_rank", with_history), ("rank", without)):
             gains = np.where(ranks[column] <= 10, 1 / np.log2(ranks[column] + 1.0), 0)
             assert gains.mean() == pytest.approx(float(value), abs=6e-5), (name, column)
+
+
+def test_the_kept_points_of_scaling_are_those_of_the_kept_runs(monkeypatch):
+    page = (RESULTS / "st2si.md").read_text(encoding="utf-8")
+    patterns = re.search(r"recbole-llm plot --kind=scaling --runs='([^']+)'", page)[1]
+    monkeypatch.chdir(ROOT)
+    kept = json.loads((RESULTS / "plots" / "scaling-scientific.json").read_text(encoding="utf-8"))
+    assert scaling_points(read_runs(patterns), "ndcg@10") == kept
+    for name in (point["backbone"] for point in kept if point["backbone"]):
+        assert name in page
