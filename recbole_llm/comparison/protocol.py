@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from recbole_llm.comparison.user_values import ranked_together
@@ -79,6 +80,8 @@ def _require_same_targets(first: Measured, other: Measured) -> None:
             f"{first.name} and {other.name} cannot stand in one table: with this split users have several targets, "
             f"which RecBole ranks in one list for a general model and one after another for a sequential one"
         )
+    if all(np.array_equal(first.ranks[column], other.ranks[column]) for column in ("user", "item")):
+        return  # in the same order, as runs of one dataset are
     first_targets, other_targets = (
         set(zip(ranks["user"], ranks["item"], strict=True)) for ranks in (first.ranks, other.ranks)
     )

@@ -100,9 +100,7 @@ def read_archive(path: str | Path) -> list[ArchivedRun]:
     Raises:
         DataError: if the file is missing or is no archive.
     """
-    path = Path(path)
-    frame = _read(path, tuple(_schema()), _version(path))
-    return [ArchivedRun(label, seed, path, text) for label, seed, text in frame.rows()]
+    return list(_runs(Path(path)).values())
 
 
 def write_archive(runs: Iterable[Path | ArchivedRun], path: str | Path) -> None:
@@ -217,6 +215,17 @@ def _version(path: Path) -> tuple[int, int]:
     return state.st_mtime_ns, state.st_size
 
 
+def _runs(path: Path) -> dict[str, ArchivedRun]:
+    """Return the runs of an archive by their names."""
+    return _runs_of(path, _version(path))
+
+
+@functools.lru_cache(_CACHED_READS)
+def _runs_of(path: Path, version: tuple[int, int]) -> dict[str, ArchivedRun]:
+    frame = _read(path, tuple(_schema()), version)
+    return {_name(label, seed): ArchivedRun(label, seed, path, text) for label, seed, text in frame.rows()}
+
+
 @functools.lru_cache(_CACHED_READS)
 def _read(path: Path, names: tuple[str, ...], version: tuple[int, int]) -> pl.DataFrame:
     """Return columns of an archive; `version` makes a file that has changed another one to the cache."""
@@ -280,7 +289,7 @@ def archived_run(path: str | Path) -> ArchivedRun:
         DataError: if the file is missing or is no archive.
     """
     archive, inside = split_path(path) or (str(path), "")
-    for run in read_archive(archive):
-        if _name(run.label, run.seed) == inside:
-            return run
-    raise CheckpointError(f"the archive {archive} has no run {inside}")
+    run = _runs(Path(archive)).get(inside)
+    if run is None:
+        raise CheckpointError(f"the archive {archive} has no run {inside}")
+    return run
