@@ -88,19 +88,23 @@ def start_conversion(cache: Path, name: str) -> Any:
     It prints the folder, the sha256 of its weights and the names of its files to `<name>.out` in `cache`; what is
     logged goes to `<name>.err`.
     """
-    child = _SERVER.Process(target=_convert, args=(str(cache), str(cache / f"{name}.out"), str(cache / f"{name}.err")))
+    files = (str(cache / f"{name}.out"), str(cache / f"{name}.err"))
+    child = _SERVER.Process(target=_convert, args=(str(cache), *files), daemon=True)
     child.start()
     return child
 
 
 def _convert(cache: str, out: str, error: str) -> None:
-    os.environ.update(RECBOLE_LLM_CACHE=cache, HF_HUB_OFFLINE="1")
+    os.environ.update(RECBOLE_LLM_CACHE=cache)
     _print_to(out, error)
     import hashlib
     import logging
 
+    import huggingface_hub.constants
+
     from recbole_llm.backbone.resolve import resolve
 
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # the environment was read before
     logging.basicConfig(level=logging.INFO)
     found = resolve("smollm2-135m")
     whole = sorted(file.name for file in found.folder.iterdir())

@@ -78,7 +78,8 @@ def _joined(folder: Path, children: list[Any], limit: float) -> list[Ended]:
                 ends.setdefault(rank, time.monotonic())
     hanging = [rank for rank, child in enumerate(children) if child.exitcode is None]
     for rank in hanging:
-        os.kill(children[rank].pid, signal.SIGABRT)
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+            os.kill(children[rank].pid, signal.SIGABRT)
         children[rank].join(timeout=5)
         children[rank].kill()
     assert not hanging, "hangs: " + "\n".join((folder / f"child{rank}.err").read_text() for rank in hanging)

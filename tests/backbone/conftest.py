@@ -32,6 +32,7 @@ def converted(tmp_path_factory) -> Converted:
     processes = [start_conversion(cache, f"child{number}") for number in range(5)]
     for process in processes:
         process.join(timeout=240)
+        process.kill()
     outputs, errors = ([(cache / f"child{n}.{end}").read_text() for n in range(5)] for end in ("out", "err"))
     assert [process.exitcode for process in processes] == [0] * 5, errors[0]
     return Converted(cache, outputs, errors)
