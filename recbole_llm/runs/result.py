@@ -277,7 +277,7 @@ class RunResult:
 
     @property
     def reads_text(self) -> bool:
-        """Whether the model reads item text with a language model."""
+        """Whether a language model is a part of the model: it reads item texts, or with P5 the IDs of items."""
         return self.backbone is not None
 
     @property

@@ -58,14 +58,14 @@ def test_every_kept_result_is_written_back_as_it_was(tmp_path):
         assert result.extras == {
             name: value
             for name, value in fields.items()
-            if name in ("id_model", "ilp_accuracy", "prompt", "pretraining", "ranked_items")
+            if name in ("id_model", "ids", "ilp_accuracy", "prompt", "pretraining", "ranked_items")
         }, path
 
 
-# Of those that are kept, the models whose items are texts.
+# Of those that are kept, the models with a language model.
 TEXT_MODELS = {
     *("ST2SI", "IDLEAdapter", "ZESRec", "UniSRec", "AlphaFuse", "TextInitSASRec", "TextSLIT"),
-    *("MoRec", "TwinBERT", "Recformer", "GPT4Rec", "LLMPrompt", "TALLRec", "LLaRA"),
+    *("MoRec", "TwinBERT", "Recformer", "LLMRec", "P5", "GPT4Rec", "LLMPrompt", "TALLRec", "LLaRA"),
 }
 
 
