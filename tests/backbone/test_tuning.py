@@ -59,7 +59,7 @@ def test_adapters_on_a_bfloat16_base_have_the_gradients_of_a_float32_base(tiny):
 
 
 def test_adapters_of_float32_read_the_bfloat16_inputs_of_their_layers(tiny):
-    """No float32 copy is made of them, which would be most of what adapters cost."""
+    """No float32 copy is made of them."""
     backbone = load_backbone(str(tiny["llama"]), dtype=BF16)
     prepare_for_tuning(backbone, dataclasses.replace(LORA, lora_dropout=0.1))
     types = set()

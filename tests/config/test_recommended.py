@@ -171,8 +171,8 @@ def test_recommended_files_are_runs(name, tmp_path):
     here = {"data_path": str(write_dataset(tmp_path, name=dataset))}
     config = Config(config_file_list=[RECOMMENDED / f"{name}.yaml"], config_dict=here)
     assert config["model"] == read_yaml(RECOMMENDED / f"{name}.yaml")["model"]
-    # It refuses a name that it does not know.
-    Config(config_dict={"model": config["id_model"], "dataset": dataset, **config["id_model_settings"], **here})
+    own = Config(config_dict={"model": config["id_model"], "dataset": dataset, **config["id_model_settings"], **here})
+    assert not differing(config["id_model_settings"], own.final_config_dict)
 
 
 def test_files_that_are_no_runs_are_known():
