@@ -1,4 +1,9 @@
-"""What the probes of finished runs share: arguments, JSON lines, metrics of ranks, and heads on frozen vectors."""
+"""What the probes of finished runs share: arguments, JSON lines, metrics of ranks, and heads on frozen vectors.
+
+A probe that measures under both protocols (`docs/protocols.md`) names what is found with all items ranked plainly
+(``ndcg10``), and what is found with the items of each row's history left out of its ranking with an ending
+(``ndcg10_left_out``).
+"""
 
 import argparse
 import copy
@@ -14,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_llm.errors import RecBoleLLMError
-from recbole_llm.evaluation.counting import target_ranks
+from recbole_llm.evaluation.counting import leave_out, target_ranks
 from recbole_llm.quick_start.run import Parts, load
 from recbole_llm.utils.files import write_json
 
@@ -96,6 +101,34 @@ def rank_metrics(ranks: np.ndarray) -> dict[str, float]:
     """Return hit5, ndcg5, hit10, ndcg10 and mrr (over the whole ranking) of ranks [rows] from 1."""
     at = {k: {f"hit{k}": float((ranks <= k).mean()), f"ndcg{k}": float(gains(ranks, k).mean())} for k in (5, 10)}
     return {**at[5], **at[10], "mrr": float((1 / ranks).mean())}
+
+
+# -- both protocols ----------------------------------------------------------------------------------------------------
+
+
+def ranks_in_both(scores: Tensor, targets: Tensor, left_out: Tensor) -> Tensor:
+    """Return the rank of each row's target among all items, and with the row's history left out: int64 [2, rows].
+
+    Args:
+        scores: [rows, items]; what is left out is -inf afterwards.
+        targets: int64 [rows], item ids; a target stays, also one that its history holds.
+        left_out: int64 [n], ``row * items + item``, as `KnownHistories.keys` gives it.
+    """
+    rows = torch.arange(len(scores), device=scores.device)
+    kept = target_ranks(scores, rows, targets)
+    leave_out(scores, left_out, rows, targets)
+    return torch.stack([kept, target_ranks(scores, rows, targets)])
+
+
+def named_left_out(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values found with the history left out, under their names in a line."""
+    return {f"{name}_left_out": value for name, value in values.items()}
+
+
+def both_metrics(ranks: np.ndarray) -> dict[str, float]:
+    """Return the `rank_metrics` of ranks under both protocols [2, rows], see `ranks_in_both`."""
+    kept, left_out = map(rank_metrics, ranks)
+    return {**kept, **named_left_out(left_out)}
 
 
 # -- heads on frozen vectors -------------------------------------------------------------------------------------------

@@ -5,9 +5,12 @@
 
 The runs are of one dataset and of any models that score all items at once; all must have the same validation and test
 rows. A mix is ``w_1 log p_1 + w_2 log p_2 (+ w_3 log p_3)`` over all items but the padding, p being the softmax of a
-run's scores (with --own, without those of an ID model that ST2SI mixes in); nobody's history is masked. The weights
-are those of a grid (steps of 0.05 for two runs, 0.1 for three) with the best NDCG@10 on validation. A tie counts
-against the target, as in every evaluation here.
+run's scores (with --own, without those of an ID model that ST2SI mixes in). The weights are those of a grid (steps of
+0.05 for two runs, 0.1 for three) with the best NDCG@10 on validation. A tie counts against the target, as in every
+evaluation here.
+
+Everything is found twice, from the same scores: with all items ranked, and with each row's history left out, under
+names that end in ``_left_out``. Each protocol chooses weights of its own (``weights``, ``weights_left_out``).
 
 Prints JSON lines: every run alone, the chosen mix, the mix that is best on test (a bound: nobody could have chosen it),
 the oracle (each user served by the run that ranks its target best, a bound, too), how often the first ten of two runs
@@ -15,7 +18,7 @@ hold the target both, one alone or neither, and NDCG@10 on test by the groups of
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,20 +26,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from probing import Lines, call, gains, load_run, parser, pieces, rank_metrics
+from probing import Lines, both_metrics, call, gains, load_run, named_left_out, parser, pieces
 from recbole.data.dataloader import FullSortEvalDataLoader
 from torch import Tensor
+from torch.nn import functional as F
 
 from recbole_llm.comparison.groups import read_facts, target_groups
 from recbole_llm.config import renamed
 from recbole_llm.errors import DataError, SettingError
-from recbole_llm.evaluation.counting import target_ranks
+from recbole_llm.evaluation.counting import leave_out, target_ranks
 from recbole_llm.quick_start.run import Parts
 from recbole_llm.runs import folder as run_folder
 
 _SCORES = 2**24  # of one run that are held at once
 _ROWS = 2048
 _STEPS = {2: 20, 3: 10}
+_BOTH = np.arange(2)  # the protocols, as `log_shares` gives them
 
 
 def grid(runs: int) -> np.ndarray:
@@ -53,8 +58,8 @@ def _shares(total: int, runs: int) -> list[tuple[int, ...]]:
 
 
 @torch.no_grad()
-def log_shares(parts: Parts, loader: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, Tensor]:
-    """Return users, targets (internal ids, int64 [targets]) and log p over all items but the padding.
+def log_shares(parts: Parts, loader: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[Tensor, Tensor]]:
+    """Return users, targets (internal ids, int64 [targets]) and log p over all items but the padding, twice.
 
     Args:
         parts: a run.
@@ -62,7 +67,8 @@ def log_shares(parts: Parts, loader: Any, rows: np.ndarray) -> tuple[np.ndarray,
         rows: of the loader: users of a general model, else targets.
 
     Returns:
-        The last is float64 [targets, items - 1]: the softmax then makes no ties that the scores do not have.
+        The last are float64 [targets, items - 1]: the softmax then makes no ties that the scores do not have. The
+        second has -inf for each item of the row's history that is not its target.
 
     Raises:
         SettingError: if the model does not score all items at once.
@@ -74,18 +80,22 @@ def log_shares(parts: Parts, loader: Any, rows: np.ndarray) -> tuple[np.ndarray,
         scores = parts.model.full_sort_predict(batch.to(parts.config["device"]))
     except NotImplementedError:
         raise SettingError(f"{name} does not score all items at once (full_sort_predict): leave it out") from None
-    scores = scores.reshape(len(batch), parts.dataset.item_num)[row.to(scores.device), 1:].double()
+    scores = scores.reshape(len(batch), parts.dataset.item_num)[:, 1:].double()
     if not torch.isfinite(scores).all():
         raise DataError(f"{name} has scores that are not finite: they cannot be mixed")
     users = batch[parts.dataset.uid_field].cpu().numpy()[row.cpu().numpy()]
-    return users, target.cpu().numpy(), scores.log_softmax(dim=1)
+    shares, lists = scores.log_softmax(dim=1), row.to(scores.device)
+    left_out = F.pad(shares, (1, 0), value=-torch.inf)  # ids as the known histories have them
+    known = loader._dataset.known_histories.keys(batch, None, scores.device)
+    leave_out(left_out, known, lists, target.to(scores.device))
+    return users, target.cpu().numpy(), (shares[lists], left_out[lists, 1:])
 
 
 def mixed_ranks(shares: Sequence[Tensor], targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the rank of every target in every mix, int64 [points, targets].
 
     Args:
-        shares: of each run [targets, items - 1], see `log_shares`.
+        shares: of each run [targets, items - 1], see `log_shares`; what a run of some weight leaves out, the mix does.
         targets: int64 [targets], item ids from 1.
         weights: [points, runs].
     """
@@ -99,7 +109,9 @@ def mixed_ranks(shares: Sequence[Tensor], targets: np.ndarray, weights: np.ndarr
 
 
 def part_ranks(runs: dict[str, Parts], part: str, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return users and targets (internal ids, int64 [targets]) and ranks [points, targets] of one part of the data.
+    """Return users and targets (internal ids, int64 [targets]) and ranks [2, points, targets] of a part of the data.
+
+    The first ranks are among all items, the second with the history left out.
 
     Args:
         runs: by label.
@@ -124,10 +136,14 @@ def part_ranks(runs: dict[str, Parts], part: str, weights: np.ndarray) -> tuple[
         for label, other, wanted in zip(labels, users, targets, strict=True):
             if not (np.array_equal(other, users[0]) and np.array_equal(wanted, targets[0])):
                 raise _different(labels[0], label, part)
-        on_one = [share.to(shares[0].device) for share in shares]
-        found.append((users[0], targets[0], mixed_ranks(on_one, targets[0], weights)))
+        device = shares[0][0].device
+        in_both = [
+            mixed_ranks([share.to(device) for share in of_runs], targets[0], weights)
+            for of_runs in zip(*shares, strict=True)
+        ]
+        found.append((users[0], targets[0], np.stack(in_both)))
     users, targets, ranks = zip(*found, strict=True)
-    return np.concatenate(users), np.concatenate(targets), np.concatenate(ranks, axis=1)
+    return np.concatenate(users), np.concatenate(targets), np.concatenate(ranks, axis=2)
 
 
 def _different(first: str, other: str, part: str) -> DataError:
@@ -166,13 +182,24 @@ def load_runs(folders: Sequence[str], data_path: str | None) -> dict[str, Parts]
     return runs
 
 
+def weights_of(runs: Iterable[str], points: np.ndarray) -> dict[str, dict[str, float]]:
+    """Return the weights of each run in a mix, which has one point of the grid under each protocol [2, runs]."""
+    kept, left_out = ({"weights": dict(zip(runs, point, strict=True))} for point in points.round(4).tolist())
+    return {**kept, **named_left_out(left_out)}
+
+
 def overlap(first: np.ndarray, second: np.ndarray, k: int = 10) -> dict[str, int]:
-    """Return in how many rows both rank the target among the first `k`, one alone does, and neither does."""
+    """Return in how many rows both rank the target among the first `k`, one alone does, and neither does.
+
+    Args:
+        first: ranks of one run under both protocols [2, targets].
+        second: of another, likewise.
+        k: how many are the first.
+    """
     one, other = first <= k, second <= k
-    return {
-        "both": int((one & other).sum()), "only_first": int((one & ~other).sum()),
-        "only_second": int((~one & other).sum()), "neither": int((~one & ~other).sum()),
-    }  # fmt: skip
+    rows = {"both": one & other, "only_first": one & ~other, "only_second": ~one & other, "neither": ~one & ~other}
+    kept, left_out = ({name: int(found[way].sum()) for name, found in rows.items()} for way in (0, 1))
+    return {**kept, **named_left_out(left_out)}
 
 
 def add_groups(lines: Lines, settings: dict[str, Any], targets: pd.DataFrame, ranks: dict[str, np.ndarray]) -> None:
@@ -182,7 +209,7 @@ def add_groups(lines: Lines, settings: dict[str, Any], targets: pd.DataFrame, ra
         lines: of this probe.
         settings: of a run.
         targets: columns user and item, tokens.
-        ranks: by what ranked, int64 [targets].
+        ranks: by what ranked, under both protocols int64 [2, targets].
     """
     try:
         kinds = target_groups(read_facts(settings), targets)
@@ -193,8 +220,11 @@ def add_groups(lines: Lines, settings: dict[str, Any], targets: pd.DataFrame, ra
         for order, name in enumerate(names):
             chosen = group == order
             if chosen.any():
-                means = {label: round(float(gains(rank[chosen]).mean()), 4) for label, rank in ranks.items()}
-                lines.add(by=by, group=name, targets=int(chosen.sum()), ndcg10=means)
+                kept, left_out = (
+                    {"ndcg10": {what: round(float(gains(rank[way][chosen]).mean()), 4) for what, rank in ranks.items()}}
+                    for way in (0, 1)
+                )
+                lines.add(by=by, group=name, targets=int(chosen.sum()), **kept, **named_left_out(left_out))
 
 
 def main() -> None:
@@ -213,17 +243,18 @@ def main() -> None:
     users, targets, ranks, best = {}, {}, {}, {}
     for part in ("valid", "test"):
         users[part], targets[part], ranks[part] = part_ranks(runs, part, weights)
-        best[part] = int(np.argmax(gains(ranks[part]).mean(axis=1)))
-    shown = {**alone, "mix": best["valid"], "mix best on test (a bound)": best["test"]}
-    for scores, point in shown.items():
-        mixed = {} if scores in alone else {"weights": dict(zip(runs, weights[point].round(4).tolist(), strict=True))}
+        best[part] = np.argmax(gains(ranks[part]).mean(axis=2), axis=1)
+    shown = {label: np.array([point, point]) for label, point in alone.items()}  # the point of each protocol
+    shown |= {"mix": best["valid"], "mix best on test (a bound)": best["test"]}
+    for scores, points in shown.items():
+        mixed = {} if scores in alone else weights_of(runs, weights[points])
         for part, found in ranks.items():
-            lines.add(scores=scores, part=part, rows=found.shape[1], **mixed, **rank_metrics(found[point]))
+            lines.add(scores=scores, part=part, rows=found.shape[2], **mixed, **both_metrics(found[_BOTH, points]))
     for part, found in ranks.items():
-        oracle = found[list(alone.values())].min(axis=0)
-        lines.add(scores="oracle (a bound)", part=part, rows=len(oracle), **rank_metrics(oracle))
+        oracle = found[:, list(alone.values())].min(axis=1)
+        lines.add(scores="oracle (a bound)", part=part, rows=found.shape[2], **both_metrics(oracle))
     for first, second in combinations(alone, 2):
-        counts = overlap(ranks["test"][alone[first]], ranks["test"][alone[second]])
+        counts = overlap(ranks["test"][:, alone[first]], ranks["test"][:, alone[second]])
         lines.add(hits10_on_test=[first, second], **counts)
     dataset = next(iter(runs.values())).dataset
     tokens = pd.DataFrame(
@@ -235,7 +266,7 @@ def main() -> None:
     settings = renamed.known(run_folder.open_existing(folders[0])[1])
     if arguments.data_path:
         settings["data_path"] = arguments.data_path
-    shown_ranks = {scores: ranks["test"][point] for scores, point in shown.items() if "bound" not in scores}
+    shown_ranks = {scores: ranks["test"][_BOTH, points] for scores, points in shown.items() if "bound" not in scores}
     add_groups(lines, settings, tokens, shown_ranks)
     lines.write(arguments.out)
 

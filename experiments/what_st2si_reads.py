@@ -14,16 +14,20 @@ Prints JSON lines:
   less the mean over all items. The history is the last item's vector, or the mean vector of the last five items; the
   history's own items are left in, or masked (a target that is masked counts as ranked last).
 
+Of test and validation rows the first two parts also have the metrics with the history left out of the ranking
+(``ndcg10_left_out``): always the row's own, the whole of it, whatever history the model is shown.
+
 Where the run mixes an ID model's scores in, these are left out: all is of ST2SI alone.
 """
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from probing import Lines, call, drawn_rows, load_run, parser, pieces, rank_metrics
+from probing import Lines, both_metrics, call, drawn_rows, load_run, parser, pieces, rank_metrics, ranks_in_both
 from recbole.data.interaction import Interaction
 from torch import Tensor
 from torch.nn import functional as F
@@ -48,18 +52,23 @@ class Rows:
         histories: int64 [rows, width], item ids from the left, zeros after them.
         lengths: int64 [rows], how many items there are.
         targets: int64 [rows], item ids.
+        left_out: from some of the rows and a device to the whole history of each, ``place * items + item``, which stays
+            when another history is read; None for rows of the training part.
     """
 
     histories: np.ndarray
     lengths: np.ndarray
     targets: np.ndarray
+    left_out: Callable[[np.ndarray, Any], Tensor] | None = None
 
 
 def rows_of(model: Any, dataset: Any, most: int | None) -> Rows:
     """Return at most `most` rows of a part of the data."""
     batch = dataset[drawn_rows(len(dataset), most)]
     fields = (model.ITEM_SEQ, model.ITEM_SEQ_LEN, model.POS_ITEM_ID)
-    return Rows(*(batch[field].cpu().numpy() for field in fields))
+    known = getattr(dataset, "known_histories", None)  # the evaluated parts have it
+    left_out = None if known is None else lambda rows, device: known.keys(batch[rows], None, device)
+    return Rows(*(batch[field].cpu().numpy() for field in fields), left_out)
 
 
 # -- histories that are changed ----------------------------------------------------------------------------------------
@@ -71,7 +80,7 @@ def last_items(rows: Rows, most: np.ndarray | int) -> Rows:
     columns = np.arange(rows.histories.shape[1])
     source = np.minimum((rows.lengths - lengths)[:, None] + columns, len(columns) - 1)
     kept = np.take_along_axis(rows.histories, source, axis=1)
-    return Rows(np.where(columns < lengths[:, None], kept, 0), lengths, rows.targets)
+    return replace(rows, histories=np.where(columns < lengths[:, None], kept, 0), lengths=lengths)
 
 
 def shuffled(rows: Rows, in_place: int = 0) -> Rows:
@@ -79,15 +88,15 @@ def shuffled(rows: Rows, in_place: int = 0) -> Rows:
     keys = np.random.default_rng(0).random(rows.histories.shape)
     columns = np.arange(rows.histories.shape[1])
     keys = np.where(columns < (rows.lengths - in_place)[:, None], keys, 1 + columns)
-    return Rows(np.take_along_axis(rows.histories, np.argsort(keys, axis=1), axis=1), rows.lengths, rows.targets)
+    return replace(rows, histories=np.take_along_axis(rows.histories, np.argsort(keys, axis=1), axis=1))
 
 
 def of_others(rows: Rows) -> Rows:
-    """Return the rows with the history of another row each, so that every history is used once."""
+    """Return the rows with the history of another row each to read, so that every history is used once."""
     order = np.random.default_rng(0).permutation(len(rows.targets))
     source = np.empty_like(order)
     source[order] = np.roll(order, 1)
-    return Rows(rows.histories[source], rows.lengths[source], rows.targets)
+    return replace(rows, histories=rows.histories[source], lengths=rows.lengths[source])
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------
@@ -95,7 +104,10 @@ def of_others(rows: Rows) -> Rows:
 
 @torch.no_grad()
 def measured(model: Any, rows: Rows) -> dict[str, float]:
-    """Return the mean cross-entropy over all items, and the metrics, of a model that reads `rows`."""
+    """Return the mean cross-entropy over all items, and the metrics, of a model that reads `rows`.
+
+    Where the rows know what to leave out, the metrics are those of both protocols.
+    """
     losses, ranks = [], []
     for part in pieces(len(rows.targets), _ROWS):
         histories, lengths, targets = (
@@ -104,9 +116,15 @@ def measured(model: Any, rows: Rows) -> dict[str, float]:
         scores = model.full_sort_predict(Interaction({model.ITEM_SEQ: histories, model.ITEM_SEQ_LEN: lengths}))
         targets = targets.to(scores.device)
         losses.append(F.cross_entropy(scores.float(), targets, reduction="none"))
-        ranks.append(target_ranks(scores, torch.arange(len(part), device=scores.device), targets))
-    metrics = rank_metrics(torch.cat(ranks).cpu().numpy())
-    return {"cross_entropy": float(torch.cat(losses).double().mean()), **metrics}
+        if rows.left_out is None:
+            ranks.append(target_ranks(scores, torch.arange(len(part), device=scores.device), targets))
+        else:
+            ranks.append(ranks_in_both(scores, targets, rows.left_out(part, scores.device)))
+    metrics = rank_metrics if rows.left_out is None else both_metrics
+    return {
+        "cross_entropy": float(torch.cat(losses).double().mean()),
+        **metrics(torch.cat(ranks, dim=-1).cpu().numpy()),
+    }
 
 
 # -- texts alone -------------------------------------------------------------------------------------------------------

@@ -4,8 +4,12 @@
         [--out=FILE.json]
 
 Prints one JSON line for the run as it is, for prompts shuffled over the test rows (each user keeps its vector), for
-user vectors shuffled over them (each keeps its prompt), and for vectors replaced by their mean. What a shuffle costs
-is what the head takes from that side.
+user vectors shuffled over them (each keeps its prompt), for vectors replaced by their mean, and, where prompts hold
+more than one item, for prompts of the last item alone. What a shuffle costs is what the head takes from that side.
+
+Each line has the metrics with all items ranked, and those with the history left out (``ndcg10_left_out``). Left out is
+always the history of the user whose target is ranked, whatever prompt or vector the head is shown. Where the run mixes
+its ID model's scores in, these are not: all is of the head alone.
 """
 
 import sys
@@ -13,9 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from probing import Lines, call, drawn_rows, load_run, parser, pieces, rank_metrics
-
-from recbole_llm.evaluation.counting import target_ranks
+from probing import Lines, both_metrics, call, drawn_rows, load_run, parser, pieces, ranks_in_both
 
 _ROWS = 1024
 
@@ -27,25 +29,38 @@ def vectors_of(model: Any, dataset: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def ranks(model: Any, dataset: Any, vectors: torch.Tensor, prompts: np.ndarray) -> np.ndarray:
-    """Return the rank of every row's target, read from `vectors[row]` and the prompt of row ``prompts[row]``."""
+def ranks(
+    model: Any, dataset: Any, vectors: torch.Tensor, prompts: np.ndarray, last_item_alone: bool = False
+) -> np.ndarray:
+    """Return the ranks of all targets under both protocols [2, rows], see `ranks_in_both`.
+
+    Args:
+        model: of the run.
+        dataset: its rows.
+        vectors: what each row's virtual tokens are made of [rows, interests, d].
+        prompts: int64 [rows], the row whose history is each row's prompt.
+        last_item_alone: whether only the last item of that history is.
+    """
     found = []
     for rows in pieces(len(dataset), _ROWS):
         shown, own = dataset[prompts[rows]], dataset[rows]
         tokens = model.virtual_tokens(vectors[torch.from_numpy(rows).to(vectors.device)])
         histories, lengths = shown[model.ITEM_SEQ].cpu().numpy(), shown[model.ITEM_SEQ_LEN].cpu().numpy()
+        if last_item_alone:
+            histories, lengths = histories[np.arange(len(rows)), lengths - 1][:, None], np.ones_like(lengths)
         states = [
             model.pooled_states(batch.to(model.device), tokens[:, torch.from_numpy(part).to(tokens.device)])
             for part, batch in model.inputs.prompts_of(histories, lengths, model.settings.eval_batch_tokens)
         ]
         scores = model.projection(torch.cat(states))
         targets = own[model.POS_ITEM_ID].to(scores.device)
-        found.append(target_ranks(scores, torch.arange(len(rows), device=scores.device), targets).cpu().numpy())
-    return np.concatenate(found)
+        left_out = dataset.known_histories.keys(own, None, scores.device)
+        found.append(ranks_in_both(scores, targets, left_out).cpu().numpy())
+    return np.concatenate(found, axis=1)
 
 
 def main() -> None:
-    """Print the four lines."""
+    """Print the lines."""
     arguments_of = parser(__doc__)
     arguments_of.add_argument("--run", required=True)
     arguments_of.add_argument("--rows", type=int, help="test rows, drawn at random; all if not given")
@@ -62,8 +77,10 @@ def main() -> None:
         ("user vectors shuffled", vectors[torch.from_numpy(shuffled).to(vectors.device)], own),
         ("user vectors replaced by their mean", vectors.mean(dim=0, keepdim=True).expand_as(vectors), own),
     ):
-        rank = ranks(model, dataset, read, prompts)
-        lines.add(inputs=name, rows=len(rank), **rank_metrics(rank))
+        lines.add(inputs=name, rows=len(dataset), **both_metrics(ranks(model, dataset, read, prompts)))
+    if model.settings.max_items > 1:
+        found = ranks(model, dataset, vectors, own, last_item_alone=True)
+        lines.add(inputs="last item alone", rows=len(dataset), **both_metrics(found))
     lines.write(arguments.out)
 
 

@@ -1,31 +1,19 @@
 """The probes of runs in benchmarks/, against numpy in float64, plain transformers and the runs' own results."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from learnable_data import USERS, write_learnable
 from plain_ranks import assert_metrics, plain_metrics, plain_ranks
-from small_data import small_settings
+from probed_runs import SMALL, FinishedRuns
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from recbole_llm.errors import DataError, SettingError
 from recbole_llm.packing.ragged import RaggedTable
-from recbole_llm.quick_start.run import load, run
-
-FULL = {"train_neg_sample_args": None}
-SMALL = {"hidden_size": 16, "inner_size": 16, "n_heads": 2}
-RUNS = {
-    "SASRec": {**FULL, **SMALL, "hidden_dropout_prob": 0.1},
-    "GRU4Rec": {**FULL, "embedding_size": 16, "hidden_size": 16},
-    "BPR": {"embedding_size": 16},
-    "ComiRec": {**FULL, "embedding_size": 8, "num_interests": 1},
-    "ST2SI": {"backbone": "llama", "max_sequence_tokens": 40, "learning_rate": 1e-3},
-    "IDLEAdapter": {"backbone": "bert", "max_prompt_tokens": 100, "prompt": "Recommend {noun}: {history}."},
-}
+from recbole_llm.quick_start.run import load
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +25,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(root, tiny):
     """The folder of a finished run by model."""
-    known = {}
-
-    def get(model, **other):
-        key = (model, repr(other))
-        if key not in known:
-            given = {"epochs": 4, "learning_rate": 0.01, "topk": [5, 10], "valid_metric": "NDCG@10"}
-            given["repeatable"] = True  # the probes rank all items
-            settings = small_settings(
-                root, **{**given, "model": model, "MAX_ITEM_LIST_LENGTH": 6, **RUNS[model], **other}
-            )
-            if model == "IDLEAdapter":
-                settings["id_model_path"] = str(get("ComiRec"))
-            if "backbone" in settings:
-                settings["backbone"] = str(tiny[settings["backbone"]])
-            known[key] = Path(run(settings=settings)["path"]).parent
-        return known[key]
-
-    return get
+    return FinishedRuns(root, tiny, repeatable=True)
 
 
 # -- score_mix ---------------------------------------------------------------------------------------------------------
@@ -311,7 +282,10 @@ def test_probes_of_the_adapter(finished, probe):
     test = json.loads((folder / "result.json").read_text())["test"]
     lines = probe("what_the_adapter_reads", f"--run={folder}")
     assert lines[0]["mrr"] == pytest.approx(test["mrr"], abs=1e-4)
-    assert len(lines) == 4
+    assert [line["inputs"] for line in lines] == [
+        "as trained", "prompts shuffled", "user vectors shuffled", "user vectors replaced by their mean",
+        "last item alone",
+    ]  # fmt: skip
     own = json.loads((finished("ComiRec") / "result.json").read_text())["test"]
     heads = probe("user_vector_probe", f"--run={finished('ComiRec')}", "--epochs=2")
     assert heads[0]["mrr"] == pytest.approx(own["mrr"], abs=1e-4)
