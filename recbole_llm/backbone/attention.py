@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from recbole_llm.backbone.padded import padded_hidden_states, reads_padded
 from recbole_llm.backbone.precision import has_fast_bf16, in_autocast_type
+from recbole_llm.backbone.short_sequences import RowBlocks, attend_in_blocks, fits_blocks, pays_in_blocks, row_blocks
 from recbole_llm.errors import BackboneError
 from recbole_llm.packing.batch import PackedBatch, SequenceBounds
 
@@ -24,6 +25,7 @@ except ImportError:
     varlen_attn = None  # type: ignore[assignment]
 
 ATTENTION_NAME = "recbole_llm_packed"
+_COMPILED = "recbole_llm_compiled"  # attribute of a model whose layers are compiled
 # What this torch's kernel can be told; asked here, as torch.compile cannot trace the question.
 _VARLEN_PARAMETERS = frozenset(() if varlen_attn is None else inspect.signature(varlen_attn).parameters)
 
@@ -33,6 +35,13 @@ def use_packed_attention(model: nn.Module) -> None:
     if reads_padded(model.config):
         return
     model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
+
+
+def compile_packed_layers(model: nn.Module, layers: nn.ModuleList) -> None:
+    """Compile each of the `layers` of a `model` that went through `use_packed_attention` with torch.compile."""
+    for layer in layers:
+        layer.compile(dynamic=True)
+    setattr(model, _COMPILED, True)
 
 
 def packed_hidden_states(model: nn.Module, batch: PackedBatch, **keywords: Any) -> Tensor:
@@ -56,9 +65,18 @@ def packed_hidden_states(model: nn.Module, batch: PackedBatch, **keywords: Any) 
         attention_mask=finished,
         use_cache=False,
         sequence_bounds=batch.bounds,
+        row_blocks=_blocks_of(model, batch),
         **keywords,
     )
     return output.last_hidden_state[0]
+
+
+def _blocks_of(model: nn.Module, batch: PackedBatch) -> RowBlocks | None:
+    """Return the blocks of a row of short sequences for layers that are compiled; others have no use for them."""
+    tokens = len(batch.token_ids)
+    if not getattr(model, _COMPILED, False) or not pays_in_blocks(batch.bounds, tokens):
+        return None
+    return row_blocks(batch.bounds, tokens) if _has_kernel(batch.token_ids.device) else None
 
 
 # Keywords of layers that do not change what attention computes, given the bounds.
@@ -78,9 +96,12 @@ def _packed_attention(
     sliding_window: int | None = None,
     *,
     sequence_bounds: SequenceBounds,
+    row_blocks: RowBlocks | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each sequence; query [1, heads, tokens, size], key and value [1, key heads, tokens, size].
+
+    A layer that is compiled computes the sequences of a row that has `row_blocks` in the blocks' tiles.
 
     With `sliding_window` w a token of a decoder sees itself and the w - 1 tokens before it, as in transformers' masks.
 
@@ -100,6 +121,8 @@ def _packed_attention(
     if sequence_bounds.alone:
         return _one_sequence(query, key, value, sequence_bounds.causal, scaling, dropout, window).transpose(1, 2), None
     if _fits_kernel(query, value, dropout, window):
+        if row_blocks is not None and torch.compiler.is_compiling() and window is None and fits_blocks(query):
+            return attend_in_blocks(query, key, value, row_blocks, scaling).transpose(1, 2), None
         return _variable_length(query, key, value, sequence_bounds, scaling, groups, window), None
     pieces = [tensor.split(sequence_bounds.lengths, dim=2) for tensor in (query, key, value)]
     outputs = [

@@ -8,6 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from recbole_llm.backbone.attention import compile_packed_layers
 from recbole_llm.backbone.loading import Backbone
 from recbole_llm.backbone.padded import reads_padded
 from recbole_llm.errors import SettingError
@@ -86,8 +87,7 @@ def prepare_for_tuning(backbone: Backbone, settings: TuningSettings) -> None:
         # With all of the first layer's inputs frozen nothing would be computed again, nor differentiated.
         model.enable_input_require_grads()
     if settings.compile:
-        for layer in backbone.layers:
-            layer.compile(dynamic=True)
+        compile_packed_layers(model, backbone.layers)
 
 
 def _add_adapters(backbone: Backbone, settings: TuningSettings) -> None:
