@@ -4,9 +4,13 @@ Each trains on a generated catalogue of Scientific's size (8,317 users, 4,344 it
 layers and 768 wide (MoRec and Recformer: BERT; LLM-Rec: OPT), packed, the distinct items of a step encoded once. The
 work counted is 6 operations per weight of the layers and token of a step, histories and items; attention, embeddings,
 MoRec's own transformer and what is computed again are not counted, so the share is a lower bound. `table_seconds` is
-what encoding all items takes, once per validation and, with ``item_loss: table``, once per epoch.
+what encoding all items takes, once per validation and, with ``item_loss: table``, once per epoch. Compiled layers are
+measured with FlashAttention alone and with texts in blocks (`recbole_llm.backbone.short_sequences`), after batches of
+the papers' sizes with some that fill the device. With `graphs_compiled_while_measured` above 0 the time of a step is
+that of the compiler, too.
 
-    python benchmarks/text_towers.py [--shapes=bge-base,opt-125m]    (one CUDA device; prints one JSON line a setting)
+    python benchmarks/text_towers.py [--shapes=bge-base,opt-125m] [--steps=30] [--cases=MoRec,Recformer,LLMRec]
+                                     [--names=plain,compiled,flex]    (one CUDA device; prints one JSON line a setting)
 """
 
 import argparse
@@ -16,13 +20,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo
 from shapes import bf16_matrix_rate, build_run, layer_parameters, print_line
 
+from recbole_llm.backbone import short_sequences
 from recbole_llm.data.prefetch import prefetch
 
 USERS, ITEMS = 8_317, 4_344
-WARM_UP = 8
 FAST = {"weights": "bf16", "compile": True}
+# By what --names picks: the name, the settings, how many steps go before the measured ones (torch compiles each layer's
+# passes at the first batches that need them), and up to how many tokens a text on average they are put in blocks.
+WAYS: dict[str, tuple[str, dict[str, Any], int, int]] = {
+    "plain": ("plain", {}, 8, 0),
+    "compiled": ("bf16 weights, compiled", FAST, 24, 0),
+    "flex": ("bf16 weights, compiled, flex attention", FAST, 24, short_sequences.LONGEST_MEAN),
+}
 TABLE = {"item_loss": "table", "two_stage": True, "train_prefixes": "one", "similarity": "cosine", "temperature": 0.05}
 
 
@@ -32,8 +44,13 @@ def tokens_of(step: Any) -> int:
     return sum(len(texts.packed.token_ids) for texts in (*users, *step.items))
 
 
-def measure(model: str, shape: str, steps: int, **settings: Any) -> dict[str, float]:
-    """Measure `steps` optimiser steps after the warm-up, and one table of all items."""
+def graphs_compiled() -> int:
+    """Return how many graphs torch.compile has made in this process."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def measure(model: str, shape: str, steps: int, warm_up: int = 8, **settings: Any) -> dict[str, float]:
+    """Measure `steps` optimiser steps after `warm_up` ones, and one table of all items."""
     on_gpu = torch.cuda.is_available()
     wait = torch.cuda.synchronize if on_gpu else (lambda: None)
     parts, trainer = build_run(
@@ -45,53 +62,68 @@ def measure(model: str, shape: str, steps: int, **settings: Any) -> dict[str, fl
     epoch = trainer._samples(0)
     size = parts.config["train_batch_size"]
     order = np.concatenate([np.random.default_rng(seed).permutation(len(epoch)) for seed in range(20)])
-    chosen = np.split(order, np.arange(size, len(order), size))[: steps + WARM_UP]
-    total, begun = 0, 0.0
+    chosen = np.split(order, np.arange(size, len(order), size))[: steps + warm_up]
+    total, begun, graphs = 0, 0.0, 0
     for number, (rows, passes) in enumerate(prefetch(lambda step: trainer._prepare(epoch.select(step)), chosen)):
-        if number == WARM_UP:
+        if number == warm_up:
             wait()
-            begun = time.perf_counter()
-        total += sum(map(tokens_of, passes)) if number >= WARM_UP else 0
+            begun, graphs = time.perf_counter(), graphs_compiled()
+        total += sum(map(tokens_of, passes)) if number >= warm_up else 0
         trainer._step(rows, passes)
     wait()
-    seconds = time.perf_counter() - begun
+    seconds, graphs = time.perf_counter() - begun, graphs_compiled() - graphs
     net.item_table()
     wait()
     begun = time.perf_counter()
     net.item_table()
     wait()
     return {
+        "train_batch_size": size,
         "tokens_per_second": total / seconds,
         "flops_per_second": 6 * layer_parameters(net.tower.backbone) * total / seconds,
         "tokens_per_step": total / steps,
         "step_ms": 1000 * seconds / steps,
         "epoch_seconds": seconds / steps * math.ceil(len(epoch) / size),
+        "graphs_compiled_while_measured": graphs,
         "table_seconds": time.perf_counter() - begun,
         "gpu_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0,
     }
 
 
 def main() -> None:
-    """Measure every model, plain and with bf16 weights and compiled layers."""
+    """Measure every model in every way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="bge-base,opt-125m", help="of the encoder and the decoder")
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--cases", default="MoRec,Recformer,LLMRec", help="models")
+    parser.add_argument("--names", default=",".join(WAYS), help="ways to train")
     options = parser.parse_args()
     encoder, decoder = options.shapes.split(",")
+    cases, names = (set(given.split(",")) for given in (options.cases, options.names))
     rate = bf16_matrix_rate() if torch.cuda.is_available() else math.nan
-    plans: list[tuple[str, str, dict[str, Any]]] = [
-        ("MoRec", encoder, {"item_loss": "bce", "train_batch_size": 32}),
-        ("MoRec", encoder, {"item_loss": "in-batch", "train_batch_size": 128}),
-        ("Recformer", encoder, {"item_text_fields": ["title"]}),
-        ("LLMRec", decoder, {"item_loss": "sampled"}),
-        ("LLMRec", decoder, {**TABLE, "train_batch_size": 128, "MAX_ITEM_LIST_LENGTH": 50}),
+    histories = {**TABLE, "MAX_ITEM_LIST_LENGTH": 50}
+    every, compiled = list(WAYS), ["compiled", "flex"]
+    plans: list[tuple[str, str, dict[str, Any], list[str]]] = [
+        ("MoRec", encoder, {"item_loss": "bce", "train_batch_size": 32}, every),
+        ("MoRec", encoder, {"item_loss": "in-batch", "train_batch_size": 128}, every),
+        ("Recformer", encoder, {"item_text_fields": ["title"]}, every),
+        ("LLMRec", decoder, {"item_loss": "sampled"}, every),
+        ("LLMRec", decoder, {**histories, "train_batch_size": 128}, every),
+        # Batches that fill the device.
+        ("MoRec", encoder, {"item_loss": "in-batch", "train_batch_size": 512}, compiled),
+        ("Recformer", encoder, {"item_text_fields": ["title"], "train_batch_size": 256}, compiled),
+        ("LLMRec", decoder, {**histories, "train_batch_size": 512}, compiled),
     ]
-    for model, shape, settings in plans:
-        for name, more in (("plain", {}), ("bf16 weights, compiled", FAST)):
+    for model, shape, settings, ways in plans:
+        for way in ways:
+            if model not in cases or way not in names:
+                continue
+            name, more, warm_up, short_sequences.LONGEST_MEAN = WAYS[way]
+            torch._dynamo.reset()  # else one setting's graphs count towards the next one's limit
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
-            found = measure(model, shape, options.steps, **settings, **more)
+            found = measure(model, shape, options.steps, warm_up, **settings, **more)
             share = found.pop("flops_per_second") / rate
             print_line(model=model, shape=shape, name=name, item_loss=settings.get("item_loss", "table"),
                        share_of_matrix_rate=share, **found)  # fmt: skip
