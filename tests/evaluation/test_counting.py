@@ -8,6 +8,7 @@ from small_data import build_parts, write_dataset
 from recbole_llm.errors import TrainingError
 from recbole_llm.evaluation.candidates import CandidateRanking
 from recbole_llm.evaluation.counting import hits_of_ranks, leave_out, target_ranks
+from recbole_llm.model.id_model import mixed_ranks as mixing
 from recbole_llm.model.id_model.mixed_ranks import mixed_ranks
 
 ITEMS = 40
@@ -39,9 +40,11 @@ def test_blocks_of_items_and_users_give_the_ranks_of_the_whole(piece, several):
     assert torch.equal(scores, before)
 
 
+@pytest.mark.parametrize("way", ["_where_tables_disagree", "_of_all_items"])  # on a CPU, on a GPU
 @pytest.mark.parametrize("piece", [1, 100 * ITEMS * 2, 2**20])
-def test_every_weight_ranks_as_the_mixed_table_does(piece):
+def test_every_weight_ranks_as_the_mixed_table_does(monkeypatch, piece, way):
     """Candidates alone are in the ranking; the other table is not looked at where there are none."""
+    monkeypatch.setattr(mixing, "_of_piece", getattr(mixing, way))
     generator = torch.Generator().manual_seed(4)
     own, other = (torch.randn(9, ITEMS, generator=generator).round(decimals=1) for _ in range(2))
     own[:, [0, 5, 6]] = -torch.inf
@@ -57,6 +60,17 @@ def test_every_weight_ranks_as_the_mixed_table_does(piece):
         mixed[:, [0, 5, 6]] = -torch.inf
         assert found[number].tolist() == by_loop(mixed, rows, targets)
     assert len({tuple(ranks) for ranks in found.tolist()}) > 3  # the weight matters
+
+
+def test_no_weight_makes_the_host_wait_for_a_gpu(monkeypatch):
+    """What a mix of all items asks of the device depends on their number alone, not on what the tables hold."""
+    monkeypatch.setattr(mixing, "_of_piece", mixing._of_all_items)
+    own, other = torch.randn(2, 9, ITEMS, generator=torch.Generator().manual_seed(4))
+    with torch.profiler.profile() as profile:
+        mixed_ranks(own, other, torch.arange(9), torch.arange(1, 10), torch.linspace(0, 1, 21))
+    asked = [event.key for event in profile.key_averages() for _ in range(event.count)]
+    assert "aten::nonzero" not in asked and "aten::bincount" not in asked
+    assert asked.count("aten::is_nonzero") <= 2  # whether the scores of each table are numbers, once
 
 
 def test_what_is_left_out_is_out_and_targets_stay():

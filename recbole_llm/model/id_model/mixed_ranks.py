@@ -12,9 +12,6 @@ def mixed_ranks(
 ) -> Tensor:
     """Return the rank of each target under ``(1 - w) own + w other`` for every weight w; ties count against it.
 
-    An item that is at least as good as the target in both tables is in front of it under every weight from 0 to 1, one
-    that is worse in both under none: the tables are mixed where they disagree about the two alone.
-
     Args:
         own: [rankings, items]; items that are no candidates have -inf.
         other: likewise; it is not looked at for what is no candidate in `own`.
@@ -33,8 +30,7 @@ def mixed_ranks(
     require_numbers(other)
     own_of_target, other_of_target = own[rows, targets], other[rows, targets]
     ranks = torch.zeros(len(weights), len(rows), dtype=torch.int64, device=own.device)
-    # Of an item: two scores, three answers, and up to eleven numbers of eight bytes where the tables disagree.
-    lines = max(piece_bytes // (100 * own.shape[1]), 1)
+    lines = max(piece_bytes // (_bytes_of_an_item(own) * own.shape[1]), 1)
     for first in range(0, len(rows), lines):
         piece = slice(first, first + lines)
         ranks[:, piece] = _of_piece(
@@ -81,7 +77,7 @@ def mixed_ranks_in_blocks(
         for scores, score in zip(blocks, of_targets, strict=True):
             candidates.put_targets(begin, scores, score)
         blocks[0][candidates.left_out(begin, blocks[0])] = -torch.inf
-        lines = max(piece_bytes // (100 * block.shape[1]), 1)
+        lines = max(piece_bytes // (_bytes_of_an_item(block) * block.shape[1]), 1)
         for first in range(0, len(targets), lines):
             piece = slice(first, first + lines)
             mine, theirs = (scores[piece] for scores in blocks)
@@ -91,15 +87,47 @@ def mixed_ranks_in_blocks(
     return own.own_rows(own.added_up(ranks.T.contiguous())).T
 
 
+def _bytes_of_an_item(scores: Tensor) -> int:
+    """Return about how many bytes `_of_piece` takes for an item of a row, beside the tables."""
+    if scores.is_cpu:  # two scores, three answers, and up to eleven numbers of eight bytes where the tables disagree
+        return 100
+    return 16  # two scores, the mixed one and an answer
+
+
 def _of_piece(own: Tensor, other: Tensor, own_of_target: Tensor, other_of_target: Tensor, weights: Tensor) -> Tensor:
     """Return the ranks [weights, targets] of some targets, whose rankings are the rows of the tables."""
+    # A GPU mixes all items in less time than it takes to say where the tables disagree, for which the host has to wait.
+    ranks = _where_tables_disagree if own.is_cpu else _of_all_items
+    return ranks(own, other, own_of_target, other_of_target, weights)
+
+
+def _of_all_items(
+    own: Tensor, other: Tensor, own_of_target: Tensor, other_of_target: Tensor, weights: Tensor
+) -> Tensor:
+    """Return what `_of_piece` does, from the whole tables mixed under every weight. Nothing waits for the device."""
+    ranks = torch.empty(len(weights), len(own), dtype=torch.int64, device=own.device)
+    for number, weight in enumerate(weights):
+        of_target = torch.lerp(own_of_target, other_of_target, weight)[:, None]
+        # No candidate: -inf in one of them makes NaN, which is not in front.
+        ranks[number] = (torch.lerp(own, other, weight) >= of_target).sum(dim=1)
+    return ranks
+
+
+def _where_tables_disagree(
+    own: Tensor, other: Tensor, own_of_target: Tensor, other_of_target: Tensor, weights: Tensor
+) -> Tensor:
+    """Return what `_of_piece` does, from the items about which the tables disagree.
+
+    An item that is at least as good as the target in both tables is in front of it under every weight from 0 to 1, one
+    that is worse in both under none.
+    """
     in_own, in_other = own >= own_of_target[:, None], other >= other_of_target[:, None]
     always = (in_own & in_other).sum(dim=1)
     line, item = (in_own ^ in_other).nonzero(as_tuple=True)
     mine, theirs = own[line, item], other[line, item]
     ranks = always.repeat(len(weights), 1)
     for number, weight in enumerate(weights):
-        # No candidate: -inf in one of them makes NaN, which is not in front.
+        # See `_of_all_items` for what is no candidate.
         wins = torch.lerp(mine, theirs, weight) >= torch.lerp(own_of_target, other_of_target, weight)[line]
         ranks[number] += torch.bincount(line[wins], minlength=len(own_of_target))
     return ranks
