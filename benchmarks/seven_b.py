@@ -108,12 +108,15 @@ def ilp(given: argparse.Namespace, folder: Path, rate: float | None) -> dict[str
     }  # fmt: skip
 
 
-def lora(given: argparse.Namespace, folder: Path, rate: float | None, checkpointing: bool) -> dict[str, float]:
+def lora(
+    given: argparse.Namespace, folder: Path, rate: float | None, checkpointing: bool, compiled: bool = False
+) -> dict[str, float]:
     """Measure optimiser steps with low-rank adapters."""
     begun = start()
     parts, trainer = run_of(
-        given, folder, tuning="lora", train_batch_size=given.samples, gradient_checkpointing=checkpointing
-    )
+        given, folder, tuning="lora", train_batch_size=given.samples, gradient_checkpointing=checkpointing,
+        compile=compiled,
+    )  # fmt: skip
     model = parts.model
     model.train()
     built = now()
@@ -152,7 +155,8 @@ def main() -> None:
     """Write the weights, measure each case and print its line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="llama-7b")
-    parser.add_argument("--cases", default="load,ilp,lora,lora-plain", help="lora-plain: without checkpointing")
+    parser.add_argument("--cases", default="load,ilp,lora,lora-compiled,lora-plain",
+                        help="lora-plain: without checkpointing")  # fmt: skip
     for name, value in (("items", 100_000), ("users", 2_000), ("samples", 80), ("steps", 8)):
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
@@ -167,6 +171,7 @@ def main() -> None:
             "load": lambda: load(folder),
             "ilp": lambda: ilp(given, folder, rate),
             "lora": lambda: lora(given, folder, rate, checkpointing=True),
+            "lora-compiled": lambda: lora(given, folder, rate, checkpointing=True, compiled=True),
             "lora-plain": lambda: lora(given, folder, rate, checkpointing=False),
         }
         for case in given.cases.split(","):

@@ -10,7 +10,8 @@ the papers' sizes with some that fill the device. With `graphs_compiled_while_me
 that of the compiler, too.
 
     python benchmarks/text_towers.py [--shapes=bge-base,opt-125m] [--steps=30] [--cases=MoRec,Recformer,LLMRec]
-                                     [--names=plain,compiled,flex]    (one CUDA device; prints one JSON line a setting)
+                                     [--names=plain,compiled,flex] [--batches=papers,large]
+                                                             (one CUDA device; prints one JSON line a setting)
 """
 
 import argparse
@@ -97,12 +98,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--cases", default="MoRec,Recformer,LLMRec", help="models")
     parser.add_argument("--names", default=",".join(WAYS), help="ways to train")
+    parser.add_argument("--batches", default="papers,large", help="the papers' sizes, and what fills the device")
     options = parser.parse_args()
     encoder, decoder = options.shapes.split(",")
     cases, names = (set(given.split(",")) for given in (options.cases, options.names))
     rate = bf16_matrix_rate() if torch.cuda.is_available() else math.nan
     histories = {**TABLE, "MAX_ITEM_LIST_LENGTH": 50}
-    every, compiled = list(WAYS), ["compiled", "flex"]
+    every, compiled, sizes = list(WAYS), ["compiled", "flex"], options.batches.split(",")
     plans: list[tuple[str, str, dict[str, Any], list[str]]] = [
         ("MoRec", encoder, {"item_loss": "bce", "train_batch_size": 32}, every),
         ("MoRec", encoder, {"item_loss": "in-batch", "train_batch_size": 128}, every),
@@ -111,12 +113,13 @@ def main() -> None:
         ("LLMRec", decoder, {**histories, "train_batch_size": 128}, every),
         # Batches that fill the device.
         ("MoRec", encoder, {"item_loss": "in-batch", "train_batch_size": 512}, compiled),
-        ("Recformer", encoder, {"item_text_fields": ["title"], "train_batch_size": 256}, compiled),
+        ("Recformer", encoder, {"item_text_fields": ["title"], "train_batch_size": 512}, compiled),
         ("LLMRec", decoder, {**histories, "train_batch_size": 512}, compiled),
     ]
     for model, shape, settings, ways in plans:
         for way in ways:
-            if model not in cases or way not in names:
+            size = "papers" if ways is every else "large"
+            if model not in cases or way not in names or size not in sizes:
                 continue
             name, more, warm_up, short_sequences.LONGEST_MEAN = WAYS[way]
             torch._dynamo.reset()  # else one setting's graphs count towards the next one's limit

@@ -159,7 +159,7 @@ def table_of_file(path: Path, columns: str | None = None, only: str | None = Non
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "name"]
     if columns is not None:
         names = columns.split(",")
-        rows = [row for row in rows if set(names) - {"weights"} <= set(row)]
+        rows = [row for row in rows if set(names) - {"weights", "weights_left_out"} <= set(row)]
     if only is not None:
         name, _, value = only.partition("=")
         rows = [row for row in rows if str(row.get(name)) == value]
