@@ -91,37 +91,50 @@ def measure(model: str, shape: str, steps: int, warm_up: int = 8, **settings: An
     }
 
 
+def add_list(parser: argparse.ArgumentParser, name: str, choices: list[str], text: str) -> None:
+    """Add an argument that takes some of the `choices`, separated by commas; all if it is not given."""
+
+    def some(given: str) -> list[str]:
+        unknown = set(given.split(",")) - set(choices)
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{unknown.pop()} is none of {','.join(choices)}")
+        return given.split(",")
+
+    parser.add_argument(name, type=some, default=choices, metavar=",".join(choices), help=text)
+
+
 def main() -> None:
     """Measure every model in every way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="bge-base,opt-125m", help="of the encoder and the decoder")
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--cases", default="MoRec,Recformer,LLMRec", help="models")
-    parser.add_argument("--names", default=",".join(WAYS), help="ways to train")
-    parser.add_argument("--batches", default="papers,large", help="the papers' sizes, and what fills the device")
+    add_list(parser, "--cases", ["MoRec", "Recformer", "LLMRec"], "models")
+    add_list(parser, "--names", list(WAYS), "ways to train")
+    add_list(parser, "--batches", ["papers", "large"], "the papers' sizes, and what fills the device")
     options = parser.parse_args()
     encoder, decoder = options.shapes.split(",")
-    cases, names = (set(given.split(",")) for given in (options.cases, options.names))
     rate = bf16_matrix_rate() if torch.cuda.is_available() else math.nan
     histories = {**TABLE, "MAX_ITEM_LIST_LENGTH": 50}
-    every, compiled, sizes = list(WAYS), ["compiled", "flex"], options.batches.split(",")
-    plans: list[tuple[str, str, dict[str, Any], list[str]]] = [
-        ("MoRec", encoder, {"item_loss": "bce", "train_batch_size": 32}, every),
-        ("MoRec", encoder, {"item_loss": "in-batch", "train_batch_size": 128}, every),
-        ("Recformer", encoder, {"item_text_fields": ["title"]}, every),
-        ("LLMRec", decoder, {"item_loss": "sampled"}, every),
-        ("LLMRec", decoder, {**histories, "train_batch_size": 128}, every),
-        # Batches that fill the device.
-        ("MoRec", encoder, {"item_loss": "in-batch", "train_batch_size": 512}, compiled),
-        ("Recformer", encoder, {"item_text_fields": ["title"], "train_batch_size": 512}, compiled),
-        ("LLMRec", decoder, {**histories, "train_batch_size": 512}, compiled),
-    ]
-    for model, shape, settings, ways in plans:
-        for way in ways:
-            size = "papers" if ways is every else "large"
-            if model not in cases or way not in names or size not in sizes:
+    plans: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
+        "papers": [
+            ("MoRec", encoder, {"item_loss": "bce", "train_batch_size": 32}),
+            ("MoRec", encoder, {"item_loss": "in-batch", "train_batch_size": 128}),
+            ("Recformer", encoder, {"item_text_fields": ["title"]}),
+            ("LLMRec", decoder, {"item_loss": "sampled"}),
+            ("LLMRec", decoder, {**histories, "train_batch_size": 128}),
+        ],
+        "large": [
+            ("MoRec", encoder, {"item_loss": "in-batch", "train_batch_size": 512}),
+            ("Recformer", encoder, {"item_text_fields": ["title"], "train_batch_size": 512}),
+            ("LLMRec", decoder, {**histories, "train_batch_size": 512}),
+        ],
+    }
+    for batches, (model, shape, settings) in [(name, plan) for name in options.batches for plan in plans[name]]:
+        for way in WAYS:
+            if model not in options.cases or way not in options.names or (batches, way) == ("large", "plain"):
                 continue
-            name, more, warm_up, short_sequences.LONGEST_MEAN = WAYS[way]
+            name, more, warm_up, longest_mean = WAYS[way]
+            short_sequences.LONGEST_MEAN = longest_mean
             torch._dynamo.reset()  # else one setting's graphs count towards the next one's limit
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

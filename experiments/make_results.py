@@ -143,7 +143,8 @@ def table_of_file(path: Path, columns: str | None = None, only: str | None = Non
 
     Args:
         path: of the file.
-        columns: names, separated by commas; None: all of them but "name".
+        columns: names, separated by commas; None: all of them but "name". A line that lacks one has no row, unless the
+            name ends in a question mark.
         only: ``name=value``, the rows that have it; None: all.
 
     Raises:
@@ -158,8 +159,9 @@ def table_of_file(path: Path, columns: str | None = None, only: str | None = Non
         raise DataError(f"{path} must hold one JSON object a line, or a list of them")
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "name"]
     if columns is not None:
-        names = columns.split(",")
-        rows = [row for row in rows if set(names) - {"weights", "weights_left_out"} <= set(row)]
+        asked = columns.split(",")
+        names = [name.removesuffix("?") for name in asked]
+        rows = [row for row in rows if {name for name in asked if not name.endswith("?")} <= set(row)]
     if only is not None:
         name, _, value = only.partition("=")
         rows = [row for row in rows if str(row.get(name)) == value]

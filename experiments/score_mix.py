@@ -38,7 +38,7 @@ from recbole_llm.evaluation.counting import leave_out, target_ranks
 from recbole_llm.quick_start.run import Parts
 from recbole_llm.runs import folder as run_folder
 
-_SCORES = 2**24  # of one run that are held at once
+_SCORES = 2**23  # of one run that are held at once, once for each protocol
 _ROWS = 2048
 _STEPS = {2: 20, 3: 10}
 _BOTH = np.arange(2)  # the protocols, as `log_shares` gives them

@@ -88,8 +88,7 @@ def rows_of(parts, part):
 @torch.no_grad()
 def scores_of(model, rows, **other):
     """Scores of the items from 1 on, of rows that are given by hand: some fields are replaced."""
-    for name in [name for name in rows.interaction if name == "history_end"]:
-        del rows.interaction[name]
+    rows.interaction.pop("history_end", None)
     rows.interaction.update(other)
     return model.full_sort_predict(rows).numpy()[:, 1:]
 

@@ -138,6 +138,13 @@ def test_lines_of_json_are_a_table(tool, tmp_path):
     ]  # fmt: skip
 
 
+def test_a_line_without_a_column_has_no_row_unless_the_column_may_be_missing(tool, tmp_path):
+    (tmp_path / "probe.jsonl").write_text('{"model": "a", "ndcg": 0.1}\n{"model": "b", "ndcg": 0.2, "weight": 0.5}\n')
+    table = tool.table_of_file(tmp_path / "probe.jsonl", columns="model,weight?,ndcg")
+    assert table == ["| model | weight | ndcg |", "| :-- | --: | --: |", "| a |  | 0.1 |", "| b | 0.5 | 0.2 |"]
+    assert tool.table_of_file(tmp_path / "probe.jsonl", columns="model,weight,ndcg")[2:] == ["| b | 0.5 | 0.2 |"]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

@@ -42,16 +42,19 @@ def test_the_ways_differ_in_what_they_say(benchmark, monkeypatch, capsys):
         "bf16 weights, compiled, flex attention": [True, usual],
     }
     assert all(ways[2] >= 24 for name, ways in found.items() if "compiled" in name)
-    assert {line["model"] for line in lines if line["train_batch_size"] in (256, 512)} == {
-        "MoRec",
-        "Recformer",
-        "LLMRec",
-    }
+    assert {line["model"] for line in lines if line["train_batch_size"] == 512} == {"MoRec", "Recformer", "LLMRec"}
     monkeypatch.setattr("sys.argv", ["text_towers.py", SHAPES, "--cases=Recformer", "--names=compiled,flex"])
     benchmark.main()
     assert [(line["model"], line["name"]) for line in lines_of(capsys)] == [
         ("Recformer", name) for name in ("bf16 weights, compiled", "bf16 weights, compiled, flex attention")
     ] * 2
+    monkeypatch.setattr("sys.argv", ["text_towers.py", SHAPES, "--names=compiled", "--batches=large"])
+    benchmark.main()
+    assert [line["train_batch_size"] for line in lines_of(capsys)] == [512] * 3
+    monkeypatch.setattr("sys.argv", ["text_towers.py", "--names=compield"])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "compield is none of plain,compiled,flex" in capsys.readouterr().err
 
 
 def test_steps_are_measured(benchmark, monkeypatch, capsys):

@@ -96,7 +96,8 @@ def _bytes_of_an_item(scores: Tensor) -> int:
 
 def _of_piece(own: Tensor, other: Tensor, own_of_target: Tensor, other_of_target: Tensor, weights: Tensor) -> Tensor:
     """Return the ranks [weights, targets] of some targets, whose rankings are the rows of the tables."""
-    # A GPU mixes all items in less time than it takes to say where the tables disagree, for which the host has to wait.
+    # To say where the tables disagree, a GPU's host has to wait for it twice per weight: milliseconds each where others
+    # share the GPU. All items take more arithmetic, which is little beside that.
     ranks = _where_tables_disagree if own.is_cpu else _of_all_items
     return ranks(own, other, own_of_target, other_of_target, weights)
 
