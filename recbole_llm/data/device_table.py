@@ -117,6 +117,8 @@ class TrainTableLoader(TableLoader, TrainDataLoader):
 class BoundedFullSortLoader(FullSortEvalDataLoader):
     """RecBole's full-sort loader, whose batches have no more rows than `eval_memory` has room for their scores.
 
+    A row of a general model (BPR) is a user, and `eval_batch_size` counts rows there, too.
+
     Attributes:
         in_blocks: whether that is room for the scores of some items at a time, see `ModelHooks.scores_of_items`.
     """
@@ -126,14 +128,16 @@ class BoundedFullSortLoader(FullSortEvalDataLoader):
 
     def _init_batch_size_and_step(self) -> None:
         super()._init_batch_size_and_step()
+        if not self.is_sequential:
+            # RecBole counts pairs of a user and an item there: with more items than that it has users one by one.
+            self.step = max(self.step, int(self.config["eval_batch_size"]))
         rows = rows_within(self.config, int(self._dataset.item_num), self._dataset)
         asked = min(self.step, len(self._dataset))
         self.in_blocks = asked > rows and self.is_sequential and ranks_in_blocks(self.config)
         if self.in_blocks:
             rows = rows_within(self.config, min(_LEAST_ITEMS, int(self._dataset.item_num)), self._dataset)
-        if self.step > rows:
-            self.step = rows
-            self.set_batch_size(rows if self.is_sequential else rows * self._dataset.item_num)
+        self.step = min(self.step, rows)
+        self.set_batch_size(self.step if self.is_sequential else self.step * self._dataset.item_num)
 
 
 def rows_within(config: Any, items: int, dataset: Any) -> int:

@@ -152,6 +152,23 @@ def test_a_batch_is_no_larger_than_its_memory(workdir, model, own, rows_of_a_meb
         assert np.array_equal(found, expected)
 
 
+def test_a_general_model_ranks_as_many_users_at_once_as_asked(workdir):
+    """RecBole asks for pairs of user and item: with more items than eval_batch_size one user at a time."""
+    write_dataset(
+        workdir, {f"u{n}": [f"i{(n * 5 + place) % 40}" for place in range(8)] for n in range(20)}, titles=None
+    )
+    found = {}
+    for size in (1, 6):
+        parts = build_parts(workdir, model="BPR", embedding_size=8, train_batch_size=64, eval_batch_size=size)
+        trainer = parts.trainer()
+        trainer.eval_collector.data_collect(parts.train)
+        users = [len(batch) for batch, *_ in parts.test]
+        assert users == [size] * (20 // size) + [20 % size] * (size == 6)
+        metrics = trainer.evaluate(parts.test, load_best_model=False)
+        found[size] = (metrics, [ranks.tolist() for ranks in trainer.eval_collector.collected()])
+    assert found[1] == found[6]
+
+
 def test_ties_count_against_targets_in_the_table_of_hits():
     """Against a plain walk: what is not a target stands before a target of the same score."""
     generator = torch.Generator().manual_seed(0)
