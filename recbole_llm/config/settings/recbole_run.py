@@ -184,7 +184,12 @@ RUN = (
                 {},
             ),
             ("worker", COUNT, "Processes that load rows; 0 loads them in the run's own process.", {}),
-            ("eval_batch_size", SIZE, "Rows that are ranked at once; of general models users, where RecBole counts scores.", {}),
+            (
+                "eval_batch_size",
+                SIZE,
+                "Rows that are ranked at once; of general models users, where RecBole counts scores.",
+                {},
+            ),
             ("nproc", Maybe(Whole(None)), "Processes as RecBole starts them; only 1, see torchrun.", {}),
             ("world_size", Maybe(Whole(None)), "The same on all hosts; only 1, see torchrun.", {}),
             ("offset", Maybe(Whole(None)), "The first rank of this host; only 0, see torchrun.", {}),
