@@ -6,7 +6,8 @@ downloaded. What is printed, a JSON line each:
 * ``load``: from the folder to the device, once, right after it was written (so out of the host's file cache).
 * ``ilp``: the pass that stores the hidden states of a frozen backbone, 2 FLOP a weight of the layers and token, and
   then the optimiser steps of the projection, in which the backbone has no part.
-* ``lora``: optimiser steps with adapters. The backbone has no gradient of its own, so a token costs 4 FLOP a weight,
+* ``lora``: optimiser steps with adapters; ``lora-compiled``: with torch.compile, too; ``lora-plain``: without
+  ``gradient_checkpointing``. The backbone has no gradient of its own, so a token costs 4 FLOP a weight,
   and 6 where activations are computed again (``gradient_checkpointing``); ``share_of_matrix_rate`` counts what is
   computed, ``useful_share`` 4 in any case. Adapters, attention and embeddings are left out of the count.
 
@@ -155,8 +156,7 @@ def main() -> None:
     """Write the weights, measure each case and print its line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="llama-7b")
-    parser.add_argument("--cases", default="load,ilp,lora,lora-compiled,lora-plain",
-                        help="lora-plain: without checkpointing")  # fmt: skip
+    parser.add_argument("--cases", default="load,ilp,lora,lora-compiled,lora-plain")
     for name, value in (("items", 100_000), ("users", 2_000), ("samples", 80), ("steps", 8)):
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()

@@ -50,7 +50,7 @@ def graphs_compiled() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-def measure(model: str, shape: str, steps: int, warm_up: int = 8, **settings: Any) -> dict[str, float]:
+def measure(model: str, shape: str, steps: int, warm_up: int, **settings: Any) -> dict[str, float]:
     """Measure `steps` optimiser steps after `warm_up` ones, and one table of all items."""
     on_gpu = torch.cuda.is_available()
     wait = torch.cuda.synchronize if on_gpu else (lambda: None)
