@@ -164,6 +164,10 @@ class Prompts:
             .with_row(end)
         )
 
+    def items_with_text(self) -> np.ndarray:
+        """Return the ids of the items that have a text, int64 [n]."""
+        return 1 + np.flatnonzero(~self._without_text[1:])
+
     def token_offsets(self, items: np.ndarray) -> np.ndarray:
         """Return int64 [items + 1]: the tokens of the items before each place, separators included."""
         return np.concatenate([[0], np.cumsum(self._item_tokens[items])])

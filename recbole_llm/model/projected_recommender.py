@@ -1,7 +1,9 @@
 """Text models that score by a linear projection of one hidden state per row, perhaps with an ID model's scores."""
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from torch import Tensor
@@ -17,6 +19,7 @@ from recbole_llm.model.layers.coded_projection import CodedProjection
 from recbole_llm.model.layers.item_linear_projection import ItemLinearProjection
 from recbole_llm.model.layers.item_projections import DrawnItemsProjection
 from recbole_llm.model.layers.split_item_projection import SplitDrawnItems, SplitItemProjection
+from recbole_llm.model.layers.text_initialisation import projection_of_texts
 from recbole_llm.model.text_recommender import TextRecommender
 from recbole_llm.trainer.split_rows import SplitRows
 from recbole_llm.utils.collectives import rows_of_all, stacked_of_all
@@ -38,6 +41,10 @@ class ProjectedRecommender(TextRecommender):
     precision: torch.dtype
     id_scores: IdScores | None
 
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self._starts_from_texts = config["projection_init"] == "texts"
+
     @classmethod
     def check_processes(cls, config: Any) -> None:
         """Refuse to split compiled layers, beside what other models refuse. See `ModelHooks`."""
@@ -56,6 +63,25 @@ class ProjectedRecommender(TextRecommender):
         else:
             self.projection = SplitItemProjection(whole.weight, split)
         return [split]
+
+    @torch.no_grad()
+    def before_epoch(self, epoch: int) -> None:
+        """With ``projection_init: texts``, start the projection from the states of the items' texts."""
+        if epoch or not self._starts_from_texts:
+            return
+        self.eval()
+        states = torch.zeros(self.n_items, self.projection.width, device=self.device)
+        for items, found in self.item_states():
+            states[torch.from_numpy(items).to(states.device)] = found.float()
+        rows, split = projection_of_texts(states), self._split()
+        self.projection.weight.copy_(rows if split is None else rows[split.begin : split.end])
+
+    def item_states(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield the states of the items' texts, in parts: item ids int64 [n], and [n, width].
+
+        Asked of a model with `projection_init`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no item_states")
 
     def empty_pass_loss(self) -> Tensor:
         """Return 0: this process has no queries, but its items are those of the others' softmax, too."""

@@ -128,6 +128,7 @@ _PROMPT = Section(
 _OPTIMISATION = Section(
     "Optimisation",
     (
+        text_models.PROJECTION_INIT,
         *text_models.optimisation(
             {
                 "epochs": 30,

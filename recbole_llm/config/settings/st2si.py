@@ -131,6 +131,7 @@ _OPTIMISATION = Section(
             "width of the backbone. ~: a row of its own for each item.",
             since="0.3.0",
         ),
+        text_models.PROJECTION_INIT,
         *text_models.optimisation(
             {
                 "epochs": 30,

@@ -133,6 +133,17 @@ def id_model(model: str | None, title: str, which: str, weight: float | None, we
     )
 
 
+PROJECTION_INIT = Setting(
+    "projection_init",
+    Choice("random", "texts"),
+    "random",
+    Role.TRAINING,
+    "Where the projection starts. texts (ours): an item's row is the state of its own text, whitened, so that before "
+    "training items are ranked by the likeness of texts. random: the paper.",
+    since="0.3.0",
+)
+
+
 def optimisation(values: dict[str, Any], sentences: dict[str, str]) -> tuple[Setting, ...]:
     """Return the settings of the optimiser that both models have.
 

@@ -9,6 +9,7 @@ scores are mixed in when items are ranked; neither is in the paper.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_llm.backbone.attention import use_packed_attention
+from recbole_llm.backbone.attention import packed_hidden_states, use_packed_attention
 from recbole_llm.backbone.loading import Backbone, first_position, load_backbone
 from recbole_llm.backbone.padded import require_packed
 from recbole_llm.backbone.precision import resolve_precision
@@ -257,6 +258,15 @@ class IDLEAdapter(ProjectedRecommender):
             part = tokens[:, torch.from_numpy(rows).to(tokens.device)]
             states.append(self.pooled_states(prompts.to(self.device), part))
         return torch.cat(states)
+
+    def item_states(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield the pooled states of prompts of one item each, without virtual tokens. See `ProjectedRecommender`."""
+        items = self.inputs.prompts.items_with_text()
+        for rows, prompts in self.inputs.prompts_of(
+            items[:, None], np.ones_like(items), self.settings.eval_batch_tokens, plain=True
+        ):
+            moved = prompts.to(self.device)
+            yield items[rows], moved.segments.pool(packed_hidden_states(self.backbone, moved.packed))
 
     # -- what a run keeps --------------------------------------------------------------------------------------------
 

@@ -46,6 +46,8 @@ from recbole_llm.runs.checkpoint import trained_state
 from recbole_llm.trainer.packed_trainer import PackedTrainer
 from recbole_llm.utils.collectives import from_first_
 
+_ITEMS = 4096  # whose states are computed at once
+
 
 class ST2SI(StoredStates):
     """ST2SI as a RecBole sequential model.
@@ -191,7 +193,8 @@ class ST2SI(StoredStates):
 
     @torch.no_grad()
     def before_epoch(self, epoch: int) -> None:
-        """Choose the clusters or codes of items, once: by the states of their alignment inputs."""
+        """Start the projection; choose clusters or codes of items, once: by the states of their alignment inputs."""
+        super().before_epoch(epoch)
         if self.projection.to_choose:
             self.eval()
             self.projection.choose(self._alignment_states(self.inputs.alignment_sequences()), self.seed)
@@ -296,10 +299,16 @@ class ST2SI(StoredStates):
             results.update(self.id_scores.result(self.id_run))
         return results
 
+    def item_states(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield the states at the query of histories of one item each. See `ProjectedRecommender`."""
+        items = np.flatnonzero(self.inputs.text.lengths)
+        for part in np.array_split(items, -(-len(items) // _ITEMS)):
+            yield part, self._last_states(self.inputs.prefix_sequences(part[:, None], np.ones_like(part)))
+
     def _alignment_states(self, aligned: Sequences) -> Iterator[tuple[np.ndarray, Tensor]]:
         labels = aligned.labels[aligned.query_mask]
         if self.state_cache is not None and len(self.state_cache.aligned):
-            for part in np.array_split(np.arange(len(labels)), -(-len(labels) // 4096)):
+            for part in np.array_split(np.arange(len(labels)), -(-len(labels) // _ITEMS)):
                 rows = torch.from_numpy(self.state_cache.aligned[part])
                 yield labels[part], self.state_cache.store.take_common(rows)
             return
