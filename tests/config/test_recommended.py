@@ -24,16 +24,16 @@ TUNED = {
 MADE = {
     "scientific-st2si": "Scientific/ST2SI-LoRA-SASRec-one-pass",
     "scientific-st2si-ilp": "Scientific/ST2SI-ILP-last-item-SASRec-one-pass",
-    "scientific-st2si-idleadapter": "Scientific/ST2SI-LoRA-IDLEAdapter-ComiRec",
+    "scientific-st2si-idleadapter": "Scientific/ST2SI-LoRA-IDLEAdapter-ComiRec-texts",
     "scientific-st2si-idleadapter-fdsa": "Scientific/ST2SI-IDLEAdapter-FDSA",
     "scientific-st2si-ilp-idleadapter-fdsa": "Scientific/ST2SI-ILP-last-item-IDLEAdapter-FDSA",
-    "scientific-idleadapter": "Scientific/IDLEAdapter-last-item-ComiRec-left-out",
+    "scientific-idleadapter": "Scientific/IDLEAdapter-last-item-ComiRec-texts",
     "scientific-textslit": "Scientific/TextSLIT-rerank-TextInitSASRec",
     "games-textslit": "Games/TextSLIT-rerank-TextInitSASRec",
-    "games-st2si-ilp": "Games/ST2SI-ILP-last-item-ComiRec",
-    "games-st2si-idleadapter": "Games/ST2SI-IDLEAdapter",
+    "games-st2si-ilp": "Games/ST2SI-ILP-last-item-ComiRec-texts",
+    "games-st2si-idleadapter": "Games/ST2SI-LoRA-IDLEAdapter-texts",
     "games-st2si-ilp-idleadapter": "Games/ST2SI-ILP-last-item-IDLEAdapter",
-    "games-idleadapter": "Games/IDLEAdapter-last-item-ComiRec-left-out",
+    "games-idleadapter": "Games/IDLEAdapter-last-item-ComiRec-texts",
     "ml-1m-idleadapter": "ml-1m/IDLEAdapter-two-items-SASRec-left-out",
     "ml-1m-idleadapter-fdsa": "ml-1m/IDLEAdapter-two-items-FDSA",
 }
@@ -41,21 +41,24 @@ MADE = {
 ID_RUNS = {
     "scientific-st2si": "Scientific/SASRec-one-pass-20-trials",
     "scientific-st2si-ilp": "Scientific/SASRec-one-pass-20-trials",
-    "scientific-st2si-idleadapter": "Scientific/IDLEAdapter-last-item-ComiRec-left-out",
+    "scientific-st2si-idleadapter": "Scientific/IDLEAdapter-last-item-ComiRec-texts",
     "scientific-st2si-idleadapter-fdsa": "Scientific/IDLEAdapter-last-item-FDSA",
     "scientific-st2si-ilp-idleadapter-fdsa": "Scientific/IDLEAdapter-last-item-FDSA",
     "scientific-idleadapter": "Scientific/ComiRec-two-interests",
     "scientific-textslit": "Scientific/TextInitSASRec-10-epochs",
     "games-textslit": "Games/TextInitSASRec-20-epochs",
-    "games-st2si-ilp": "Games/ComiRec",
-    "games-st2si-idleadapter": "Games/IDLEAdapter-last-item-ComiRec",
+    "games-st2si-ilp": "Games/ComiRec-20-trials",
+    "games-st2si-idleadapter": "Games/IDLEAdapter-last-item-ComiRec-texts",
     "games-st2si-ilp-idleadapter": "Games/IDLEAdapter-last-item-ComiRec",
     "games-idleadapter": "Games/ComiRec-20-trials",
     "ml-1m-idleadapter": "ml-1m/SASRec-left-out",
     "ml-1m-idleadapter-fdsa": "ml-1m/FDSA",
 }
 # The ID model of that ID model, where it is not the run with the model's name.
-INNER_RUNS = {"scientific-st2si-idleadapter": "Scientific/ComiRec-two-interests"}
+INNER_RUNS = {
+    "scientific-st2si-idleadapter": "Scientific/ComiRec-two-interests",
+    "games-st2si-idleadapter": "Games/ComiRec-20-trials",
+}
 # The labels of the kept runs with the settings of files `-unseen`; those of the others are the models' names.
 UNSEEN = {
     "SASRec": "SASRec-one-pass-20-trials",
