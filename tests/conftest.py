@@ -38,6 +38,17 @@ def quick_torch():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_seeds():
+    """Spare each seed, where there is no accelerator, the notes of who set it: torch keeps them until there is one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (torch.cuda, torch.xpu, torch.mtia):
+            if not kind.is_available():
+                patch.setattr(kind, "manual_seed", lambda seed: None)
+                patch.setattr(kind, "manual_seed_all", lambda seed: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> dict[str, Path]:
     """Folders of tiny models by type; tests that change one copy it first."""
