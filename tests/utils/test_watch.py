@@ -98,7 +98,10 @@ def test_a_deaf_process_ends_when_another_failed_which_says_why(tmp_path):
 
 def test_processes_that_are_done_end_in_order():
     """Interpreters of their own, which also end in order."""
-    code = "from recbole_llm.utils.processes import joined, meet\nwith joined():\n    meet()\n    print('done')"
+    code = (
+        "from recbole_llm.utils.processes import going_on, joined, meet\n"
+        "with joined(), going_on(lambda: 'ask for help'):\n    meet()\n    print('done')"
+    )
     path = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(path for path in sys.path if path)}
     command = [sys.executable, "-c", code]
     with environments(3) as found:
