@@ -5,17 +5,34 @@ The processes are forked from one that has imported everything, so each costs a 
 
 import faulthandler
 import io
-import multiprocessing
 import os
 import resource
 import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-_SERVER = multiprocessing.get_context("forkserver")
+import pytest
+
+
+class _Forked(ForkServerProcess):
+    """A process of the server, which finds what lies beside this file: Python 3.11 does not tell it `sys.path`."""
+
+    def start(self) -> None:
+        beside = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", beside.rstrip(os.pathsep))
+            super().start()
+
+
+class _Server(ForkServerContext):
+    Process = _Forked
+
+
+_SERVER = _Server()
 _SERVER.set_forkserver_preload(
     [
         "child_runs",
@@ -25,6 +42,12 @@ _SERVER.set_forkserver_preload(
         "recbole_llm.quick_start.run",
         "recbole_llm.hyper_search.search",
         "recbole_llm.prepare",
+        "recbole_llm.stages.pretraining",
+        "recbole_llm.cli.compare",
+        "recbole_llm.cli.run",
+        "transformers.models.llama.modeling_llama",
+        "transformers.models.opt.modeling_opt",
+        "forked_ahead",
     ]
 )
 

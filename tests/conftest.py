@@ -1,5 +1,6 @@
 """Fixtures for all tests: no test writes into the user's caches or the working folder."""
 
+import gc
 import importlib
 import importlib.util
 import json
@@ -21,6 +22,12 @@ hypothesis.settings.register_profile("without deadlines", deadline=None)
 hypothesis.settings.load_profile("without deadlines")
 
 
+def pytest_collection_finish():
+    """Leave what all tests have imported out of every garbage collection, which takes half a second with it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_torch():
     """Tiny tensors are not worth a second thread, and wait for it where other processes have the cores."""
@@ -29,6 +36,17 @@ def quick_torch():
     torch.autograd.set_detect_anomaly(False)  # a test that imports RecBole's models itself has switched it on
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_seeds():
+    """Spare each seed, where there is no accelerator, the notes of who set it: torch keeps them until there is one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (torch.cuda, torch.xpu, torch.mtia):
+            if not kind.is_available():
+                patch.setattr(kind, "manual_seed", lambda seed: None)
+                patch.setattr(kind, "manual_seed_all", lambda seed: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("idle_end_to_end")
     arguments = [
         "--model=IDLEAdapter", "--dataset=ml-100k", "--backbone=sbert-minilm", "--id_model=ComiRec",
-        "--user_inter_num_interval=[4,24]", "--item_inter_num_interval=[4,inf)", "--MAX_ITEM_LIST_LENGTH=3",
+        "--user_inter_num_interval=[4,21]", "--item_inter_num_interval=[4,inf)", "--MAX_ITEM_LIST_LENGTH=3",
         "--prompt=Recommend {noun}: {history}.", "--max_attribute_tokens=12", "--max_prompt_tokens=64",
         "--train_share=0.2", f"--epochs={EPOCHS}", "--train_batch_size=16", "--learning_rate=0.002",
         "--mmd_weight=0.1", "--use_gpu=False", "--id_model_settings={'epochs': 5}", "--show_progress=False",

@@ -108,8 +108,10 @@ def test_the_sdist_holds_what_a_build_and_a_test_need(distributions):
 
 def test_the_installed_wheel_runs_a_model_to_the_end(site, tmp_path):
     code = (
-        "import recbole_llm; print(recbole_llm.__file__); "
-        "from recbole_llm.cli.main import main; raise SystemExit(main())"
+        "import sys, recbole_llm; print(recbole_llm.__file__); "
+        "from recbole_llm.cli.main import main; code = main(); "
+        "assert 'transformers.modeling_utils' not in sys.modules, 'seconds, for a model without a language model'; "
+        "raise SystemExit(code)"
     )
     out = run_elsewhere(site, tmp_path, "-c", code, "--model=Pop", "--dataset=ml-100k", "--show_progress=False")
     lines = out.strip().splitlines()

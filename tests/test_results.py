@@ -14,12 +14,9 @@ import pytest
 from kept_runs import ARCHIVES, all_kept, kept_result
 
 from recbole_llm.cli.main import main
-from recbole_llm.comparison.file import read_comparison
 from recbole_llm.config import renamed
-from recbole_llm.plots.draw import draw
-from recbole_llm.plots.records import from_comparison, read_runs
+from recbole_llm.plots.records import read_runs
 from recbole_llm.plots.scaling import scaling_points
-from recbole_llm.plots.style import svg_text
 from recbole_llm.runs.archive import find_archived, split_path
 from recbole_llm.runs.finished import read_result
 
@@ -29,6 +26,7 @@ RUNS = all_kept()
 COMPARISONS = sorted(RESULTS.glob("comparison-*"))
 PAGES = [ROOT / "README.md", ROOT / "docs" / "leaderboard.md", *sorted(RESULTS.glob("*.md"))]
 MAKERS = ("    recbole-llm compare --runs=", "    table: ", "    leaderboard: ")
+PICTURE = re.compile(r'<svg[^>]* aria-label="([^"]*)".*?</svg>', re.DOTALL)
 # Tables of words, which nothing computes: the models at the head of the README.
 OF_WORDS = {"| model | idea |"}
 
@@ -214,10 +212,12 @@ def test_report_and_pictures_are_made_from_kept_comparisons(made, tmp_path):
     for cell in comparison["cells"]:
         assert f"{cell['test']['ndcg@10']:.4f}" in page and cell["label"] in page
     assert {group["by"] for group in comparison["groups"]} == {"popularity", "history_length", "text_length"}
-    results = from_comparison(read_comparison(kept))
-    for kind in ("bars", "curves", "groups", "trade_off"):
-        picture = re.sub(r"<[^>]*>|\s", "", svg_text(draw(results, kind)[kind], kind))  # long names take several lines
-        assert not [label for label in comparison["models"] if label not in picture], kind
+    drawn = {found[1]: re.sub(r"<[^>]*>|\s", "", found[0]) for found in PICTURE.finditer(page)}
+    for kind in ("Test NDCG@10 on", "Learning curves", "Test NDCG@10 by", "Speed against quality"):
+        pictures = [picture for title, picture in drawn.items() if title.startswith(kind)]
+        assert pictures, kind
+        for picture in pictures:  # where long names take several lines
+            assert not [label for label in comparison["models"] if label not in picture], kind
 
 
 # -- the runs ----------------------------------------------------------------------------------------------------------

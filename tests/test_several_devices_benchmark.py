@@ -23,7 +23,7 @@ def lines_of(cache, *arguments):
     before, out = sys.argv, io.StringIO()
     try:
         benchmark = importlib.import_module("several_devices")
-        benchmark.GPU, benchmark.PRECISION = False, torch.float32
+        benchmark.GPU, benchmark.PRECISION, benchmark.WARM_UP = False, torch.float32, 1
         sys.argv = ["several_devices.py", "--shape=tiny", "--steps=3", *arguments]
         with contextlib.redirect_stdout(out):
             benchmark.main()

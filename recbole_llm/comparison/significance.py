@@ -20,7 +20,7 @@ from scipy import stats
 DRAWS = 2000
 SEED = 2020
 _DECIMALS = 12  # of the differences that are ranked
-_WEIGHTS = 4_000_000  # maximum number of numbers of one piece of the bootstrap
+_WEIGHTS = 1_000_000  # maximum number of numbers of one piece of the bootstrap, which a processor's cache then holds
 
 
 @dataclass

@@ -30,7 +30,6 @@ from recbole_llm.runs import checkpoint
 from recbole_llm.runs import folder as run_folder
 from recbole_llm.runs.context import RunContext
 from recbole_llm.runs.lock import alone
-from recbole_llm.stages import pretraining
 from recbole_llm.stages.runner import Runner
 from recbole_llm.trainer.run_folder_trainer import best_epoch
 from recbole_llm.utils.allocator import keep_freed_memory_of_a_command
@@ -316,6 +315,8 @@ def pretrain(
     Raises:
         RecBoleLLMError: one of its kinds, whose message says what to do.
     """
+    from recbole_llm.stages import pretraining  # imports transformers, which a run of an ID model does without
+
     given = merged(*map(read_yaml, config_files), settings or {}, parse_command_line(command_line))
     sources = pretraining.names_of(given.get("pretrain_datasets"))
     if not sources:

@@ -80,8 +80,7 @@ class ArchivedRun:
         targets = frame[f"{split}_targets"][row]
         if targets is None:
             return None
-        users, items = (frame[f"{split}_{name}"][targets].to_list() for name in ("users", "items"))
-        found: dict[str, Any] = {"user": pd.Series(users, dtype=str), "item": pd.Series(items, dtype=str)}
+        found: dict[str, Any] = dict(_targets_of(self.archive, split, targets, _version(self.archive)))
         for part, column in ((split, "rank"), (f"{split}_other", OTHER)):
             planes = [frame[name][row] for name in _plane_names(part) if name in frame.columns]
             if planes and planes[0] is not None:
@@ -204,6 +203,13 @@ def _rank_names(split: str) -> list[str]:
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(_CACHED_READS)
+def _targets_of(path: Path, split: str, row: int, version: tuple[int, int]) -> dict[str, pd.Series]:
+    """Return the users and items of the targets in a row; the frame that a caller makes of them is a copy."""
+    frame = _read(path, ("label", "seed", *_rank_names(split)), version)
+    return {name: pd.Series(frame[f"{split}_{name}s"][row].to_list(), dtype=str) for name in ("user", "item")}
 
 
 def _version(path: Path) -> tuple[int, int]:

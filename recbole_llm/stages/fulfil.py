@@ -6,14 +6,27 @@ from typing import Any
 
 from recbole_llm.model.needs import IdModel, OwnPretraining, PretrainedBackbone, PretrainedState
 from recbole_llm.runs.context import RunContext
-from recbole_llm.stages import id_model, pretraining, s3rec
+from recbole_llm.stages import id_model, s3rec
 from recbole_llm.stages.runner import Runner
 from recbole_llm.stages.store import Supplied
 
+
+def _pretrained(name: str) -> Callable[..., Supplied]:
+    """Return a maker of `stages.pretraining`, which imports transformers: models without a language model never do."""
+
+    def make(*given: Any) -> Supplied:
+        from recbole_llm.stages import pretraining
+
+        found: Supplied = getattr(pretraining, name)(*given)
+        return found
+
+    return make
+
+
 # Each takes (declaration, settings, dataset, context, runner).
 _MAKERS: dict[type, Callable[..., Supplied]] = {
-    PretrainedBackbone: pretraining.fulfil,
-    PretrainedState: pretraining.fulfil_state,
+    PretrainedBackbone: _pretrained("fulfil"),
+    PretrainedState: _pretrained("fulfil_state"),
     IdModel: id_model.fulfil,
     OwnPretraining: s3rec.fulfil,
 }

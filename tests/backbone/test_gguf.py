@@ -1,30 +1,15 @@
 import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from child_runs import _SERVER
 
 from recbole_llm.backbone import gguf
 from recbole_llm.backbone.resolve import resolve
 from recbole_llm.errors import BackboneError, StorageError
-
-# Converts with a stand-in that takes a moment, and says on stdout how far it is.
-_SLOW = """
-import sys, time
-from pathlib import Path
-from recbole_llm.backbone import gguf
-def write(gguf_file, folder):
-    (folder / "config.json").write_text("half")
-    print("half", flush=True)
-    time.sleep(float(sys.argv[2]))
-    (folder / "model.safetensors").write_text("whole")
-gguf._write_converted = write
-print("ready", flush=True)
-print(gguf.convert_gguf("fake", Path(sys.argv[1])), flush=True)
-"""
 
 
 @pytest.fixture
@@ -33,9 +18,27 @@ def fake(tmp_path) -> Path:
     return tmp_path / "fake.gguf"
 
 
-def start(fake: Path, environment: dict[str, str], seconds: float) -> subprocess.Popen:
-    command = [sys.executable, "-c", _SLOW, str(fake), str(seconds)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+def convert_slowly(environment, fake, seconds, said):
+    """Convert with a stand-in that takes a moment, and say how far it is; called in a process."""
+
+    def write(gguf_file, folder):
+        (folder / "config.json").write_text("half")
+        said.put("half")
+        time.sleep(seconds)
+        (folder / "model.safetensors").write_text("whole")
+
+    os.environ.update(environment)
+    gguf._write_converted = write
+    said.put("ready")
+    said.put(str(gguf.convert_gguf("fake", fake)))
+
+
+def start(fake: Path, environment: dict[str, str], seconds: float) -> tuple[Any, Any]:
+    """Return a process that converts, and the queue of what it says."""
+    said = _SERVER.Queue()
+    process = _SERVER.Process(target=convert_slowly, args=(environment, fake, seconds, said))
+    process.start()
+    return process, said
 
 
 def test_five_processes_convert_once_and_all_get_the_whole_folder(converted):
@@ -65,18 +68,20 @@ def test_the_package_is_never_imported(converted, monkeypatch):
 
 
 def test_a_killed_conversion_leaves_no_lock_and_no_half_folder(fake, child_environment):
-    victim, waiting = start(fake, child_environment, seconds=100), None
+    victim, said_by_victim = start(fake, child_environment, seconds=100)
+    waiting, said = None, None
     try:
-        assert [victim.stdout.readline() for _ in range(2)] == ["ready\n", "half\n"]
-        waiting = start(fake, child_environment, seconds=0)
-        assert waiting.stdout.readline() == "ready\n"
+        assert [said_by_victim.get(timeout=60) for _ in range(2)] == ["ready", "half"]
+        waiting, said = start(fake, child_environment, seconds=0)
+        assert said.get(timeout=60) == "ready"
         time.sleep(0.3)
         target = gguf.converted_folder("fake", fake)
-        assert waiting.poll() is None and not target.exists()
+        assert waiting.is_alive() and not target.exists()
     finally:
-        victim.send_signal(signal.SIGKILL)
-        victim.wait()
-    assert waiting.communicate(timeout=60)[0].split() == ["half", str(target)]
+        victim.kill()
+        victim.join()
+    assert [said.get(timeout=60) for _ in range(2)] == ["half", str(target)]
+    waiting.join()
     assert sorted(file.name for file in target.iterdir()) == ["config.json", "model.safetensors"]
     assert not list(target.parent.glob(".*.tmp")), "what the killed process left is removed by the next"
 
