@@ -2,7 +2,8 @@
 
     python experiments/keep_runs.py results/runs/Games.parquet new/SASRec/seed-2020 new/SASRec/seed-2021
 
-A run's folder is called ``<label>/seed-<number>``; its `result.json` and its ranks are kept. A run of the archive with
+A run's folder is called ``<label>/seed-<number>``; its `result.json` and the ranks of its test targets are kept
+(those of validation targets would take half of the file again, and no table reads them). A run of the archive with
 the same label and seed is replaced, and told.
 """
 
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         before = read_archive(given.archive) if given.archive.exists() else []
         names = {run: run.path.relative_to(given.archive).as_posix() for run in before}
-        write_archive([*(run for run in before if names[run] not in new), *given.folders], given.archive)
+        write_archive([*(run for run in before if names[run] not in new), *given.folders], given.archive, ["test"])
     except RecBoleLLMError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

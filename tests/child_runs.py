@@ -32,8 +32,8 @@ class _Server(ForkServerContext):
     Process = _Forked
 
 
-_SERVER = _Server()
-_SERVER.set_forkserver_preload(
+SERVER = _Server()
+SERVER.set_forkserver_preload(
     [
         "child_runs",
         "recbole_llm.model.sequential_recommender.st2si.model",
@@ -97,7 +97,7 @@ def process(
     What it prints goes to `<name>.out` and `<name>.err` in the folder.
     """
     out, error = folder / f"{name}.out", folder / f"{name}.err"
-    child = _SERVER.Process(
+    child = SERVER.Process(
         target=_child,
         args=(str(folder), list(arguments), kill, largest_file, by, str(out), str(error), dict(environment or {})),
     )
@@ -112,14 +112,14 @@ def start_conversion(cache: Path, name: str) -> Any:
     logged goes to `<name>.err`.
     """
     files = (str(cache / f"{name}.out"), str(cache / f"{name}.err"))
-    child = _SERVER.Process(target=_convert, args=(str(cache), *files), daemon=True)
+    child = SERVER.Process(target=_convert, args=(str(cache), *files), daemon=True)
     child.start()
     return child
 
 
 def _convert(cache: str, out: str, error: str) -> None:
     os.environ.update(RECBOLE_LLM_CACHE=cache)
-    _print_to(out, error)
+    print_to(out, error)
     import hashlib
     import logging
 
@@ -134,7 +134,7 @@ def _convert(cache: str, out: str, error: str) -> None:
     print(found.folder, hashlib.sha256((found.folder / "model.safetensors").read_bytes()).hexdigest(), whole)
 
 
-def _print_to(out: str, error: str) -> None:
+def print_to(out: str, error: str) -> None:
     for path, stream in ((out, sys.stdout), (error, sys.stderr)):
         with Path(path).open("wb") as file:
             os.dup2(file.fileno(), stream.fileno())
@@ -153,7 +153,7 @@ def _child(
     os.chdir(folder)
     os.environ.update(environment)
     os.environ["RECBOLE_LLM_CACHE"] = str(Path(folder) / "cache")
-    _print_to(out, error)
+    print_to(out, error)
     faulthandler.enable()  # an abort tells where a process that hangs has got to
     import torch
 

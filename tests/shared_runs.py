@@ -21,7 +21,7 @@ MODELS = {
     "full": ["--model=ST2SI", "--tuning=full", "--learning_rate=0.001", "--train_batch_tokens=150"],
     "lora": [
         "--model=ST2SI", "--tuning=lora", "--learning_rate=0.003", "--lora_dropout=0", "--weight_average=0.9",
-        "--clip_grad_norm={'max_norm': 0.5}", "--candidates=5", "--eval_batch_size=2",
+        "--clip_grad_norm={'max_norm': 0.5}", "--candidates=5", "--eval_batch_size=2", "--projection_init=texts",
     ],
     "ilp": ["--model=ST2SI", "--tuning=ilp", "--learning_rate=0.01", "--eval_batch_tokens=100"],
     "mixed": [
@@ -43,6 +43,7 @@ MODELS = {
     ],
     "IDLEAdapter": [
         "--model=IDLEAdapter", "--id_model=SASRec", "--id_weight=~", "--learning_rate=0.01", "--max_prompt_tokens=120",
+        "--projection_init=texts",
         "--id_model_settings={hidden_size: 8, inner_size: 8, n_layers: 1, epochs: 1}",
     ],
     **{

@@ -19,7 +19,7 @@ import fnmatch
 import functools
 import glob
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,12 +102,13 @@ def read_archive(path: str | Path) -> list[ArchivedRun]:
     return list(_runs(Path(path)).values())
 
 
-def write_archive(runs: Iterable[Path | ArchivedRun], path: str | Path) -> None:
+def write_archive(runs: Iterable[Path | ArchivedRun], path: str | Path, splits: Sequence[str] = SPLITS) -> None:
     """Write runs into one archive; the same runs give the same archive, in whatever order they come.
 
     Args:
         runs: folders of finished runs, each ``<label>/seed-<number>``, and runs of other archives.
         path: ending in ``.parquet``; what it held is replaced.
+        splits: of ``test`` and ``valid``, whose ranks are written.
 
     Raises:
         DataError: if a folder has another name or an unreadable file, or two runs have one label and seed.
@@ -127,7 +128,7 @@ def write_archive(runs: Iterable[Path | ArchivedRun], path: str | Path) -> None:
     columns = [
         pl.Series(name, values, dtype=dtype, strict=True)
         for split in SPLITS
-        for name, dtype, values in _rank_columns(split, [row[split] for row in ordered])
+        for name, dtype, values in _rank_columns(split, [row[split] if split in splits else None for row in ordered])
     ]
     with replacing(path) as temporary:
         frame.with_columns(columns).write_parquet(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from child_runs import _SERVER
+from child_runs import SERVER
 
 from recbole_llm.backbone import gguf
 from recbole_llm.backbone.resolve import resolve
@@ -35,8 +35,8 @@ def convert_slowly(environment, fake, seconds, said):
 
 def start(fake: Path, environment: dict[str, str], seconds: float) -> tuple[Any, Any]:
     """Return a process that converts, and the queue of what it says."""
-    said = _SERVER.Queue()
-    process = _SERVER.Process(target=convert_slowly, args=(environment, fake, seconds, said))
+    said = SERVER.Queue()
+    process = SERVER.Process(target=convert_slowly, args=(environment, fake, seconds, said))
     process.start()
     return process, said
 

@@ -70,6 +70,17 @@ def test_runs_come_back_as_they_were_in_their_folders(folders, tmp_path):
         assert_same(archived_run(archive / folder.parent.name / folder.name), folder)
 
 
+def test_ranks_of_one_split_can_be_left_out(folders, tmp_path):
+    archive = tmp_path / "runs.parquet"
+    write_archive(folders, archive, ["test"])
+    for folder in folders:
+        run = archived_run(archive / folder.parent.name / folder.name)
+        assert run.ranks("valid") is None
+        path = folder / "ranks-test.tsv.gz"
+        if path.exists():
+            pd.testing.assert_frame_equal(run.ranks(), read_ranks(path), check_exact=True)
+
+
 def test_targets_are_written_once_and_order_of_runs_does_not_matter(folders, tmp_path):
     first, second, third = (tmp_path / f"{name}.parquet" for name in "abc")
     write_archive(folders, first)
@@ -201,7 +212,7 @@ def test_runs_are_added_to_an_archive(folders, tmp_path, capsys):
     assert tool.main([str(archive), str(other), *map(str, folders[3:]), str(folders[1])]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == ["replaced A-b/seed-3", f"{archive} has 5 runs"]
     assert_same(archived_run(archive / "A-b" / "seed-3"), other)
-    write_archive([*folders[:2], other, *folders[3:]], whole)
+    write_archive([*folders[:2], other, *folders[3:]], whole, ["test"])
     assert archive.read_bytes() == whole.read_bytes()
     assert tool.main([str(archive), str(tmp_path)]) == 1
     assert "result.json does not exist" in capsys.readouterr().err

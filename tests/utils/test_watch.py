@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from child_runs import _SERVER, _print_to
+from child_runs import SERVER, print_to
 from several_processes import environments
 
 from recbole_llm.utils import watch
@@ -51,7 +51,7 @@ def process_of(ends, how, others):
 
 def forked_process_of(environment, files, *what):
     os.environ.update(environment)
-    _print_to(*files)
+    print_to(*files)
     process_of(*what)
 
 
@@ -60,7 +60,7 @@ def run(folder, count, ends, how, others=deaf):
     files = [(str(folder / f"{rank}.out"), str(folder / f"{rank}.err")) for rank in range(count)]
     with environments(count) as found:
         children = [
-            _SERVER.Process(target=forked_process_of, args=(environment, own, ends, how, others))
+            SERVER.Process(target=forked_process_of, args=(environment, own, ends, how, others))
             for environment, own in zip(found, files, strict=True)
         ]
         for child in children:

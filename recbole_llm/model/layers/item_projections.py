@@ -109,8 +109,6 @@ def item_projection(config: Any, width: int, popularity: Tensor) -> ItemLinearPr
         SettingError: if a loss shall draw more items than there are, or for codes that do not fit.
     """
     if config["item_codes"] is not None:
-        if config["projection_init"] == "texts":
-            raise SettingError("item_codes has no row of an item to start from its text: leave out projection_init")
         return _coded(config["item_codes"], width, len(popularity))
     if config["loss_type"] == "CE":
         return ItemLinearProjection(width, len(popularity))

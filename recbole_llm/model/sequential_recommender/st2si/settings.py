@@ -77,6 +77,8 @@ class ST2SISettings:
         """
         tuning = TuningSettings.from_config(config)
         _check_id_settings(config)
+        if config["item_codes"] is not None and config["projection_init"] == "texts":
+            raise SettingError("item_codes has no row of an item to start from its text: leave out projection_init")
         # Without multi-query a window has one query: only new windows in every epoch reach all positions.
         drawn = tuning.tuning != "frozen" or not config["multi_query"]
         backbone = str(backbone or config["pretrained_backbone"] or config["backbone"])
