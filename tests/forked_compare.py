@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from child_runs import _SERVER
+from child_runs import SERVER
 
 
 def compare(
@@ -26,7 +26,7 @@ def compare(
         by: the signal that ends them.
     """
     out, error = folder / "compare.out", folder / "compare.err"
-    child = _SERVER.Process(target=_child, args=(str(folder), list(arguments), end, by, str(out), str(error)))
+    child = SERVER.Process(target=_child, args=(str(folder), list(arguments), end, by, str(out), str(error)))
     child.start()
     child.join(timeout=240)
     assert child.exitcode is not None, "the comparison hangs"

@@ -99,12 +99,12 @@ def together(function: Any, count: int, *arguments: Any, on_each: int | None = N
 
     It is called with the arguments within `processes.joined`; `on_each` is that of `command_lines`.
     """
-    from child_runs import _SERVER
+    from child_runs import SERVER
 
     with environments(count, on_each) as found:
-        answers = _SERVER.Queue()
+        answers = SERVER.Queue()
         children = [
-            _SERVER.Process(target=_joined_call, args=(function, arguments, rank, found[rank], answers))
+            SERVER.Process(target=_joined_call, args=(function, arguments, rank, found[rank], answers))
             for rank in range(count)
         ]
         for child in children:

@@ -77,8 +77,9 @@ def cells_of_runs(runs: Sequence[tuple[str | None, Path]], labels: Sequence[str]
             label of `labels`.
         CheckpointError: if neither result nor settings of a run say which run it is.
     """
-    if {label for label, _ in runs}.issuperset(labels):  # an archive may hold many that nobody asked for
-        runs = [(label, folder) for label, folder in runs if not labels or label is None or label in labels]
+    known = {label for label, _ in runs}
+    if labels and None not in known and known.issuperset(labels):  # an archive may hold many that nobody asked for
+        runs = [(label, folder) for label, folder in runs if label in labels]
     found = _read_all(runs)
     named = [(_own_label(run, found) if run.label is None else run.label, run) for run in found]
     cells: dict[str, Cell] = {}

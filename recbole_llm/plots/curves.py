@@ -5,9 +5,9 @@ from matplotlib.figure import Figure
 
 from recbole_llm.errors import SettingError
 from recbole_llm.plots.records import Record, Results
-from recbole_llm.plots.style import Look, label_ends, looks, metric_name, number_axis, panels, styled
+from recbole_llm.plots.style import Look, height_of_labels, label_ends, looks, metric_name, number_axis, panels, styled
 
-_HEIGHT = 3.0  # inches of one row of panels
+_HEIGHT, _AROUND = 3.0, 0.95  # inches of one row of panels, at least, and of what stands above and below its axes
 
 
 @styled
@@ -28,11 +28,12 @@ def curves(results: Results, metric: str) -> Figure:
     if not datasets:
         raise SettingError(f"no run has {metric} of a validation after an epoch: there is no learning curve to draw")
     look = looks(results.labels)
-    figure, rows = panels(len(datasets), 2, 4.6, _HEIGHT)
+    height = max(_HEIGHT, height_of_labels(results.labels) + _AROUND)
+    figure, rows = panels(len(datasets), 2, 4.6, height)
     for dataset, (left, right) in zip(datasets, rows, strict=True):
         records = results.of(dataset)
-        _draw(left, [(r, _validated(r, metric)) for r in records], look, best=True)
-        _draw(right, [(r, _losses(r)) for r in records], look, best=False)
+        _draw(left, [(r, _validated(r, metric)) for r in records], look, height - _AROUND, best=True)
+        _draw(right, [(r, _losses(r)) for r in records], look, height - _AROUND, best=False)
         left.set(title=dataset, xlabel="epoch, from 0", ylabel=f"validation {metric_name(metric)}")
         right.set(title="", xlabel="epoch, from 0", ylabel="training loss")
     return figure
@@ -47,7 +48,9 @@ def _losses(record: Record) -> list[tuple[int, float]]:
     return losses if any(loss for _, loss in losses) else []  # Pop and its like learn nothing and write 0
 
 
-def _draw(ax: Axes, lines: list[tuple[Record, list[tuple[int, float]]]], look: dict[str, Look], best: bool) -> None:
+def _draw(
+    ax: Axes, lines: list[tuple[Record, list[tuple[int, float]]]], look: dict[str, Look], height: float, best: bool
+) -> None:
     lines = [(record, points) for record, points in lines if points]
     ends: dict[str, tuple[float, float, str, str]] = {}
     for record, points in lines:
@@ -67,4 +70,4 @@ def _draw(ax: Axes, lines: list[tuple[Record, list[tuple[int, float]]]], look: d
         return
     number_axis(ax, "y", [value for _, points in lines for _, value in points], logarithmic=not best)
     number_axis(ax, "x", [epoch for _, points in lines for epoch, _ in points], logarithmic=False)
-    label_ends(ax, list(ends.values()), _HEIGHT * 0.72)
+    label_ends(ax, list(ends.values()), height)

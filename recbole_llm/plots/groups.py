@@ -9,14 +9,24 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from recbole_llm.errors import SettingError
 from recbole_llm.plots.records import Results, printable
-from recbole_llm.plots.style import INK, Look, label_ends, looks, metric_name, panels, plain_number, styled
+from recbole_llm.plots.style import (
+    INK,
+    Look,
+    height_of_labels,
+    label_ends,
+    looks,
+    metric_name,
+    panels,
+    plain_number,
+    styled,
+)
 
 WAYS = {
     "popularity": "by popularity of the target",
     "history_length": "by length of the history",
     "text_length": "by length of the item's text",
 }
-_HEIGHT = 3.1
+_HEIGHT, _AROUND = 3.1, 1.0  # inches of a panel, at least, and of what stands above and below its axes
 _SPREAD = 0.5  # how much of a group's width its points take
 
 
@@ -37,16 +47,17 @@ def groups(results: Results, metric: str) -> Figure:
             f"there are no groups of targets with {metric}: they are in a comparison whose runs kept their ranks"
         )
     parts = list(dict.fromkeys((entry["dataset"], entry["by"]) for entry in entries))
-    figure, rows = panels(len(parts), 1, 5.4, _HEIGHT)
+    height = max(_HEIGHT, height_of_labels(results.labels) + _AROUND)
+    figure, rows = panels(len(parts), 1, 5.4, height)
     for (dataset, way), (ax,) in zip(parts, rows, strict=True):
         here = [entry for entry in entries if (entry["dataset"], entry["by"]) == (dataset, way)]
-        _draw(ax, here, results.labels, metric)
+        _draw(ax, here, results.labels, metric, height - _AROUND)
         title = f"{dataset}, {WAYS.get(way, printable(way))}"
         ax.set(title=title, ylabel=f"test {metric_name(metric)}")
     return figure
 
 
-def _draw(ax: Axes, entries: list[dict[str, Any]], labels: list[str], metric: str) -> None:
+def _draw(ax: Axes, entries: list[dict[str, Any]], labels: list[str], metric: str, height: float) -> None:
     look = looks(labels)
     order = {entry["group"]: entry["order"] for entry in entries}
     names = sorted(order, key=lambda name: order[name])
@@ -67,7 +78,7 @@ def _draw(ax: Axes, entries: list[dict[str, Any]], labels: list[str], metric: st
     ax.set_ylim(bottom=0)
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5))
     ax.yaxis.set_major_formatter(FuncFormatter(plain_number))
-    label_ends(ax, ends, _HEIGHT * 0.68)
+    label_ends(ax, ends, height)
 
 
 def _line(

@@ -32,6 +32,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 _DASHES = ("-", "--", ":", "-.")
 
 FONT_SIZE = 9.0  # points
+_LINE = FONT_SIZE * 1.3 / 72  # inches of a line of a label
 _STYLE: Any = {  # matplotlib types its keys one by one
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
@@ -165,6 +166,11 @@ def in_axes(ax: Axes, points: Sequence[tuple[float, float]]) -> np.ndarray:
     return ax.transLimits.transform(ax.transScale.transform(points))
 
 
+def height_of_labels(labels: Sequence[str]) -> float:
+    """Return the inches that labels take right of the axes, one below the other."""
+    return sum(wrapped(label).count("\n") + 1 for label in labels) * _LINE
+
+
 def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], height: float) -> None:
     """Write labels right of the axes, each at the height of its end as far as they do not touch.
 
@@ -177,7 +183,7 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], height: 
     points = in_axes(ax, [(x, y) for x, y, _, _ in ends])
     order = np.lexsort((-np.arange(len(ends)), points[:, 1]))  # from below; the first of equal ends is the topmost
     lines = np.array([text.count("\n") + 1 for text in texts])[order]
-    line = FONT_SIZE * 1.3 / (height * 72)
+    line = _LINE / height
     # Centres that keep their distance: the nearest such heights are an isotonic regression of what is left of each.
     gaps = np.concatenate([[0.0], np.cumsum((lines[1:] + lines[:-1]) / 2 * line)])
     free = np.clip(isotonic_regression(points[order, 1] - gaps).x, 0.0, max(0.0, 1.0 - gaps[-1]))

@@ -112,6 +112,17 @@ class PackedTrainer(TrainerHooks):
                 lambda part, count: self._update([part], count), self.optimizer, capacity, torch.device(self.device)
             )
 
+    def fit(self, *arguments: Any, **named: Any) -> Any:
+        """Train as RecBole's trainer does; without an epoch the model is prepared as for the first, and no more."""
+        if not self.epochs:
+            self._prepare_model(0)
+        return super().fit(*arguments, **named)
+
+    def _prepare_model(self, epoch: int) -> None:
+        self.model.before_epoch(epoch)
+        if epoch == 0 and self.average is not None:
+            self.average.restart()  # the model may have set where training starts
+
     def _replays(self) -> bool:
         """Tell whether steps can be replayed from a CUDA graph, which cannot ask which rows a sparse gradient has."""
         on_gpu = torch.device(self.device).type == "cuda"
@@ -122,7 +133,7 @@ class PackedTrainer(TrainerHooks):
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> float:
         """Train one epoch and return the mean loss over its steps."""
-        self.model.before_epoch(epoch_idx)
+        self._prepare_model(epoch_idx)
         self.model.train()
         if self.shared is not None:
             seed_epoch(self.config["seed"], epoch_idx)

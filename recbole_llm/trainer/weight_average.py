@@ -36,6 +36,12 @@ class WeightAverage:
         self.averages = [weight.detach().clone() for weight in trained]
 
     @torch.no_grad()
+    def restart(self) -> None:
+        """Take the weights of this moment as a_0."""
+        self._steps = 0
+        torch._foreach_copy_(self.averages, self._trained)
+
+    @torch.no_grad()
     def update(self) -> None:
         """Take in the weights after one more step. Nothing waits for the device."""
         self._steps += 1

@@ -80,8 +80,12 @@ def test_a_killed_conversion_leaves_no_lock_and_no_half_folder(fake, child_envir
     finally:
         victim.kill()
         victim.join()
-    assert [said.get(timeout=60) for _ in range(2)] == ["half", str(target)]
-    waiting.join()
+    try:
+        assert [said.get(timeout=60) for _ in range(2)] == ["half", str(target)]
+        waiting.join(timeout=60)
+        assert waiting.exitcode == 0 and said.empty()
+    finally:
+        waiting.kill()
     assert sorted(file.name for file in target.iterdir()) == ["config.json", "model.safetensors"]
     assert not list(target.parent.glob(".*.tmp")), "what the killed process left is removed by the next"
 

@@ -40,9 +40,14 @@ def test_an_item_without_a_text_gets_zeros():
     torch.testing.assert_close(weight[[1, 2, 3, 4, 6, 7, 8]], projection_of_texts(states[[1, 2, 3, 4, 6, 7, 8]]))
 
 
-@pytest.mark.parametrize("states", [torch.zeros(3, 4), torch.ones(3, 4), torch.tensor([[1.0, 2.0]])])
-def test_texts_that_are_all_the_same_give_finite_rows(states):
-    assert projection_of_texts(states).isfinite().all()
+ALONG_ONE_LINE = torch.outer(torch.tensor([1.0, 2.0, 3.0, 5.0]), torch.tensor([0.3, -0.7, 0.2]))
+
+
+@pytest.mark.parametrize(
+    "states", [torch.zeros(3, 4), torch.ones(3, 4), torch.tensor([[1.0, 2.0]]), ALONG_ONE_LINE], ids=len
+)
+def test_texts_that_nothing_tells_apart_give_zeros(states):
+    torch.testing.assert_close(projection_of_texts(states), torch.zeros_like(states), atol=0, rtol=0)
 
 
 def test_st2si_starts_from_histories_of_one_item(build_st2si, tiny):
@@ -99,6 +104,22 @@ def test_random_is_left_alone(build_st2si, init):
     assert torch.equal(parts.model.projection.weight, before) == (init == "random")
 
 
-def test_codes_have_no_rows_to_start(build_st2si):
-    with pytest.raises(SettingError, match=r"item_codes.*projection_init"):
-        build_st2si(item_codes="4x3", projection_init="texts")
+@pytest.mark.parametrize("settings", [{"item_codes": "4x3"}, {"loss_type": "TwoLevel"}])
+def test_what_has_no_rows_that_rank_by_themselves_is_refused(build_st2si, settings):
+    with pytest.raises(SettingError, match=rf"{next(iter(settings))}.*projection_init"):
+        build_st2si(**settings, projection_init="texts")
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 0}, {"epochs": 1, "learning_rate": 0.0}], ids=["no epoch", "no rate"])
+@pytest.mark.parametrize("average", [None, 0.9])
+def test_a_run_keeps_where_it_started(build_st2si, settings, average):
+    """Also without an epoch: then items are ranked by the likeness of texts."""
+    loss = {"loss_type": "SampledCE", "num_negatives": 3}  # whose projection is another class
+    parts = build_st2si(projection_init="texts", weight_average=average, **settings, **loss)
+    expected = build_st2si(projection_init="texts")
+    expected.model.before_epoch(0)
+    trainer = parts.trainer()
+    trainer.precompute()
+    trainer.fit(parts.train, parts.valid, show_progress=False)
+    with trainer.evaluated_weights():
+        torch.testing.assert_close(parts.model.projection.weight, expected.model.projection.weight)

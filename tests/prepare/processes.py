@@ -4,6 +4,6 @@ A process of the tests has a single fork server, whose list of what it imports a
 imported polars and never used it: a fork of a process that has hangs on the threads it lost.
 """
 
-from child_runs import _SERVER as CONTEXT
+from child_runs import SERVER as CONTEXT
 
 __all__ = ["CONTEXT"]

@@ -14,7 +14,7 @@ from recbole_llm.utils import watch
 from recbole_llm.utils.processes import going_on, joined, meet
 
 SOON = 20  # seconds: two by itself, ten after an error of another, and what a busy machine takes
-FASTER = 10  # than in use, one waits here for another that failed
+FASTER = 3  # than in use, one waits here for another that failed
 
 
 def killed():
@@ -45,6 +45,7 @@ def process_of(ends, how, others):
     with joined() as own, going_on(lambda: "ask for help"):
         meet()
         if own.rank == ends:
+            time.sleep(0.5)  # until the others, on a busy machine, have met too
             how()
         others()
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 _OWN_LOGIT = 10.0  # on validation of Scientific 10 was better than 5, 15 and 20
 _TINY = torch.finfo(torch.float32).tiny  # in place of nothing to divide by
+_LEAST_OWN = 1e-9
 _LEAST_SHARE = 1e-4  # of the largest variance: directions below it hold no text, and would be blown up
 
 
@@ -17,7 +18,7 @@ def projection_of_texts(states: Tensor) -> Tensor:
 
     Args:
         states: s [items, width]; all zeros, as those of the padding id, stand for an item without a text, which gets
-            a row of zeros.
+            a row of zeros, as all do where texts differ in the direction of m alone.
     """
     known = states.any(dim=1)
     weight = torch.zeros_like(states)
@@ -29,7 +30,10 @@ def projection_of_texts(states: Tensor) -> Tensor:
     variances, directions = torch.linalg.eigh(centred.T @ centred / len(texts))
     variances = variances.clamp_min(_LEAST_SHARE * variances[-1].clamp_min(_TINY))
     rows = (centred @ directions) * variances.rsqrt() @ directions.T
+    least = _LEAST_OWN * (rows.norm(dim=1) * texts.norm(dim=1)).mean()
     rows -= (rows @ mean)[:, None] * mean / (mean @ mean).clamp_min(_TINY)
     own = (rows * texts).sum(dim=1).mean()
-    weight[known] = (rows * (_OWN_LOGIT / own.clamp_min(_TINY))).to(states.dtype)
+    if own <= least:  # no more than rounding is left: nothing tells the texts apart
+        return weight
+    weight[known] = (rows * (_OWN_LOGIT / own)).to(states.dtype)
     return weight

@@ -6,6 +6,7 @@ from typing import Any
 from recbole_llm.backbone.preset import BackbonePreset
 from recbole_llm.backbone.pretrained import read_record
 from recbole_llm.backbone.tuning import TUNING, TuningSettings
+from recbole_llm.config.settings.one_pass import TWO_LEVEL
 from recbole_llm.errors import BackboneError, SettingError
 from recbole_llm.model.id_model.scores import max_items
 
@@ -77,8 +78,11 @@ class ST2SISettings:
         """
         tuning = TuningSettings.from_config(config)
         _check_id_settings(config)
-        if config["item_codes"] is not None and config["projection_init"] == "texts":
-            raise SettingError("item_codes has no row of an item to start from its text: leave out projection_init")
+        if config["projection_init"] == "texts":
+            if config["item_codes"] is not None:
+                raise SettingError("item_codes has no row of an item to start from its text: leave out projection_init")
+            if config["loss_type"] == TWO_LEVEL:
+                raise SettingError("loss_type=TwoLevel starts its clusters at random: leave out projection_init")
         # Without multi-query a window has one query: only new windows in every epoch reach all positions.
         drawn = tuning.tuning != "frozen" or not config["multi_query"]
         backbone = str(backbone or config["pretrained_backbone"] or config["backbone"])
