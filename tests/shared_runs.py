@@ -43,8 +43,11 @@ MODELS = {
     ],
     "IDLEAdapter": [
         "--model=IDLEAdapter", "--id_model=SASRec", "--id_weight=~", "--learning_rate=0.01", "--max_prompt_tokens=120",
-        "--projection_init=texts",
         "--id_model_settings={hidden_size: 8, inner_size: 8, n_layers: 1, epochs: 1}",
+    ],
+    "IDLEAdapter from texts": [
+        "--model=IDLEAdapter", "--id_model=SASRec", "--id_weight=~", "--learning_rate=0.01", "--max_prompt_tokens=120",
+        "--id_model_settings={hidden_size: 8, inner_size: 8, n_layers: 1, epochs: 1}", "--projection_init=texts",
     ],
     **{
         model: [
