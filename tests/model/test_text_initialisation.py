@@ -15,8 +15,8 @@ def plain_projection(states):
     """c P S^(-1/2) (s_i - m) by a singular value decomposition, of more items than dimensions."""
     mean = states.mean(axis=0)
     left, sizes, right = np.linalg.svd(states - mean, full_matrices=False)
-    sizes = np.maximum(sizes, sizes[0] * 1e-2)  # a hundredth of a deviation is a ten-thousandth of a variance
-    rows = (left * np.linalg.svd(states - mean, compute_uv=False)) @ np.diag(np.sqrt(len(states)) / sizes) @ right
+    least = sizes[0] * 1e-2  # a hundredth of a deviation is a ten-thousandth of a variance
+    rows = (left * (sizes / np.maximum(sizes, least))) @ right
     rows -= np.outer(rows @ mean, mean) / (mean @ mean)
     return rows * 10 / (rows * states).sum(axis=1).mean()
 

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-_OWN_LOGIT = 10.0  # on validation of Scientific 10 was better than 5, 15 and 20
+from recbole_llm.model.layers.text_table import principal_directions
+
+_OWN_LOGIT = 10.0  # with MiniLM frozen, on validation of Scientific 10 was better than 5, 15 and 20
 _TINY = torch.finfo(torch.float32).tiny  # in place of nothing to divide by
 _LEAST_OWN = 1e-9
 _LEAST_SHARE = 1e-4  # of the largest variance: directions below it hold no text, and would be blown up
@@ -22,18 +24,16 @@ def projection_of_texts(states: Tensor) -> Tensor:
     """
     known = states.any(dim=1)
     weight = torch.zeros_like(states)
-    texts = states[known].double()
+    texts = states[known].double().cpu()
     if not len(texts):
         return weight
-    mean = texts.mean(dim=0)
-    centred = texts - mean
-    variances, directions = torch.linalg.eigh(centred.T @ centred / len(texts))
-    variances = variances.clamp_min(_LEAST_SHARE * variances[-1].clamp_min(_TINY))
-    rows = (centred @ directions) * variances.rsqrt() @ directions.T
+    mean, directions, variances = principal_directions(texts)
+    variances = variances.clamp_min(_LEAST_SHARE * variances[0].clamp_min(_TINY))
+    rows = ((texts - mean) @ directions) * variances.rsqrt() @ directions.T
     least = _LEAST_OWN * (rows.norm(dim=1) * texts.norm(dim=1)).mean()
     rows -= (rows @ mean)[:, None] * mean / (mean @ mean).clamp_min(_TINY)
     own = (rows * texts).sum(dim=1).mean()
     if own <= least:  # no more than rounding is left: nothing tells the texts apart
         return weight
-    weight[known] = (rows * (_OWN_LOGIT / own)).to(states.dtype)
+    weight[known] = (rows * (_OWN_LOGIT / own)).to(states)
     return weight
