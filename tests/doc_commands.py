@@ -87,7 +87,7 @@ RUN: dict[str, dict[str, object]] = {
     "recbole-llm run --paper=idle_adapter/table4/ml-1m/no-layerwise": IDLE,
     "recbole-llm plot --kind=representations --run=saved/<run>": {},
     "recbole-llm tune --model=IDLEAdapter --dataset=ml-100k": {"trials": 2, **IDLE},
-    "recbole-llm run --config_files=properties/recommended/scientific-idleadapter.yaml": {
+    "recbole-llm run --config_files=properties/recommended/scientific-idleadapter-two-items.yaml": {
         **IDLE,
         "id_model_settings": "{'epochs': 1}",
         "prompt_item": "{title}",

@@ -28,6 +28,7 @@ MADE = {
     "scientific-st2si-idleadapter-fdsa": "Scientific/ST2SI-IDLEAdapter-FDSA",
     "scientific-st2si-ilp-idleadapter-fdsa": "Scientific/ST2SI-ILP-last-item-IDLEAdapter-FDSA",
     "scientific-idleadapter": "Scientific/IDLEAdapter-last-item-ComiRec-texts",
+    "scientific-idleadapter-two-items": "Scientific/IDLEAdapter-ComiRec-24-trials",
     "scientific-textslit": "Scientific/TextSLIT-rerank-TextInitSASRec",
     "games-textslit": "Games/TextSLIT-rerank-TextInitSASRec",
     "games-st2si-ilp": "Games/ST2SI-ILP-last-item-ComiRec-texts",
@@ -45,6 +46,7 @@ ID_RUNS = {
     "scientific-st2si-idleadapter-fdsa": "Scientific/IDLEAdapter-last-item-FDSA",
     "scientific-st2si-ilp-idleadapter-fdsa": "Scientific/IDLEAdapter-last-item-FDSA",
     "scientific-idleadapter": "Scientific/ComiRec-two-interests",
+    "scientific-idleadapter-two-items": "Scientific/ComiRec-two-interests",
     "scientific-textslit": "Scientific/TextInitSASRec-10-epochs",
     "games-textslit": "Games/TextInitSASRec-20-epochs",
     "games-st2si-ilp": "Games/ComiRec-20-trials",
@@ -64,6 +66,7 @@ UNSEEN = {
     "SASRec": "SASRec-one-pass-20-trials",
     "GRU4Rec": "GRU4Rec-one-pass-20-trials",
     "ComiRec": "ComiRec-20-trials",
+    "FPMC": "FPMC-left-out",
 }
 # Not a study's best, but better on validation over three seeds than the winners of the studies, whose labels are given.
 BETTER_OVER_SEEDS = {
