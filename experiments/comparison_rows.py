@@ -23,24 +23,31 @@ def rows_of(comparison: dict[str, Any], metric: str) -> list[dict[str, Any]]:
     """Return the rows of one metric, such as "ndcg@10", of what `comparison.json` holds.
 
     Raises:
-        SettingError: if the comparison does not have the metric.
+        SettingError: if the comparison does not have the metric, two sides, or tests over users.
     """
     if metric not in comparison["metrics"]:
         raise SettingError(f"the comparison has no metric {metric!r}, but {', '.join(comparison['metrics'])}")
-    tests = [
-        {"model": test["label"], **{name: test[name] for name in ("against", "metric", "difference", "low", "high")}}
+    ours, baselines = comparison.get("ours"), comparison.get("baselines")
+    if not ours or not baselines:
+        raise SettingError("the comparison does not say who is compared with whom: make it with --ours and --baselines")
+    tests = [test for test in comparison["significance"] if test["metric"] == metric]
+    if not tests:
+        raise SettingError(f"the comparison has no tests of {metric}: its runs need ranks, and --significance=True")
+    between = [
+        {"dataset": test["dataset"], "model": test["label"]}
+        | {name: test[name] for name in ("against", "metric", "difference", "low", "high")}
         | {"p_t": test["p_t_holm"], "p_wilcoxon": test["p_wilcoxon_holm"], "users": test["users"]}
-        for test in comparison["significance"]
-        if test["metric"] == metric
-        and test["label"] in comparison["ours"]
-        and test["against"] in comparison["baselines"]
+        for test in tests
+        if test["label"] in ours and test["against"] in baselines
     ]
     groups = [
-        {"model": group["label"], **{name: group[name] for name in ("by", "group", "targets")}, "metric": metric}
+        {"dataset": group["dataset"], "model": group["label"], "metric": metric}
+        | {name: group[name] for name in ("by", "group", "targets")}
         | group["metrics"][metric]
         for group in comparison["groups"]
+        if metric in group["metrics"]
     ]
-    return [{"dataset": comparison["datasets"][0], **row} for row in tests + groups]
+    return between + groups
 
 
 def main() -> None:

@@ -24,7 +24,9 @@ def rows(tmp_path, *options):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return rows(tmp_path_factory.mktemp("rows"), f"--comparison={KEPT}")[1]
+    done, kept = rows(tmp_path_factory.mktemp("rows"), f"--comparison={KEPT}")
+    assert done.returncode == 0, done.stderr
+    return kept
 
 
 def mean_of_seeds(label):
@@ -54,6 +56,29 @@ def test_groups_have_all_targets_and_the_mean_of_all(made):
         assert targets.sum() == 50546
         mean = np.average([row["mean"] for row in of_label], weights=targets)
         assert mean == pytest.approx(mean_of_seeds(label), abs=1e-4)
+
+
+def test_rows_of_two_datasets_keep_their_names(made, tmp_path):
+    comparison = json.loads(KEPT.read_text())
+    for name in ("significance", "groups"):
+        comparison[name] += [{**entry, "dataset": "Toys"} for entry in comparison[name]]
+    (tmp_path / "two.json").write_text(json.dumps({**comparison, "datasets": ["Games", "Toys"]}))
+    done, both = rows(tmp_path, f"--comparison={tmp_path / 'two.json'}")
+    assert done.returncode == 0, done.stderr
+    assert [row for row in both if row["dataset"] == "Games"] == made
+    assert len(both) == 2 * len(made)
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [({"ours": []}, "--ours and --baselines"), ({"significance": []}, "no tests of ndcg@10")],
+    ids=["sides", "tests"],
+)
+def test_a_comparison_without_tests_between_two_sides_is_told(missing, sentence, tmp_path):
+    (tmp_path / "lacking.json").write_text(json.dumps({**json.loads(KEPT.read_text()), **missing}))
+    done, kept = rows(tmp_path, f"--comparison={tmp_path / 'lacking.json'}")
+    assert done.returncode and kept is None
+    assert sentence in done.stderr and "Traceback" not in done.stderr
 
 
 def test_what_is_no_comparison_and_an_unknown_metric_are_told(tmp_path):
