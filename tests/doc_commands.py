@@ -142,7 +142,8 @@ READ = {
     "FDSA-left-out,GRU4Rec-one-pass-20-trials --protocols=both --show=ndcg@10 --significance=False": (
         "tests/test_results.py compares the page's table with the kept runs"
     ),
-    "recbole-llm compare --runs=results/runs/ml-100k-llara.parquet --models=SASRec,Caser,GRU4Rec,LLaRA-GRU4Rec,"
+    "recbole-llm compare --runs=results/runs/ml-100k-llara.parquet --models=SASRec,Caser,TextSLIT-without-text,"
+    "SASRec-MRR,TextSLIT,GRU4Rec-MRR,GRU4Rec,FPMC,ComiRec,TextInitSASRec,ST2SI-ILP-last-item,LLaRA-GRU4Rec,"
     "LLaRA-SASRec,LLaRA-Caser,TALLRec,LLMPrompt,LLMPrompt-likelihood --papers --show=candidates.hit@1,"
     "candidates.valid_ratio,seconds.fit,parameters.trained,seeds --significance=False": "likewise, of leaderboard.md",
     **dict.fromkeys(
