@@ -39,7 +39,11 @@ def test_differences_are_those_of_the_runs_metrics(made):
     comparison = json.loads(KEPT.read_text())
     pairs = {(row["model"], row["against"]) for row in tests}
     assert pairs == {(one, other) for one in comparison["ours"] for other in comparison["baselines"]}
+    of_metric = [test for test in comparison["significance"] if test["metric"] == "ndcg@10"]
+    kept = {(test["label"], test["against"]): test for test in of_metric}
     for row in tests:
+        test = kept[row["model"], row["against"]]
+        assert (row["p_t"], row["p_wilcoxon"]) == (test["p_t_holm"], test["p_wilcoxon_holm"])
         difference = mean_of_seeds(row["model"]) - mean_of_seeds(row["against"])
         assert row["difference"] == pytest.approx(difference, abs=1e-4)  # result.json rounds to four digits
         assert row["low"] < row["difference"] < row["high"]
